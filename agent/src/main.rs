@@ -1,0 +1,2 @@
+//! The margay binary.
+fn main() {}

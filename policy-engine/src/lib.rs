@@ -1,0 +1,20 @@
+//! Calico's policy model as a function: objects in, an immutable table out.
+//!
+//! ```text
+//!  text ─▶ decode ─▶ validate ─▶ convert ─▶ Model ─▶ resolve ─▶ compile ─▶ Snapshot
+//!                                             └──────▶ oracle (reads the Model literally)
+//! ```
+//!
+//! * [`model`] holds objects that were judged once, at the edge, and cannot be wrong any more.
+//! * [`decode`] turns YAML or JSON documents into those objects, or says what is wrong with them, field by field.
+//! * [`selector`] is the label-expression language.
+//! * [`engine`] owns the Model, follows changes, and publishes a numbered [`snapshot::Snapshot`].
+//! * [`oracle`] answers the same question from the Model alone; it never looks at a table.
+
+pub mod decode;
+pub mod engine;
+pub mod model;
+pub mod oracle;
+pub mod packet;
+pub mod selector;
+pub mod snapshot;

@@ -1,0 +1,1 @@
+//! The rules read literally, from the Model alone.
