@@ -1,1 +1,26 @@
-//! 
+//! What happens to a packet: a deterministic state machine without I/O and without a clock of its own.
+//!
+//! ```text
+//!  frame ─▶ parse ─▶ sanity, source, martians ─▶ flow lookup ──hit──▶ remembered answer ─┐
+//!                                                     │miss                              │
+//!                                   egress policy ▶ route ▶ ingress policy ▶ remember    │
+//!                                                     ▼                                  │
+//!                                    TTL ▶ checksum ▶ Ethernet header ▶ transmit ◀───────┘
+//! ```
+//!
+//! Input enters through [`Worker::handle_frame`] and [`Worker::handle_timeout`], output leaves in an [`Output`], time arrives as
+//! [`Nanos`], policy and topology arrive as a [`View`] that the caller loads once per burst.
+
+pub mod frame;
+pub mod output;
+pub mod time;
+pub mod topology;
+pub mod verdict;
+pub mod worker;
+
+pub use frame::Frame;
+pub use output::{DropEvent, Output};
+pub use time::Nanos;
+pub use topology::{PortIndex, Topology};
+pub use verdict::{Counters, DropReason};
+pub use worker::{View, Worker, WorkerConfig};

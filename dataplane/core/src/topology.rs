@@ -1,0 +1,198 @@
+//! The node as a switch: its ports, its addresses, its routes. An immutable value, built beside the packet path and published whole.
+//!
+//! `TopologyBuilder` is where the shell puts what it learnt from the CNI plug-in and from netlink; [`Topology`] is what a worker
+//! reads. Ports keep their index for as long as they live; an index may be used again after the port is gone, so everything that
+//! remembers an index also remembers [`Topology::generation`].
+
+use std::net::IpAddr;
+
+use hashbrown::{HashMap, HashSet};
+use ipnet::IpNet;
+use margay_policy_engine::packet::EndpointId;
+use margay_wire::MacAddr;
+use prefix_trie::joint::JointPrefixMap;
+
+/// Index of a port within one node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortIndex(pub u16);
+
+/// What stands at the other end of a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PortKind {
+    /// A pod behind our end of its veth.
+    Pod {
+        /// The endpoint that policy knows.
+        endpoint: EndpointId,
+        /// The pod's own Ethernet address, as the CNI plug-in set it; never learnt.
+        pod_mac: MacAddr,
+        /// The pod's own addresses, as the CNI plug-in set them.
+        addresses: Vec<IpAddr>,
+    },
+    /// `mgy0x`, behind which is this machine's kernel.
+    Host {
+        /// Ethernet address of `mgy0`, the kernel's end.
+        kernel_mac: MacAddr,
+    },
+    /// A NIC.
+    Uplink,
+}
+
+/// One line into the box.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Its index.
+    pub index: PortIndex,
+    /// Device name, for people.
+    pub name: String,
+    /// What is behind it.
+    pub kind: PortKind,
+    /// Our own Ethernet address on it: the source of what we send.
+    pub mac: MacAddr,
+    /// Largest IP packet that may leave through it, in bytes, Ethernet header not counted.
+    pub mtu: u32,
+}
+
+/// Where packets to a prefix go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// Straight to a neighbour on a port of ours. `gateway` absent means that the destination is on-link.
+    Port {
+        /// The port.
+        port: PortIndex,
+        /// The next hop's address.
+        gateway: Option<IpAddr>,
+    },
+    /// To this machine's kernel, which knows the way (a device that we do not own, or its own addresses).
+    Host,
+    /// Nowhere: answered with ICMP unreachable.
+    Unreachable,
+}
+
+/// What the shell knows; see the fields of [`Topology`] for the meaning.
+#[derive(Clone, Debug, Default)]
+pub struct TopologyBuilder {
+    /// Ports, in any order.
+    pub ports: Vec<Port>,
+    /// Addresses of this node on any of its interfaces, at this instant (PM-D21), loopback not included.
+    pub node_addresses: Vec<IpAddr>,
+    /// Pod CIDRs of this node.
+    pub local_pod_cidrs: Vec<IpNet>,
+    /// Pod CIDRs of the other nodes, each with the node's addresses (its next hops).
+    pub remote_pod_cidrs: Vec<(IpNet, Vec<IpAddr>)>,
+    /// Routes; longest prefix wins. Local pods and node addresses need none.
+    pub routes: Vec<(IpNet, Route)>,
+    /// Resolved neighbours: (port, address) to Ethernet address.
+    pub neighbours: Vec<(PortIndex, IpAddr, MacAddr)>,
+}
+
+/// The node as workers see it.
+#[derive(Clone, Debug, Default)]
+pub struct Topology {
+    generation: u64,
+    ports: Vec<Option<Port>>,
+    local_pods: HashMap<IpAddr, PortIndex, foldhash::fast::FixedState>,
+    node_addresses: HashSet<IpAddr, foldhash::fast::FixedState>,
+    host_port: Option<PortIndex>,
+    local_pod_cidrs: Vec<IpNet>,
+    remote_pods: JointPrefixMap<IpNet, Vec<IpAddr>>,
+    routes: JointPrefixMap<IpNet, Route>,
+    neighbours: HashMap<(PortIndex, IpAddr), MacAddr, foldhash::fast::FixedState>,
+}
+
+impl TopologyBuilder {
+    /// Returns the immutable value. `generation` must grow with every call of one agent process.
+    ///
+    /// Of two pods with one address the one with the smaller port index keeps it; the CNI plug-in never lets that happen.
+    pub fn build(self, generation: u64) -> Topology {
+        let mut topology = Topology { generation, local_pod_cidrs: self.local_pod_cidrs, ..Topology::default() };
+        for port in self.ports {
+            match &port.kind {
+                PortKind::Pod { addresses, .. } => {
+                    for address in addresses {
+                        let owner = topology.local_pods.entry(*address).or_insert(port.index);
+                        *owner = (*owner).min(port.index);
+                    }
+                }
+                PortKind::Host { .. } => topology.host_port = Some(port.index),
+                PortKind::Uplink => {}
+            }
+            let at = usize::from(port.index.0);
+            if topology.ports.len() <= at {
+                topology.ports.resize(at + 1, None);
+            }
+            topology.ports[at] = Some(port);
+        }
+        topology.node_addresses.extend(self.node_addresses);
+        for (cidr, node) in self.remote_pod_cidrs {
+            topology.remote_pods.insert(cidr, node);
+        }
+        for (prefix, route) in self.routes {
+            topology.routes.insert(prefix, route);
+        }
+        topology.neighbours.extend(self.neighbours.into_iter().map(|(port, ip, mac)| ((port, ip), mac)));
+        topology
+    }
+}
+
+impl Topology {
+    /// Returns the number given to [`TopologyBuilder::build`].
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Returns the port with `index`, while it lives.
+    pub fn port(&self, index: PortIndex) -> Option<&Port> {
+        self.ports.get(usize::from(index.0))?.as_ref()
+    }
+
+    /// Returns every living port in order of index.
+    pub fn ports(&self) -> impl Iterator<Item = &Port> {
+        self.ports.iter().flatten()
+    }
+
+    /// Returns the port of the local pod that owns `address`.
+    pub fn local_pod(&self, address: IpAddr) -> Option<PortIndex> {
+        self.local_pods.get(&address).copied()
+    }
+
+    /// Returns whether `address` is this node's own.
+    pub fn is_node_address(&self, address: IpAddr) -> bool {
+        self.node_addresses.contains(&address)
+    }
+
+    /// Returns an address of this node of the same family as `like`: the source of ICMP errors we send. Smallest first, so runs repeat.
+    pub fn node_address_like(&self, like: IpAddr) -> Option<IpAddr> {
+        let global = |a: &&IpAddr| match a {
+            IpAddr::V4(v4) => !v4.is_link_local(),
+            IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+        };
+        self.node_addresses.iter().filter(|a| a.is_ipv4() == like.is_ipv4()).filter(global).min().copied()
+    }
+
+    /// Returns the host port.
+    pub fn host_port(&self) -> Option<PortIndex> {
+        self.host_port
+    }
+
+    /// Returns whether `address` lies in a pod CIDR of this node.
+    pub fn is_local_pod_cidr(&self, address: IpAddr) -> bool {
+        self.local_pod_cidrs.iter().any(|cidr| cidr.contains(&address))
+    }
+
+    /// Returns the addresses of the node whose pod CIDR covers `address`, when that is another node.
+    pub fn remote_pod_node(&self, address: IpAddr) -> Option<&[IpAddr]> {
+        self.remote_pods.get_lpm(&IpNet::from(address)).map(|(_, node)| node.as_slice())
+    }
+
+    /// Returns the route for `destination` by longest prefix.
+    ///
+    /// Source: RFC 1812 §5.2.4.3.
+    pub fn route(&self, destination: IpAddr) -> Option<&Route> {
+        self.routes.get_lpm(&IpNet::from(destination)).map(|(_, route)| route)
+    }
+
+    /// Returns the resolved Ethernet address of a neighbour.
+    pub fn neighbour(&self, port: PortIndex, address: IpAddr) -> Option<MacAddr> {
+        self.neighbours.get(&(port, address)).copied()
+    }
+}

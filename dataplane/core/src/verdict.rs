@@ -1,0 +1,122 @@
+//! Every way a packet can end. Counters are sized from the list, documentation is generated from it, and nothing ends without a name.
+
+/// Declares the reasons once: variant, label, sentence.
+macro_rules! drop_reasons {
+    ($($variant:ident $label:literal $text:literal,)*) => {
+        /// Why a packet ended here.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u8)]
+        pub enum DropReason {
+            $(#[doc = $text] $variant,)*
+        }
+
+        impl DropReason {
+            /// Every reason, in order of its number.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// Returns the name used in metrics, in `margay drops` and in the documentation.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $label,)* }
+            }
+
+            /// Returns one sentence for people.
+            pub fn describe(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    Truncated "truncated" "The frame ends before the headers that it announces.",
+    BadEthernet "bad_ethernet" "The Ethernet header is not addressed to us, or its source is a group address or not the pod's own.",
+    UnknownEtherType "unknown_ethertype" "Neither IPv4, IPv6 nor ARP.",
+    VlanTagged "vlan_tagged" "A VLAN tag from a pod (802.1Q or 802.1ad).",
+    BadIpv4Header "bad_ipv4_header" "IPv4 version, header length, total length or header checksum is wrong.",
+    BadIpv6Header "bad_ipv6_header" "IPv6 version, payload length or extension header chain is wrong.",
+    BadTransportHeader "bad_transport_header" "A TCP, UDP, SCTP or ICMP header with impossible lengths or flags.",
+    SourceRouting "source_routing" "An IPv4 source route option or an IPv6 routing header (types 0 and 2 to 255 with segments left).",
+    MartianDestination "martian_destination" "The destination is loopback, 0.0.0.0/8, 240.0.0.0/4 or an IPv4-mapped address.",
+    MartianSource "martian_source" "The source is loopback, multicast, broadcast, unspecified or an IPv4-mapped address.",
+    SpoofedPodSource "spoofed_pod_source" "A pod sent with a source address that is not its own.",
+    SpoofedHostSource "spoofed_host_source" "The host port carried a packet with the address of a local pod.",
+    SpoofedUplinkSource "spoofed_uplink_source" "The uplink carried a packet with the address of a local pod or of this node.",
+    WrongPathSource "wrong_path_source" "A remote pod's address from a neighbour that is not its node.",
+    Multicast "multicast" "Multicast or broadcast is never forwarded.",
+    LinkLocalDestination "link_local_destination" "A link-local destination that is neither the gateway nor an address of this node.",
+    BadArp "bad_arp" "An ARP message that is malformed, gratuitous, or claims an address that is not the pod's.",
+    ArpNotForUs "arp_not_for_us" "An ARP request for something other than the gateway.",
+    BadNeighbourDiscovery "bad_neighbour_discovery" "A neighbour discovery message that is malformed, forged, or not about the gateway.",
+    RouterAdvertisement "router_advertisement" "A router advertisement from a pod.",
+    Redirect "redirect" "An ICMP or ICMPv6 redirect from a pod.",
+    Encapsulation "encapsulation" "IPIP, or UDP to the VXLAN port, from a pod.",
+    NoPort "no_port" "The port went away while the packet was under way.",
+    NoPolicyYet "no_policy_yet" "The endpoint has no table yet: a new pod is closed until its policy is in force.",
+    PolicyEgress "policy_egress" "Denied by the sender's egress policy.",
+    PolicyIngress "policy_ingress" "Denied by the receiver's ingress policy.",
+    EndpointToHost "endpoint_to_host" "Pod to its own host, and defaultEndpointToHostAction is Drop.",
+    InvalidState "invalid_state" "TCP in mid-flow without an entry, or flags that no connection uses.",
+    IcmpUnrelated "icmp_unrelated" "An ICMP error that quotes no known flow, or one that was not delivered to its sender.",
+    FragmentWithoutFirst "fragment_without_first" "A later fragment whose first fragment was not seen.",
+    BadFragment "bad_fragment" "A fragment that is tiny, or whose end lies beyond 65,535 bytes.",
+    NoRoute "no_route" "No route to the destination.",
+    NoNeighbour "no_neighbour" "The next hop's Ethernet address did not become known in time, or too many packets were waiting for it.",
+    TtlExpired "ttl_expired" "TTL or hop limit ended; the sender gets time exceeded.",
+    PacketTooBig "packet_too_big" "Larger than the way out and not to be fragmented; the sender gets the size that fits.",
+    FlowTableFull "flow_table_full" "No room for a new flow.",
+    DiscoveryConsumed "discovery_consumed" "Link-local multicast from a pod that ends at the gateway and needs no answer.",
+}
+
+/// Plain counters of one worker; the shell sums them on read. `received` = `forwarded` + `answered` + all drops + packets still held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counters {
+    /// Frames taken from ports.
+    pub received: u64,
+    /// Frames sent on to another port (fragments of ours not counted).
+    pub forwarded: u64,
+    /// Frames turned into an answer of ours (ARP, neighbour discovery, ping of the gateway).
+    pub answered: u64,
+    /// Frames waiting for a next hop's address.
+    pub held: u64,
+    /// ICMP errors sent about dropped frames; these are counted among the drops too.
+    pub icmp_errors_sent: u64,
+    /// Packets answered by a remembered flow.
+    pub flow_hits: u64,
+    /// Packets judged by tables.
+    pub flow_misses: u64,
+    /// Flows judged again because a snapshot changed what they were judged by.
+    pub flow_rejudged: u64,
+    /// Flows alive.
+    pub flows: u64,
+    /// Drops by reason; index is the reason's number.
+    pub drops: [u64; DropReason::ALL.len()],
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            received: 0,
+            forwarded: 0,
+            answered: 0,
+            held: 0,
+            icmp_errors_sent: 0,
+            flow_hits: 0,
+            flow_misses: 0,
+            flow_rejudged: 0,
+            flows: 0,
+            drops: [0; DropReason::ALL.len()],
+        }
+    }
+}
+
+impl Counters {
+    /// Returns the number of drops for `reason`.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.drops[reason as usize]
+    }
+
+    /// Returns the sum of all endings, packets still held included. Equals `received` after every burst.
+    pub fn endings(&self) -> u64 {
+        self.forwarded + self.answered + self.held + self.drops.iter().sum::<u64>()
+    }
+}
