@@ -1,0 +1,91 @@
+//! Every kernel that margay is held to boots, has what margay stands on, and runs the binary.
+
+use std::path::PathBuf;
+use std::process::Command;
+use vm_tests::kernel::Series;
+use vm_tests::{Error, Initramfs, Kernel, Machine, Outcome};
+
+#[test]
+fn linux_6_1_has_veth_and_af_xdp() {
+    on("linux_6_1_has_veth_and_af_xdp", Series::Linux6_1, has_veth_and_af_xdp);
+}
+
+#[test]
+fn linux_6_12_has_veth_and_af_xdp() {
+    on("linux_6_12_has_veth_and_af_xdp", Series::Linux6_12, has_veth_and_af_xdp);
+}
+
+#[test]
+fn linux_6_1_runs_the_binary() {
+    on("linux_6_1_runs_the_binary", Series::Linux6_1, runs_the_binary);
+}
+
+#[test]
+fn linux_6_12_runs_the_binary() {
+    on("linux_6_12_runs_the_binary", Series::Linux6_12, runs_the_binary);
+}
+
+#[test]
+fn the_status_of_the_script_is_the_status_of_the_run() {
+    on("the_status_of_the_script_is_the_status_of_the_run", Series::Linux6_12, |kernel| {
+        let outcome = Machine::new(kernel).run(Initramfs::new()?, "exit 7")?;
+        assert_eq!(outcome.status, 7, "{}", outcome.console);
+        Ok(())
+    });
+}
+
+fn has_veth_and_af_xdp(kernel: &Kernel) -> Result<(), Error> {
+    let mut files = Initramfs::new()?;
+    files.modules(kernel, &["veth"])?.tool("ip", "iproute2")?;
+    let outcome = Machine::new(kernel).run(files, SCRIPT)?;
+    passed(&outcome);
+    assert!(outcome.console.contains(kernel.release()), "{}", outcome.console);
+    Ok(())
+}
+
+/// Two namespaces joined by a veth; a ping crosses it; the kernel lists AF_XDP (`NETLINK`-free: the protocol table).
+const SCRIPT: &str = "
+uname -r
+ip netns add a
+ip netns add b
+ip link add va netns a type veth peer name vb netns b
+ip -n a addr add 10.9.0.1/24 dev va
+ip -n b addr add 10.9.0.2/24 dev vb
+ip -n a link set va up
+ip -n b link set vb up
+ip netns exec a ping -c 1 -W 5 10.9.0.2
+grep -w XDP /proc/net/protocols
+";
+
+fn runs_the_binary(kernel: &Kernel) -> Result<(), Error> {
+    let margay = margay();
+    let mut files = Initramfs::new()?;
+    files.program(&margay)?;
+    let outcome = Machine::new(kernel).memory_mib(2048).run(files, "margay --version\n")?;
+    passed(&outcome);
+    assert!(outcome.console.contains("margay "), "{}", outcome.console);
+    Ok(())
+}
+
+/// Builds the binary with the profile of this test and returns its path.
+fn margay() -> PathBuf {
+    let built = Command::new(env!("CARGO")).args(["build", "-p", "margay"]).status().expect("cargo runs");
+    assert!(built.success(), "margay does not build");
+    let here = std::env::current_exe().expect("the test knows its own path");
+    let profile = here.parent().and_then(|deps| deps.parent()).expect("tests live in PROFILE/deps");
+    profile.join("margay")
+}
+
+fn passed(outcome: &Outcome) {
+    assert_eq!(outcome.status, 0, "{:?} after {:?}:\n{}", outcome.accelerator, outcome.took, outcome.console);
+    println!("{:?}, {:.1} s", outcome.accelerator, outcome.took.as_secs_f64());
+}
+
+/// Runs a scenario on a kernel, or says by name why it cannot run here.
+fn on(name: &str, series: Series, scenario: impl Fn(&Kernel) -> Result<(), Error>) {
+    match Kernel::obtain(series).and_then(|kernel| scenario(&kernel)) {
+        Ok(()) => {}
+        Err(Error::Unavailable(why)) => vm_tests::skip(name, &why),
+        Err(e) => panic!("{e}"),
+    }
+}
