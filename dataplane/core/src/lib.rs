@@ -11,6 +11,7 @@
 //! Input enters through [`Worker::handle_frame`] and [`Worker::handle_timeout`], output leaves in an [`Output`], time arrives as
 //! [`Nanos`], policy and topology arrive as a [`View`] that the caller loads once per burst.
 
+pub mod flow;
 pub mod frame;
 pub mod output;
 pub mod time;

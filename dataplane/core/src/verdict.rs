@@ -57,6 +57,7 @@ drop_reasons! {
     EndpointToHost "endpoint_to_host" "Pod to its own host, and defaultEndpointToHostAction is Drop.",
     InvalidState "invalid_state" "TCP in mid-flow without an entry, or flags that no connection uses.",
     IcmpUnrelated "icmp_unrelated" "An ICMP error that quotes no known flow, or one that was not delivered to its sender.",
+    IcmpRateLimited "icmp_rate_limited" "More ICMP errors from one port than its allowance.",
     FragmentWithoutFirst "fragment_without_first" "A later fragment whose first fragment was not seen.",
     BadFragment "bad_fragment" "A fragment that is tiny, or whose end lies beyond 65,535 bytes.",
     NoRoute "no_route" "No route to the destination.",

@@ -1,0 +1,101 @@
+//! What counts as one flow (policy model 13.3).
+
+use std::hash::{Hash, Hasher};
+use std::net::{IpAddr, Ipv6Addr};
+
+use margay_wire::{IpHeaders, Transport, protocol};
+
+/// One of the two ends of a flow, in the key's order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The end that compares lower.
+    Low,
+    /// The end that compares higher.
+    High,
+}
+
+/// Address and port of one end; IPv4 addresses are IPv4-mapped, which the sanity stage keeps off the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct End {
+    /// Address as a number.
+    pub address: u128,
+    /// Port; the identifier for ICMP echo; zero for protocols without either.
+    pub port: u16,
+}
+
+/// Both ends of a flow in a fixed order, and the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowKey {
+    /// The lower end.
+    pub low: End,
+    /// The higher end.
+    pub high: End,
+    /// IP protocol number.
+    pub protocol: u8,
+}
+
+impl Hash for FlowKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u128(self.low.address);
+        state.write_u128(self.high.address);
+        state.write_u64(u64::from(self.low.port) << 24 | u64::from(self.high.port) << 8 | u64::from(self.protocol));
+    }
+}
+
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => 0xffff_0000_0000 | u128::from(u32::from(v4)),
+        IpAddr::V6(v6) => u128::from(v6),
+    }
+}
+
+/// Returns the address that `number` stands for.
+pub fn address(number: u128) -> IpAddr {
+    let v6 = Ipv6Addr::from(number);
+    v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4)
+}
+
+impl FlowKey {
+    /// Returns the key, and the side that sent a packet with these ends.
+    #[inline]
+    pub fn new(source: (IpAddr, u16), destination: (IpAddr, u16), protocol: u8) -> (Self, Side) {
+        let from = End { address: number(source.0), port: source.1 };
+        let to = End { address: number(destination.0), port: destination.1 };
+        if from <= to {
+            (Self { low: from, high: to, protocol }, Side::Low)
+        } else {
+            (Self { low: to, high: from, protocol }, Side::High)
+        }
+    }
+
+    /// Returns the key of the flow that `ip` belongs to, and the side that sent it.
+    #[inline]
+    pub fn of(ip: &IpHeaders) -> (Self, Side) {
+        let (source, destination) = match ip.transport {
+            Transport::Icmp { id, .. } => (id, id),
+            _ => ip.ports().unwrap_or((0, 0)),
+        };
+        Self::new((ip.source, source), (ip.destination, destination), ip.protocol)
+    }
+
+    /// Returns (sender, receiver) when `side` sends.
+    pub fn ends(&self, side: Side) -> (End, End) {
+        match side {
+            Side::Low => (self.low, self.high),
+            Side::High => (self.high, self.low),
+        }
+    }
+
+    /// Returns whether the protocol has ports in this key.
+    pub fn has_ports(&self) -> bool {
+        matches!(self.protocol, protocol::TCP | protocol::UDP | protocol::SCTP | protocol::UDPLITE)
+    }
+}
+
+/// ICMP and ICMPv6 types that answer another message: they never open a flow.
+pub fn is_icmp_reply(number: u8, kind: u8) -> bool {
+    match number {
+        protocol::ICMP => matches!(kind, 0 | 14 | 16 | 18),
+        _ => kind == 129,
+    }
+}

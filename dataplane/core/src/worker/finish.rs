@@ -1,0 +1,217 @@
+//! How does it leave? Size, TTL, checksum, Ethernet addresses; packets that wait for a neighbour; errors for senders.
+
+use std::net::IpAddr;
+
+use margay_wire::{ETHERNET_LEN, Fragment, IpHeaders, checksum, icmp};
+
+use super::{Dropped, Ending, View, Worker};
+use crate::flow::Path;
+use crate::frame::Frame;
+use crate::output::Output;
+use crate::time::Nanos;
+use crate::topology::{Port, PortIndex, PortKind};
+use crate::verdict::DropReason;
+
+/// A packet whose next hop's Ethernet address is not known yet.
+#[derive(Debug)]
+pub struct Waiting<F> {
+    frame: F,
+    ip: IpHeaders,
+    arrival: PortIndex,
+    pub(super) path: Path,
+    pub(super) next_hop: IpAddr,
+    deadline: Nanos,
+}
+
+/// Most packets waiting for one neighbour, and for all.
+const WAITING_PER_NEIGHBOUR: usize = 16;
+const WAITING_TOTAL: usize = 256;
+/// How long one waits (Linux gives up after three probes, a second apart).
+const PATIENCE: Nanos = Nanos::from_secs(3);
+
+/// Makes the packet ready for `path`: size, TTL, checksum, addresses.
+///
+/// Errors: [`DropReason::TtlExpired`] and [`DropReason::PacketTooBig`], each with the ICMP error for the sender.
+#[inline]
+pub(super) fn finish<F: Frame>(
+    frame: &mut F,
+    arrival: &Port,
+    ip: &IpHeaders,
+    path: &Path,
+    out: &mut Output<F>,
+) -> Result<Ending, Dropped> {
+    if path.decrement_ttl && ip.ttl <= 1 {
+        let error = Some(icmp::Error::TimeExceeded);
+        return Err(Dropped { reason: DropReason::TtlExpired, rule: None, error });
+    }
+    let too_big = u32::from(ip.total_len) > path.mtu;
+    if too_big && (ip.dont_fragment || path.mtu < 68) {
+        let error = Some(icmp::Error::TooBig(path.mtu));
+        return Err(Dropped { reason: DropReason::PacketTooBig, rule: None, error });
+    }
+    if matches!(arrival.kind, PortKind::Pod { .. } | PortKind::Host { .. }) {
+        checksum::write_sctp(frame.data_mut(), ip);
+    }
+    checksum::complete_if_partial(frame.data_mut(), ip);
+    let bytes = frame.data_mut();
+    if path.decrement_ttl {
+        decrement_ttl(bytes, ip);
+    }
+    bytes[0..6].copy_from_slice(&path.destination_mac.0);
+    bytes[6..12].copy_from_slice(&path.source_mac.0);
+    if too_big { fragment(frame, path, out) } else { Ok(Ending::Forward(path.port)) }
+}
+
+/// Source: RFC 1812 §5.3.1, RFC 1624 for the header checksum.
+#[inline]
+fn decrement_ttl(bytes: &mut [u8], ip: &IpHeaders) {
+    if ip.source.is_ipv4() {
+        let at = ETHERNET_LEN + 8;
+        let old = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+        let new = old - 0x0100;
+        let sum = u16::from_be_bytes([bytes[at + 2], bytes[at + 3]]);
+        bytes[at] = (new >> 8) as u8;
+        bytes[at + 2..at + 4].copy_from_slice(&checksum::update(sum, old, new).to_be_bytes());
+    } else {
+        bytes[ETHERNET_LEN + 7] -= 1;
+    }
+}
+
+/// Splits an IPv4 packet that may be fragmented (RFC 791 §3.2). Headers with options are answered as if they forbade it: options make
+/// fragments differ, and no pod of ours sends them.
+#[cold]
+fn fragment<F: Frame>(frame: &mut F, path: &Path, out: &mut Output<F>) -> Result<Ending, Dropped> {
+    let bytes = frame.data();
+    let refused = || {
+        let error = Some(icmp::Error::TooBig(path.mtu));
+        Dropped { reason: DropReason::PacketTooBig, rule: None, error }
+    };
+    if bytes[ETHERNET_LEN] != 0x45 {
+        return Err(refused());
+    }
+    let payload_at = ETHERNET_LEN + 20;
+    let step = ((path.mtu as usize - 20) / 8) * 8;
+    let payload = &bytes[payload_at..];
+    if out.spare.len() < payload.len().div_ceil(step) {
+        return Err(Dropped { error: None, ..refused() });
+    }
+    let flags = u16::from_be_bytes([bytes[ETHERNET_LEN + 6], bytes[ETHERNET_LEN + 7]]);
+    for (nth, part) in payload.chunks(step).enumerate() {
+        let Some(mut piece) = out.spare.pop() else { break };
+        let len = payload_at + part.len();
+        if !piece.set_len(len) {
+            out.recycle.push(piece);
+            return Err(Dropped { error: None, ..refused() });
+        }
+        let last = (nth + 1) * step >= payload.len();
+        let offset = (flags & 0x1fff) + (nth * step / 8) as u16;
+        let more = if last { flags & 0x2000 } else { 0x2000 };
+        let to = piece.data_mut();
+        to[..payload_at].copy_from_slice(&bytes[..payload_at]);
+        to[payload_at..].copy_from_slice(part);
+        let header = &mut to[ETHERNET_LEN..payload_at];
+        header[2..4].copy_from_slice(&((20 + part.len()) as u16).to_be_bytes());
+        header[6..8].copy_from_slice(&(offset | more).to_be_bytes());
+        header[10..12].fill(0);
+        let sum = checksum::of(header);
+        header[10..12].copy_from_slice(&sum.to_be_bytes());
+        out.transmit.push((path.port, piece));
+    }
+    Ok(Ending::Fragmented)
+}
+
+impl<F: Frame> Worker<F> {
+    /// Keeps a packet until its next hop is known.
+    #[cold]
+    #[allow(clippy::too_many_arguments, reason = "the parts of one packet, which live for this call only")]
+    pub(super) fn hold(
+        &mut self,
+        view: View<'_>,
+        now: Nanos,
+        arrival: PortIndex,
+        frame: F,
+        ip: IpHeaders,
+        path: Path,
+        next_hop: IpAddr,
+        out: &mut Output<F>,
+    ) {
+        let same = |w: &&Waiting<F>| w.path.port == path.port && w.next_hop == next_hop;
+        let crowded = self.waiting.len() >= WAITING_TOTAL
+            || self.waiting.iter().filter(same).count() >= WAITING_PER_NEIGHBOUR;
+        if crowded {
+            return self.end(view, now, arrival, frame, Some(&ip), DropReason::NoNeighbour.into(), out);
+        }
+        self.counters.held += 1;
+        self.waiting.push(Waiting { frame, ip, arrival, path, next_hop, deadline: now + PATIENCE });
+    }
+
+    /// Sends what waited for neighbours that are known now, and ends what waited too long.
+    pub(super) fn release(&mut self, view: View<'_>, now: Nanos, out: &mut Output<F>) {
+        let mut at = 0;
+        while at < self.waiting.len() {
+            let waiting = &self.waiting[at];
+            let mac = view.topology.neighbour(waiting.path.port, waiting.next_hop);
+            if mac.is_none() && waiting.deadline > now {
+                at += 1;
+                continue;
+            }
+            let Waiting { mut frame, ip, arrival, mut path, .. } = self.waiting.remove(at);
+            self.counters.held -= 1;
+            let ended = match (mac, view.topology.port(arrival)) {
+                (Some(mac), Some(port)) => {
+                    path.destination_mac = mac;
+                    finish(&mut frame, port, &ip, &path, out)
+                }
+                (None, Some(_)) => Err(Dropped {
+                    reason: DropReason::NoNeighbour,
+                    rule: None,
+                    error: Some(icmp::Error::HostUnreachable),
+                }),
+                (_, None) => Err(DropReason::NoPort.into()),
+            };
+            match ended {
+                Ok(Ending::Forward(to)) => {
+                    self.counters.forwarded += 1;
+                    out.transmit.push((to, frame));
+                }
+                Ok(_) => {
+                    self.counters.forwarded += 1;
+                    out.recycle.push(frame);
+                }
+                Err(dropped) => self.end(view, now, arrival, frame, Some(&ip), dropped, out),
+            }
+        }
+    }
+
+    /// Turns the frame of a dropped packet into the ICMP error for its sender; `false` when none may be sent.
+    ///
+    /// The source is this node's address, so that traceroute names the node; towards the host itself it is the gateway's, because a kernel
+    /// refuses its own address from outside.
+    pub(super) fn turn_into_error(
+        &mut self,
+        view: View<'_>,
+        port: &Port,
+        frame: &mut F,
+        ip: &IpHeaders,
+        error: icmp::Error,
+    ) -> bool {
+        let gateway = if ip.source.is_ipv4() { self.config.gateway_v4 } else { self.config.gateway_v6 };
+        let source = match port.kind {
+            PortKind::Host { .. } => gateway,
+            PortKind::Pod { .. } | PortKind::Uplink => view.topology.node_address_like(ip.source).unwrap_or(gateway),
+        };
+        if matches!(ip.fragment, Fragment::Later { .. }) {
+            return false;
+        }
+        let data = frame.data();
+        let Some(sender) = data.get(6..12).and_then(|mac| <[u8; 6]>::try_from(mac).ok()) else { return false };
+        let scratch = &mut self.scratch[..];
+        let to = margay_wire::MacAddr(sender);
+        let Some(len) = icmp::write_error(scratch, data, ip, error, source, port.mac, to) else { return false };
+        if !frame.set_len(len) {
+            return false;
+        }
+        frame.data_mut().copy_from_slice(&scratch[..len]);
+        true
+    }
+}

@@ -1,0 +1,126 @@
+//! May it pass? Both legs, from the snapshot's tables (policy model 8.5): the sender's egress, then the receiver's ingress.
+//!
+//! Who the legs are follows from addresses alone, because the sanity stage has tied every local address to its port.
+
+use margay_policy_engine::packet::{Direction, EndpointId, PacketTuple, Verdict};
+use margay_wire::{IpHeaders, Transport};
+
+use super::{Dropped, EndpointToHost, View, WorkerConfig};
+use crate::flow::{JudgedBy, Leg};
+use crate::topology::{PortKind, Topology};
+use crate::verdict::DropReason;
+
+/// The endpoints of this node whose policy a flow needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parties {
+    /// The sender, when it is a pod of this node.
+    pub egress: Option<EndpointId>,
+    /// The receiver, when it is a pod of this node and the sender is not this node itself (policy model 12.6).
+    pub ingress: Option<EndpointId>,
+    /// The receiver is this node.
+    pub to_host: bool,
+}
+
+impl Parties {
+    /// Returns the parties of a flow opened by `tuple`.
+    pub fn of(topology: &Topology, tuple: &PacketTuple) -> Self {
+        let endpoint = |address| match &topology.port(topology.local_pod(address)?)?.kind {
+            PortKind::Pod { endpoint, .. } => Some(*endpoint),
+            PortKind::Host { .. } | PortKind::Uplink => None,
+        };
+        let from_host = topology.is_node_address(tuple.source);
+        Self {
+            egress: endpoint(tuple.source),
+            ingress: if from_host { None } else { endpoint(tuple.destination) },
+            to_host: topology.is_node_address(tuple.destination),
+        }
+    }
+
+    /// Returns whether any policy of this node has a say.
+    pub fn any(&self) -> bool {
+        self.egress.is_some() || self.ingress.is_some()
+    }
+
+    /// Returns whether a flow judged by `by` has these parties.
+    pub fn are(&self, by: &JudgedBy) -> bool {
+        self.egress == by.egress.map(|leg| leg.endpoint) && self.ingress == by.ingress.map(|leg| leg.endpoint)
+    }
+}
+
+/// Returns the packet as a rule sees it.
+pub fn tuple(ip: &IpHeaders) -> PacketTuple {
+    let ports = ip.ports();
+    PacketTuple {
+        source: ip.source,
+        destination: ip.destination,
+        protocol: ip.protocol,
+        source_port: ports.map(|(source, _)| source),
+        destination_port: ports.map(|(_, destination)| destination),
+        icmp: match ip.transport {
+            Transport::Icmp { kind, code, .. } => Some((kind, code)),
+            _ => None,
+        },
+    }
+}
+
+/// Returns the tuple as if the other end had opened the flow.
+pub fn reversed(tuple: &PacketTuple) -> PacketTuple {
+    PacketTuple {
+        source: tuple.destination,
+        destination: tuple.source,
+        source_port: tuple.destination_port,
+        destination_port: tuple.source_port,
+        ..*tuple
+    }
+}
+
+/// Returns what a judgement of `tuple` rests on now, or `None` while the snapshot does not know a party.
+pub fn evidence(view: View<'_>, tuple: &PacketTuple, parties: &Parties) -> Option<JudgedBy> {
+    if !parties.any() {
+        return Some(JudgedBy::default());
+    }
+    let snapshot = view.snapshot?;
+    let leg = |endpoint: Option<EndpointId>, direction| match endpoint {
+        Some(endpoint) => snapshot.epoch(endpoint, direction).map(|epoch| Some(Leg { endpoint, epoch })),
+        None => Some(None),
+    };
+    Some(JudgedBy {
+        egress: leg(parties.egress, Direction::Egress)?,
+        ingress: leg(parties.ingress, Direction::Ingress)?,
+        source: snapshot.identity(tuple.source),
+        destination: snapshot.identity(tuple.destination),
+    })
+}
+
+/// Returns whether everything that `old` rests on still has the value it had.
+pub fn unchanged(view: View<'_>, old: &JudgedBy, tuple: &PacketTuple) -> bool {
+    let parties = Parties {
+        egress: old.egress.map(|leg| leg.endpoint),
+        ingress: old.ingress.map(|leg| leg.endpoint),
+        to_host: false,
+    };
+    evidence(view, tuple, &parties).is_some_and(|now| now == *old)
+}
+
+/// Judges the packet that opens a flow.
+///
+/// Errors: the named drop of the leg that refused, with the deciding rule; `NoPolicyYet` while a party has no table.
+pub fn judge(view: View<'_>, config: &WorkerConfig, tuple: &PacketTuple, parties: &Parties) -> Result<JudgedBy, Dropped> {
+    let by = evidence(view, tuple, parties).ok_or(DropReason::NoPolicyYet)?;
+    let legs = [
+        (by.egress, Direction::Egress, DropReason::PolicyEgress),
+        (by.ingress, Direction::Ingress, DropReason::PolicyIngress),
+    ];
+    for (leg, direction, reason) in legs {
+        let Some(leg) = leg else { continue };
+        let snapshot = view.snapshot.ok_or(DropReason::NoPolicyYet)?;
+        let judgement = snapshot.judge(leg.endpoint, direction, tuple).ok_or(DropReason::NoPolicyYet)?;
+        if judgement.verdict == Verdict::Deny {
+            return Err(Dropped { reason, rule: Some(judgement.rule), error: None });
+        }
+    }
+    if parties.egress.is_some() && parties.to_host && config.endpoint_to_host == EndpointToHost::Drop {
+        return Err(DropReason::EndpointToHost.into());
+    }
+    Ok(by)
+}
