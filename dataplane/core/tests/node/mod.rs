@@ -1,0 +1,236 @@
+//! A node in memory: two pods, the host port, one uplink, another node behind it; real policy from real objects.
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use margay_core::frame::MemoryFrame;
+use margay_core::topology::{Port, PortKind, Route, TopologyBuilder};
+use margay_core::worker::EndpointToHost;
+use margay_core::{DropReason, Frame, Nanos, Output, PortIndex, Topology, View, Worker, WorkerConfig};
+use margay_policy_engine::engine::{Change, Engine, LocalEndpoint};
+use margay_policy_engine::model::{
+    Action, Entity, Namespace, NamespacedName, Object, Order, Pod, Policy, PolicyFlags, PolicyKey, PolicyKind, Rule,
+};
+use margay_policy_engine::packet::EndpointId;
+use margay_policy_engine::selector::Selector;
+use margay_policy_engine::snapshot::Snapshot;
+use margay_wire::MacAddr;
+
+pub const HOST: PortIndex = PortIndex(0);
+pub const UPLINK: PortIndex = PortIndex(1);
+pub const POD_A: PortIndex = PortIndex(2);
+pub const POD_B: PortIndex = PortIndex(3);
+
+pub fn ip(text: &str) -> IpAddr {
+    text.parse().expect("test address")
+}
+
+pub fn mac(last: u8) -> MacAddr {
+    MacAddr([2, 0, 0, 0, 0, last])
+}
+
+/// Our own address on `port`, and the address of whoever is behind it.
+pub fn our_mac(port: PortIndex) -> MacAddr {
+    mac(0x10 + port.0 as u8)
+}
+
+pub fn peer_mac(port: PortIndex) -> MacAddr {
+    mac(0x80 + port.0 as u8)
+}
+
+pub const ROUTER_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xfe]);
+
+pub struct Node {
+    pub engine: Engine,
+    pub snapshot: Option<Arc<Snapshot>>,
+    pub topology: Topology,
+    pub worker: Worker<MemoryFrame>,
+    pub out: Output<MemoryFrame>,
+    pub now: Nanos,
+    pub builder: TopologyBuilder,
+    generation: u64,
+}
+
+fn pod(namespace: &str, name: &str, addresses: &[&str]) -> Object {
+    let labels = [
+        ("app", name),
+        ("projectcalico.org/namespace", namespace),
+        ("projectcalico.org/orchestrator", "k8s"),
+    ];
+    Object::Pod(Arc::new(Pod {
+        key: NamespacedName { namespace: namespace.into(), name: name.into() },
+        uid: String::new(),
+        labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+        service_account: None,
+        node: Some("node1".into()),
+        host_network: false,
+        finished: false,
+        addresses: addresses.iter().map(|a| ip(a)).collect(),
+        ports: Vec::new(),
+        started: String::new(),
+        annotations: Default::default(),
+    }))
+}
+
+pub fn rule(action: Action, protocol: Option<u8>) -> Rule {
+    Rule {
+        action,
+        ip_version: None,
+        protocol,
+        not_protocol: None,
+        icmp: None,
+        not_icmp: None,
+        source: Entity::default(),
+        destination: Entity::default(),
+        unenforced: Vec::new(),
+        annotations: Default::default(),
+    }
+}
+
+/// A global policy on pods with label `app` equal to `app`.
+pub fn policy(name: &str, app: &str, ingress: Option<Vec<Rule>>, egress: Option<Vec<Rule>>) -> Object {
+    Object::Policy(Arc::new(Policy {
+        key: PolicyKey { kind: PolicyKind::GlobalNetworkPolicy, namespace: None, name: name.into() },
+        tier: "default".into(),
+        order: Order(1.0),
+        selector: Some(Selector::parse(&format!("app == '{app}'")).expect("selector")),
+        governs_ingress: ingress.is_some(),
+        governs_egress: egress.is_some(),
+        ingress: ingress.unwrap_or_default(),
+        egress: egress.unwrap_or_default(),
+        flags: PolicyFlags::default(),
+        staged: None,
+    }))
+}
+
+impl Node {
+    pub fn new() -> Self {
+        Self::with(WorkerConfig { endpoint_to_host: EndpointToHost::Accept, adoption_window: Nanos(0), ..Default::default() })
+    }
+
+    pub fn with(config: WorkerConfig) -> Self {
+        let mut engine = Engine::new();
+        engine.apply(Change::Upsert(Object::Namespace(Arc::new(Namespace {
+            name: "ns".into(),
+            labels: Default::default(),
+        }))));
+        let pods = [("a", POD_A, ["10.0.1.2", "fd00:1::2"]), ("b", POD_B, ["10.0.1.3", "fd00:1::3"])];
+        let mut builder = TopologyBuilder {
+            ports: vec![
+                Port {
+                    index: HOST,
+                    name: "mgy0x".into(),
+                    kind: PortKind::Host { kernel_mac: peer_mac(HOST) },
+                    mac: our_mac(HOST),
+                    mtu: 1500,
+                },
+                Port { index: UPLINK, name: "eth0".into(), kind: PortKind::Uplink, mac: our_mac(UPLINK), mtu: 1400 },
+            ],
+            node_addresses: vec![ip("192.168.0.1"), ip("fd00::1")],
+            local_pod_cidrs: vec!["10.0.1.0/24".parse().unwrap(), "fd00:1::/64".parse().unwrap()],
+            remote_pod_cidrs: vec![
+                ("10.0.2.0/24".parse().unwrap(), vec![ip("192.168.0.2"), ip("fd00::2")]),
+                ("fd00:2::/64".parse().unwrap(), vec![ip("192.168.0.2"), ip("fd00::2")]),
+            ],
+            routes: vec![
+                ("192.168.0.0/24".parse().unwrap(), Route::Port { port: UPLINK, gateway: None }),
+                ("fd00::/64".parse().unwrap(), Route::Port { port: UPLINK, gateway: None }),
+                ("0.0.0.0/0".parse().unwrap(), Route::Port { port: UPLINK, gateway: Some(ip("192.168.0.254")) }),
+                ("10.9.0.0/16".parse().unwrap(), Route::Unreachable),
+                ("172.16.0.0/16".parse().unwrap(), Route::Host),
+            ],
+            neighbours: vec![
+                (UPLINK, ip("192.168.0.2"), peer_mac(UPLINK)),
+                (UPLINK, ip("fd00::2"), peer_mac(UPLINK)),
+                (UPLINK, ip("192.168.0.254"), ROUTER_MAC),
+            ],
+        };
+        for (name, index, addresses) in pods {
+            engine.apply(Change::Upsert(pod("ns", name, &addresses)));
+            let addresses: Vec<IpAddr> = addresses.iter().map(|a| ip(a)).collect();
+            let endpoint = EndpointId(u32::from(index.0));
+            engine.apply(Change::Endpoint(LocalEndpoint {
+                id: endpoint,
+                pod: NamespacedName { namespace: "ns".into(), name: name.into() },
+                uid: String::new(),
+                addresses: addresses.clone(),
+            }));
+            builder.ports.push(Port {
+                index,
+                name: format!("mgy{name}"),
+                kind: PortKind::Pod { endpoint, pod_mac: peer_mac(index), addresses },
+                mac: our_mac(index),
+                mtu: 1500,
+            });
+        }
+        engine.apply(Change::Upsert(pod("ns", "remote", &["10.0.2.9", "fd00:2::9"])));
+        let snapshot = Some(engine.publish());
+        let now = Nanos::from_secs(1000);
+        Self {
+            engine,
+            snapshot,
+            topology: builder.clone().build(1),
+            worker: Worker::new(config, now),
+            out: Output::new(),
+            now,
+            builder,
+            generation: 1,
+        }
+    }
+
+    /// Applies an object and publishes.
+    pub fn apply(&mut self, object: Object) {
+        self.engine.apply(Change::Upsert(object));
+        self.snapshot = Some(self.engine.publish());
+    }
+
+    /// Deletes an object and publishes.
+    pub fn delete(&mut self, object: &Object) {
+        self.engine.apply(Change::Delete(object.key()));
+        self.snapshot = Some(self.engine.publish());
+    }
+
+    /// Publishes the builder's present content.
+    pub fn rebuild(&mut self) {
+        self.generation += 1;
+        self.topology = self.builder.clone().build(self.generation);
+    }
+
+    /// Sends one frame in; returns what left, or the drop's reason.
+    pub fn send(&mut self, port: PortIndex, bytes: &[u8]) -> Result<Vec<(PortIndex, Vec<u8>)>, DropReason> {
+        let before = self.worker.counters().clone();
+        let view = View { snapshot: self.snapshot.as_deref(), topology: &self.topology };
+        self.worker.handle_frame(view, self.now, port, MemoryFrame::new(bytes), &mut self.out);
+        let after = self.worker.counters();
+        assert_eq!(after.received, after.endings(), "every received frame has exactly one ending");
+        let dropped = DropReason::ALL.iter().find(|r| after.dropped(**r) != before.dropped(**r));
+        let sent: Vec<_> = self.out.transmit.drain(..).map(|(port, frame)| (port, frame.data().to_vec())).collect();
+        self.out.recycle.clear();
+        self.out.events.clear();
+        match dropped {
+            Some(reason) if sent.is_empty() => Err(*reason),
+            _ => Ok(sent),
+        }
+    }
+
+    /// Sends one frame that must be forwarded whole; returns port and bytes.
+    pub fn forward(&mut self, port: PortIndex, bytes: &[u8]) -> (PortIndex, Vec<u8>) {
+        let mut sent = self.send(port, bytes).expect("forwarded");
+        assert_eq!(sent.len(), 1, "one frame out");
+        sent.remove(0)
+    }
+
+    /// Lets time pass.
+    pub fn tick(&mut self, by: Nanos) -> Vec<(PortIndex, Vec<u8>)> {
+        self.now = self.now + by;
+        let view = View { snapshot: self.snapshot.as_deref(), topology: &self.topology };
+        self.worker.handle_timeout(view, self.now, &mut self.out);
+        self.out.transmit.drain(..).map(|(port, frame)| (port, frame.data().to_vec())).collect()
+    }
+
+    /// Ethernet addresses of what a peer on `port` sends to us.
+    pub fn macs(port: PortIndex) -> (MacAddr, MacAddr) {
+        (peer_mac(port), our_mac(port))
+    }
+}

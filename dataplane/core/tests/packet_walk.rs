@@ -1,0 +1,564 @@
+//! The packet's way, stage by stage (policy model 12, 13, 14, 15).
+
+mod node;
+
+use margay_core::topology::PortKind;
+use margay_core::worker::EndpointToHost;
+use margay_core::{DropReason, Nanos, WorkerConfig};
+use margay_policy_engine::model::Action;
+use margay_wire::parse::{Packet, tcp_flags};
+use margay_wire::{MacAddr, build, checksum, parse, protocol};
+use node::{HOST, Node, POD_A, POD_B, ROUTER_MAC, UPLINK, ip, our_mac, peer_mac, policy, rule};
+
+const SYN: u8 = tcp_flags::SYN;
+const ACK: u8 = tcp_flags::ACK;
+
+fn udp(port: margay_core::PortIndex, from: &str, to: &str) -> Vec<u8> {
+    build::udp(Node::macs(port), (ip(from), 1111), (ip(to), 53), b"hello")
+}
+
+fn headers(frame: &[u8]) -> margay_wire::IpHeaders {
+    match parse(frame).expect("well-formed").packet {
+        Packet::Ip(ip) => ip,
+        Packet::Arp(_) => panic!("not IP"),
+    }
+}
+
+/// Checks the transport checksum of a complete packet.
+fn assert_sums(frame: &[u8]) {
+    let ip = headers(frame);
+    let segment = &frame[usize::from(ip.transport_offset)..ip.end()];
+    let pseudo = checksum::pseudo_header(ip.source, ip.destination, ip.protocol, segment.len() as u32);
+    let pseudo = if ip.protocol == protocol::ICMP { 0 } else { pseudo };
+    assert_eq!(checksum::fold(checksum::add(pseudo, segment)), 0xffff, "transport checksum");
+}
+
+#[test]
+fn pod_reaches_pod_on_the_same_node_over_both_families() {
+    let mut node = Node::new();
+    for (from, to) in [("10.0.1.2", "10.0.1.3"), ("fd00:1::2", "fd00:1::3")] {
+        let (port, bytes) = node.forward(POD_A, &udp(POD_A, from, to));
+        assert_eq!(port, POD_B);
+        let parsed = parse(&bytes).expect("well-formed");
+        assert_eq!((parsed.source, parsed.destination), (our_mac(POD_B), peer_mac(POD_B)));
+        assert_eq!(headers(&bytes).ttl, 63, "a router's hop");
+        assert_sums(&bytes);
+    }
+}
+
+#[test]
+fn pod_reaches_a_remote_pod_through_its_nodes_address() {
+    let mut node = Node::new();
+    let (port, bytes) = node.forward(POD_A, &udp(POD_A, "10.0.1.2", "10.0.2.9"));
+    assert_eq!(port, UPLINK);
+    assert_eq!(parse(&bytes).expect("well-formed").destination, peer_mac(UPLINK));
+    let (port, bytes) = node.forward(POD_A, &udp(POD_A, "10.0.1.2", "8.8.8.8"));
+    assert_eq!(port, UPLINK);
+    assert_eq!(parse(&bytes).expect("well-formed").destination, ROUTER_MAC);
+}
+
+#[test]
+fn a_partial_checksum_is_completed_and_a_wrong_one_stays_wrong() {
+    let mut node = Node::new();
+    let mut frame = udp(POD_A, "10.0.1.2", "10.0.1.3");
+    let ip = headers(&frame);
+    let at = usize::from(ip.transport_offset);
+    let len = (ip.end() - at) as u32;
+    let partial = checksum::fold(checksum::pseudo_header(ip.source, ip.destination, ip.protocol, len));
+    frame[at + 6..at + 8].copy_from_slice(&partial.to_be_bytes());
+    assert_sums(&node.forward(POD_A, &frame).1);
+
+    frame[at + 6..at + 8].copy_from_slice(&(partial ^ 0x5555).to_be_bytes());
+    let (_, bytes) = node.forward(POD_A, &frame);
+    assert_eq!(bytes[at + 6..at + 8], (partial ^ 0x5555).to_be_bytes());
+
+    frame[at + 6..at + 8].fill(0);
+    let (_, bytes) = node.forward(POD_A, &frame);
+    assert_eq!(bytes[at + 6..at + 8], [0, 0], "no checksum stays no checksum");
+}
+
+#[test]
+fn sctp_from_a_pod_gets_its_crc() {
+    let mut node = Node::new();
+    let payload = [&[0, 80, 0, 81, 0, 0, 0, 1, 0, 0, 0, 0][..], &[1, 0, 0, 4][..]].concat();
+    let frame = build::ip(Node::macs(POD_A), ip("10.0.1.2"), ip("10.0.1.3"), protocol::SCTP, &payload, 64);
+    let (_, bytes) = node.forward(POD_A, &frame);
+    let at = usize::from(headers(&bytes).transport_offset);
+    assert_ne!(bytes[at + 8..at + 12], [0; 4]);
+    let mut again = bytes.clone();
+    let ip_headers = headers(&again);
+    checksum::write_sctp(&mut again, &ip_headers);
+    assert_eq!(again, bytes, "the sum in the packet is the sum of the packet");
+}
+
+#[test]
+fn pod_to_its_own_host_obeys_the_action() {
+    let mut node = Node::new();
+    let (port, bytes) = node.forward(POD_A, &udp(POD_A, "10.0.1.2", "192.168.0.1"));
+    assert_eq!(port, HOST);
+    assert_eq!(parse(&bytes).expect("well-formed").destination, peer_mac(HOST));
+    assert_eq!(headers(&bytes).ttl, 64, "the host is the end, not a hop");
+
+    let config = WorkerConfig { endpoint_to_host: EndpointToHost::Drop, ..Default::default() };
+    let mut node = Node::with(config);
+    let refused = node.send(POD_A, &udp(POD_A, "10.0.1.2", "192.168.0.1"));
+    assert_eq!(refused, Err(DropReason::EndpointToHost));
+}
+
+#[test]
+fn the_host_reaches_its_pods_past_ingress_policy_and_others_do_not() {
+    let mut node = Node::new();
+    node.apply(policy("deny", "a", Some(vec![]), None));
+    assert_eq!(node.forward(HOST, &udp(HOST, "192.168.0.1", "10.0.1.2")).0, POD_A);
+    // A neighbour that uses this node as its router arrives on the host port, too, but is not the host (PM-D21).
+    assert_eq!(node.send(HOST, &udp(HOST, "172.16.0.9", "10.0.1.2")), Err(DropReason::PolicyIngress));
+    assert_eq!(node.send(UPLINK, &udp(UPLINK, "192.168.0.77", "10.0.1.2")), Err(DropReason::PolicyIngress));
+    assert_eq!(node.forward(HOST, &udp(HOST, "172.16.0.9", "10.0.1.3")).0, POD_B);
+}
+
+#[test]
+fn spoofed_sources_have_a_name_on_every_port() {
+    let mut node = Node::new();
+    for (port, from, to, reason) in [
+        (POD_A, "10.0.1.3", "10.0.2.9", DropReason::SpoofedPodSource),
+        (POD_A, "192.168.0.1", "10.0.1.3", DropReason::SpoofedPodSource),
+        (POD_A, "fd00:1::3", "fd00:1::3", DropReason::SpoofedPodSource),
+        (HOST, "10.0.1.2", "10.0.1.3", DropReason::SpoofedHostSource),
+        (UPLINK, "10.0.1.2", "10.0.1.3", DropReason::SpoofedUplinkSource),
+        (UPLINK, "10.0.1.200", "10.0.1.3", DropReason::SpoofedUplinkSource),
+        (UPLINK, "192.168.0.1", "10.0.1.3", DropReason::SpoofedUplinkSource),
+        (UPLINK, "fd00::1", "fd00:1::3", DropReason::SpoofedUplinkSource),
+        (POD_A, "127.0.0.1", "10.0.1.3", DropReason::MartianSource),
+        (UPLINK, "224.0.0.9", "10.0.1.3", DropReason::MartianSource),
+        (UPLINK, "0.0.0.0", "10.0.1.3", DropReason::MartianSource),
+        (HOST, "::1", "fd00:1::3", DropReason::MartianSource),
+    ] {
+        assert_eq!(node.send(port, &udp(port, from, to)), Err(reason), "{from} from port {port:?}");
+    }
+}
+
+#[test]
+fn a_remote_pods_address_is_accepted_from_its_node_only() {
+    let mut node = Node::new();
+    assert_eq!(node.forward(UPLINK, &udp(UPLINK, "10.0.2.9", "10.0.1.2")).0, POD_A);
+    let forged = build::udp((ROUTER_MAC, our_mac(UPLINK)), (ip("10.0.2.9"), 1), (ip("10.0.1.2"), 2), b"");
+    assert_eq!(node.send(UPLINK, &forged), Err(DropReason::WrongPathSource));
+}
+
+#[test]
+fn martian_and_link_local_destinations_are_dropped_by_name() {
+    let mut node = Node::new();
+    for (to, reason) in [
+        ("127.0.0.1", DropReason::MartianDestination),
+        ("0.1.2.3", DropReason::MartianDestination),
+        ("250.1.2.3", DropReason::MartianDestination),
+        ("169.254.9.9", DropReason::LinkLocalDestination),
+        ("239.1.1.1", DropReason::Multicast),
+        ("255.255.255.255", DropReason::Multicast),
+        ("224.0.0.251", DropReason::DiscoveryConsumed),
+        ("10.9.1.1", DropReason::NoRoute),
+        ("10.0.1.99", DropReason::NoRoute),
+    ] {
+        let outcome = node.send(POD_A, &udp(POD_A, "10.0.1.2", to));
+        match (reason, outcome) {
+            (DropReason::NoRoute, Ok(sent)) => assert_eq!(sent[0].0, POD_A, "the sender is told"),
+            (reason, outcome) => assert_eq!(outcome, Err(reason), "{to}"),
+        }
+    }
+    // The metadata address goes by policy and route.
+    assert_eq!(node.forward(POD_A, &udp(POD_A, "10.0.1.2", "169.254.169.254")).0, UPLINK);
+}
+
+#[test]
+fn encapsulation_redirects_and_router_advertisements_from_pods_are_dropped() {
+    let mut node = Node::new();
+    let vxlan = build::udp(Node::macs(POD_A), (ip("10.0.1.2"), 5), (ip("192.168.0.1"), 4789), b"");
+    assert_eq!(node.send(POD_A, &vxlan), Err(DropReason::Encapsulation));
+    let ipip = build::ip(Node::macs(POD_A), ip("10.0.1.2"), ip("192.168.0.1"), protocol::IPIP, &[0x45; 40], 64);
+    assert_eq!(node.send(POD_A, &ipip), Err(DropReason::Encapsulation));
+    let redirect = build::icmp(Node::macs(POD_A), ip("10.0.1.2"), ip("10.0.1.3"), 5, 0, &[0; 32], 64);
+    assert_eq!(node.send(POD_A, &redirect), Err(DropReason::Redirect));
+    let advertisement = build::icmp(Node::macs(POD_A), ip("fd00:1::2"), ip("ff02::1"), 134, 0, &[0; 12], 255);
+    assert_eq!(node.send(POD_A, &advertisement), Err(DropReason::RouterAdvertisement));
+    let redirect = build::icmp(Node::macs(POD_A), ip("fd00:1::2"), ip("fd00:1::3"), 137, 0, &[0; 36], 255);
+    assert_eq!(node.send(POD_A, &redirect), Err(DropReason::Redirect));
+}
+
+#[test]
+fn tags_and_unknown_types_and_foreign_ethernet_addresses_are_dropped() {
+    let mut node = Node::new();
+    let mut frame = udp(POD_A, "10.0.1.2", "10.0.1.3");
+    frame[12..14].copy_from_slice(&[0x81, 0x00]);
+    assert_eq!(node.send(POD_A, &frame), Err(DropReason::VlanTagged));
+    frame[12..14].copy_from_slice(&[0x88, 0xcc]);
+    assert_eq!(node.send(POD_A, &frame), Err(DropReason::UnknownEtherType));
+    let macs = (MacAddr([2, 9, 9, 9, 9, 9]), our_mac(POD_A));
+    let frame = build::udp(macs, (ip("10.0.1.2"), 1), (ip("10.0.1.3"), 2), b"");
+    assert_eq!(node.send(POD_A, &frame), Err(DropReason::BadEthernet));
+    let macs = (peer_mac(POD_A), MacAddr([2, 9, 9, 9, 9, 9]));
+    let frame = build::udp(macs, (ip("10.0.1.2"), 1), (ip("10.0.1.3"), 2), b"");
+    assert_eq!(node.send(POD_A, &frame), Err(DropReason::BadEthernet));
+    assert_eq!(node.send(POD_A, &frame[..9]), Err(DropReason::Truncated));
+}
+
+#[test]
+fn arp_is_answered_for_the_gateway_and_for_nothing_else() {
+    let mut node = Node::new();
+    let macs = (peer_mac(POD_A), MacAddr::BROADCAST);
+    let ask = |sender: [u8; 4], target: [u8; 4]| {
+        build::arp(macs, 1, (peer_mac(POD_A), sender), (MacAddr::default(), target))
+    };
+    let (port, reply) = node.forward(POD_A, &ask([10, 0, 1, 2], [169, 254, 1, 1]));
+    assert_eq!(port, POD_A);
+    let Packet::Arp(arp) = parse(&reply).expect("well-formed").packet else { panic!("an ARP reply") };
+    assert_eq!((arp.operation, arp.sender_mac, arp.sender_ip), (2, our_mac(POD_A), [169, 254, 1, 1].into()));
+
+    assert_eq!(node.send(POD_A, &ask([10, 0, 1, 2], [10, 0, 1, 3])), Err(DropReason::ArpNotForUs));
+    assert_eq!(node.send(POD_A, &ask([10, 0, 1, 3], [169, 254, 1, 1])), Err(DropReason::BadArp));
+    assert_eq!(node.send(POD_A, &ask([10, 0, 1, 2], [10, 0, 1, 2])), Err(DropReason::BadArp), "gratuitous");
+    let reply = build::arp(macs, 2, (peer_mac(POD_A), [169, 254, 1, 1]), (MacAddr::default(), [10, 0, 1, 2]));
+    assert_eq!(node.send(POD_A, &reply), Err(DropReason::BadArp));
+    let forged = build::arp(macs, 1, (peer_mac(POD_B), [10, 0, 1, 2]), (MacAddr::default(), [169, 254, 1, 1]));
+    assert_eq!(node.send(POD_A, &forged), Err(DropReason::BadArp));
+}
+
+fn solicit(source: &str, destination: &str, target: &str, link: Option<MacAddr>) -> Vec<u8> {
+    let mut body = vec![0; 4];
+    body.extend_from_slice(&target.parse::<std::net::Ipv6Addr>().expect("v6").octets());
+    if let Some(link) = link {
+        body.extend_from_slice(&[1, 1]);
+        body.extend_from_slice(&link.0);
+    }
+    let macs = (peer_mac(POD_A), MacAddr([0x33, 0x33, 0xff, 0, 0, 1]));
+    build::icmp(macs, ip(source), ip(destination), 135, 0, &body, 255)
+}
+
+#[test]
+fn neighbour_discovery_is_answered_for_the_gateway_and_forgeries_are_named() {
+    let mut node = Node::new();
+    let own = Some(peer_mac(POD_A));
+    let (port, reply) = node.forward(POD_A, &solicit("fd00:1::2", "ff02::1:ff00:1", "fe80::1", own));
+    assert_eq!(port, POD_A);
+    let ip_headers = headers(&reply);
+    assert_eq!((ip_headers.source, ip_headers.destination, ip_headers.ttl), (ip("fe80::1"), ip("fd00:1::2"), 255));
+    assert_sums(&reply);
+    assert_eq!(reply[reply.len() - 6..], our_mac(POD_A).0);
+
+    let bad = Err(DropReason::BadNeighbourDiscovery);
+    assert_eq!(node.send(POD_A, &solicit("fd00:1::2", "ff02::1:ff00:3", "fd00:1::3", own)), bad);
+    assert_eq!(node.send(POD_A, &solicit("fd00:1::2", "ff02::1:ff00:1", "fe80::1", Some(peer_mac(POD_B)))), bad);
+    assert_eq!(node.send(POD_A, &solicit("::", "ff02::1:ff00:1", "fe80::1", None)), bad, "claims the gateway");
+    let quiet = Err(DropReason::DiscoveryConsumed);
+    assert_eq!(node.send(POD_A, &solicit("::", "ff02::1:ff00:2", "fd00:1::2", None)), quiet, "address detection");
+    let mut body = vec![0x20, 0, 0, 0];
+    body.extend_from_slice(&"fe80::1".parse::<std::net::Ipv6Addr>().expect("v6").octets());
+    let claim = build::icmp(Node::macs(POD_A), ip("fd00:1::2"), ip("ff02::1"), 136, 0, &body, 255);
+    assert_eq!(node.send(POD_A, &claim), bad, "an advertisement for the gateway");
+}
+
+#[test]
+fn the_gateway_answers_ping_over_both_families() {
+    let mut node = Node::new();
+    for (from, gateway) in [("10.0.1.2", "169.254.1.1"), ("fd00:1::2", "fe80::1")] {
+        let frame = build::echo(Node::macs(POD_A), ip(from), ip(gateway), 7, true, b"payload");
+        let (port, reply) = node.forward(POD_A, &frame);
+        assert_eq!(port, POD_A);
+        assert_eq!((headers(&reply).source, headers(&reply).destination), (ip(gateway), ip(from)));
+        assert_sums(&reply);
+    }
+}
+
+#[test]
+fn policy_denies_by_name_and_replies_of_an_allowed_flow_pass() {
+    let mut node = Node::new();
+    node.apply(policy("only-tcp", "b", Some(vec![rule(Action::Allow, Some(protocol::TCP))]), None));
+    assert_eq!(node.send(POD_A, &udp(POD_A, "10.0.1.2", "10.0.1.3")), Err(DropReason::PolicyIngress));
+    let (a, b) = ((ip("10.0.1.2"), 4000), (ip("10.0.1.3"), 80));
+    assert_eq!(node.forward(POD_A, &build::tcp(Node::macs(POD_A), a, b, SYN, b"")).0, POD_B);
+    assert_eq!(node.forward(POD_B, &build::tcp(Node::macs(POD_B), b, a, SYN | ACK, b"")).0, POD_A);
+    assert_eq!(node.forward(POD_A, &build::tcp(Node::macs(POD_A), a, b, ACK, b"x")).0, POD_B);
+
+    node.apply(policy("no-egress", "a", None, Some(vec![])));
+    let other = (ip("10.0.1.3"), 81);
+    let refused = node.send(POD_A, &build::tcp(Node::macs(POD_A), a, other, SYN, b""));
+    assert_eq!(refused, Err(DropReason::PolicyEgress));
+}
+
+#[test]
+fn a_live_flow_is_judged_again_when_its_policy_changes_and_only_then() {
+    let mut node = Node::new();
+    let (a, b) = ((ip("10.0.1.2"), 4000), (ip("10.0.1.3"), 80));
+    node.forward(POD_A, &build::tcp(Node::macs(POD_A), a, b, SYN, b""));
+    node.forward(POD_B, &build::tcp(Node::macs(POD_B), b, a, SYN | ACK, b""));
+    let data = build::tcp(Node::macs(POD_A), a, b, ACK, b"x");
+    node.forward(POD_A, &data);
+
+    node.apply(policy("unrelated", "nobody", Some(vec![]), None));
+    node.forward(POD_A, &data);
+    assert_eq!(node.worker.counters().flow_rejudged, 0, "a change that concerns neither end is free");
+
+    let deny = policy("deny", "b", Some(vec![]), None);
+    node.apply(deny.clone());
+    assert_eq!(node.send(POD_A, &data), Err(DropReason::PolicyIngress));
+    let answer = build::tcp(Node::macs(POD_B), b, a, ACK, b"y");
+    assert_eq!(node.send(POD_B, &answer), Err(DropReason::PolicyIngress), "both directions of a refused flow");
+    node.delete(&deny);
+    assert_eq!(node.forward(POD_A, &data).0, POD_B, "and back again");
+}
+
+#[test]
+fn tcp_in_mid_flow_needs_an_entry_except_within_the_adoption_window() {
+    let mut node = Node::new();
+    let (a, b) = ((ip("10.0.1.2"), 4000), (ip("10.0.1.3"), 80));
+    let data = build::tcp(Node::macs(POD_A), a, b, ACK, b"x");
+    assert_eq!(node.send(POD_A, &data), Err(DropReason::InvalidState));
+
+    let config = WorkerConfig { adoption_window: Nanos::from_secs(120), ..Default::default() };
+    let mut node = Node::with(config.clone());
+    assert_eq!(node.forward(POD_A, &data).0, POD_B);
+
+    // Only b may open to a: a packet from a to b is an answer of such a flow, and is adopted.
+    let mut node = Node::with(config.clone());
+    node.apply(policy("b-closed", "b", Some(vec![]), None));
+    assert_eq!(node.forward(POD_A, &data).0, POD_B);
+
+    let mut node = Node::with(config);
+    node.apply(policy("b-closed", "b", Some(vec![]), None));
+    node.apply(policy("a-closed", "a", Some(vec![]), None));
+    assert_eq!(node.send(POD_A, &data), Err(DropReason::PolicyIngress));
+    node.tick(Nanos::from_secs(121));
+    assert_eq!(node.send(POD_A, &data), Err(DropReason::InvalidState));
+}
+
+#[test]
+fn an_echo_reply_opens_nothing() {
+    let mut node = Node::new();
+    let reply = build::echo(Node::macs(POD_A), ip("10.0.1.2"), ip("10.0.1.3"), 9, false, b"");
+    assert_eq!(node.send(POD_A, &reply), Err(DropReason::InvalidState));
+    let request = build::echo(Node::macs(POD_B), ip("10.0.1.3"), ip("10.0.1.2"), 9, true, b"");
+    node.forward(POD_B, &request);
+    assert_eq!(node.forward(POD_A, &reply).0, POD_B);
+}
+
+#[test]
+fn ttl_ends_here_and_the_sender_learns_the_nodes_address() {
+    let mut node = Node::new();
+    for (from, to, us) in [("10.0.1.2", "10.0.2.9", "192.168.0.1"), ("fd00:1::2", "fd00:2::9", "fd00::1")] {
+        let frame = build::ip(Node::macs(POD_A), ip(from), ip(to), 253, b"payload", 1);
+        let sent = node.send(POD_A, &frame).expect("an answer");
+        assert_eq!(sent[0].0, POD_A);
+        let error = headers(&sent[0].1);
+        assert!(error.is_icmp_error());
+        assert_eq!((error.source, error.destination), (ip(us), ip(from)));
+        assert_sums(&sent[0].1);
+    }
+    assert_eq!(node.worker.counters().dropped(DropReason::TtlExpired), 2);
+}
+
+#[test]
+fn too_big_for_the_uplink_is_answered_or_fragmented() {
+    let mut node = Node::new();
+    let payload = [7u8; 1450];
+    let mut frame = build::udp(Node::macs(POD_A), (ip("10.0.1.2"), 1), (ip("10.0.2.9"), 2), &payload);
+    // Set "don't fragment" whatever the builder chose, and repair the header's sum.
+    frame[20] = 0x40;
+    frame[24..26].fill(0);
+    let sum = checksum::of(&frame[14..34]);
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    let sent = node.send(POD_A, &frame).expect("an answer");
+    let error = headers(&sent[0].1);
+    let at = usize::from(error.transport_offset);
+    assert_eq!(sent[0].1[at..at + 2], [3, 4]);
+    assert_eq!(u16::from_be_bytes([sent[0].1[at + 6], sent[0].1[at + 7]]), 1400);
+
+    frame[20] = 0;
+    frame[24..26].fill(0);
+    let sum = checksum::of(&frame[14..34]);
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    node.out.spare.extend((0..4).map(|_| margay_core::frame::MemoryFrame::new(&[])));
+    let pieces = node.send(POD_A, &frame).expect("fragments");
+    assert_eq!(pieces.len(), 2);
+    let mut whole = Vec::new();
+    for (port, piece) in &pieces {
+        assert_eq!(*port, UPLINK);
+        assert!(piece.len() <= 14 + 1400);
+        parse(piece).expect("each fragment is well-formed");
+        whole.extend_from_slice(&piece[34..]);
+    }
+    assert_eq!(whole.len(), 1458);
+    assert_eq!(whole[8..], payload);
+
+    let six = build::udp(Node::macs(POD_A), (ip("fd00:1::2"), 1), (ip("fd00:2::9"), 2), &payload);
+    let sent = node.send(POD_A, &six).expect("an answer");
+    let error = headers(&sent[0].1);
+    assert_eq!(sent[0].1[usize::from(error.transport_offset)], 2);
+    assert_sums(&sent[0].1);
+}
+
+/// An ICMP "fragmentation needed" from `from`, about a UDP packet `quoted.0` to `quoted.1`.
+fn complaint(port: margay_core::PortIndex, from: &str, quoted: ((&str, u16), (&str, u16))) -> Vec<u8> {
+    let (s, d) = quoted;
+    let inner = build::udp(Node::macs(POD_A), (ip(s.0), s.1), (ip(d.0), d.1), b"hello");
+    let mut body = vec![0, 0, 0x02, 0x00];
+    body.extend_from_slice(&inner[14..]);
+    build::icmp(Node::macs(port), ip(from), ip(s.0), 3, 4, &body, 64)
+}
+
+#[test]
+fn icmp_errors_belong_to_the_flow_they_quote() {
+    let mut node = Node::new();
+    let ends = (("10.0.1.2", 1111), ("10.0.2.9", 53));
+    assert_eq!(node.send(UPLINK, &complaint(UPLINK, "192.168.0.254", ends)), Err(DropReason::IcmpUnrelated));
+    node.forward(POD_A, &udp(POD_A, "10.0.1.2", "10.0.2.9"));
+    let (port, bytes) = node.forward(UPLINK, &complaint(UPLINK, "192.168.0.254", ends));
+    assert_eq!(port, POD_A);
+    assert_sums(&bytes);
+    let at = usize::from(headers(&bytes).transport_offset);
+    assert_eq!(bytes[at + 6..at + 8], [0x02, 0x40], "an MTU below 576 is raised to it");
+}
+
+#[test]
+fn a_pod_may_complain_only_about_packets_it_was_sent() {
+    let mut node = Node::new();
+    node.forward(POD_A, &udp(POD_A, "10.0.1.2", "10.0.2.9"));
+    let about_others = complaint(POD_B, "10.0.1.3", (("10.0.1.2", 1111), ("10.0.2.9", 53)));
+    assert_eq!(node.send(POD_B, &about_others), Err(DropReason::IcmpUnrelated));
+    node.forward(POD_A, &udp(POD_A, "10.0.1.2", "10.0.1.3"));
+    let about_its_own = complaint(POD_B, "10.0.1.3", (("10.0.1.2", 1111), ("10.0.1.3", 53)));
+    assert_eq!(node.forward(POD_B, &about_its_own).0, POD_A);
+}
+
+#[test]
+fn packets_wait_for_an_unknown_neighbour_within_bounds() {
+    let mut node = Node::new();
+    let frame = udp(POD_A, "10.0.1.2", "192.168.0.55");
+    for _ in 0..16 {
+        assert_eq!(node.send(POD_A, &frame), Ok(vec![]));
+    }
+    assert_eq!(node.send(POD_A, &frame), Err(DropReason::NoNeighbour));
+    assert_eq!(node.worker.wanted_neighbours(), vec![(UPLINK, ip("192.168.0.55"))]);
+    node.builder.neighbours.push((UPLINK, ip("192.168.0.55"), MacAddr([2, 5, 5, 5, 5, 5])));
+    node.rebuild();
+    let released = node.tick(Nanos::from_millis(10));
+    assert_eq!(released.len(), 16);
+    assert_eq!(parse(&released[0].1).expect("well-formed").destination, MacAddr([2, 5, 5, 5, 5, 5]));
+
+    node.send(POD_A, &udp(POD_A, "10.0.1.2", "192.168.0.56")).expect("held");
+    let told = node.tick(Nanos::from_secs(4));
+    assert_eq!((told.len(), told[0].0), (1, POD_A), "host unreachable");
+}
+
+#[test]
+fn a_new_pod_with_an_old_address_inherits_nothing() {
+    let mut node = Node::new();
+    let (a, b) = ((ip("10.0.1.2"), 4000), (ip("10.0.1.3"), 80));
+    node.forward(POD_A, &build::tcp(Node::macs(POD_A), a, b, SYN, b""));
+    node.forward(POD_B, &build::tcp(Node::macs(POD_B), b, a, SYN | ACK, b""));
+    for port in &mut node.builder.ports {
+        if let PortKind::Pod { endpoint, .. } = &mut port.kind
+            && port.index == POD_B
+        {
+            endpoint.0 = 77;
+        }
+    }
+    node.rebuild();
+    let data = build::tcp(Node::macs(POD_A), a, b, ACK, b"x");
+    assert_eq!(node.send(POD_A, &data), Err(DropReason::InvalidState));
+    let again = build::tcp(Node::macs(POD_A), a, b, SYN, b"");
+    assert_eq!(node.send(POD_A, &again), Err(DropReason::NoPolicyYet), "the new endpoint has no table yet");
+}
+
+#[test]
+fn pods_are_closed_before_the_first_snapshot() {
+    let mut node = Node::new();
+    node.snapshot = None;
+    assert_eq!(node.send(POD_A, &udp(POD_A, "10.0.1.2", "10.0.1.3")), Err(DropReason::NoPolicyYet));
+    assert_eq!(node.send(UPLINK, &udp(UPLINK, "10.0.2.9", "10.0.1.3")), Err(DropReason::NoPolicyYet));
+    // What concerns no pod goes on: the host's own conversation with a remote pod.
+    assert_eq!(node.forward(HOST, &udp(HOST, "192.168.0.1", "10.0.2.9")).0, UPLINK);
+}
+
+#[test]
+fn later_fragments_follow_the_first() {
+    let mut node = Node::new();
+    node.apply(policy("no-udp", "b", Some(vec![rule(Action::Allow, Some(protocol::TCP))]), None));
+    let fragment = |to: &str, offset: u16, more: bool| {
+        let macs = Node::macs(POD_A);
+        let mut frame = build::udp(macs, (ip("10.0.1.2"), 1111), (ip(to), 53), &[0; 24]);
+        let field = offset | if more { 0x2000 } else { 0 };
+        frame[20..22].copy_from_slice(&field.to_be_bytes());
+        frame[18..20].copy_from_slice(&[0x12, 0x34]);
+        frame[24..26].fill(0);
+        let sum = checksum::of(&frame[14..34]);
+        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+        frame
+    };
+    assert_eq!(node.send(POD_A, &fragment("10.0.2.9", 4, false)), Err(DropReason::FragmentWithoutFirst));
+    assert_eq!(node.forward(POD_A, &fragment("10.0.2.9", 0, true)).0, UPLINK);
+    assert_eq!(node.forward(POD_A, &fragment("10.0.2.9", 4, false)).0, UPLINK);
+    assert_eq!(node.send(POD_A, &fragment("10.0.1.3", 0, true)), Err(DropReason::PolicyIngress));
+    assert_eq!(node.send(POD_A, &fragment("10.0.1.3", 4, false)), Err(DropReason::FragmentWithoutFirst));
+}
+
+#[test]
+fn flows_are_listed_and_expire() {
+    let mut node = Node::new();
+    node.forward(POD_A, &udp(POD_A, "10.0.1.2", "10.0.1.3"));
+    let view = margay_core::View { snapshot: node.snapshot.as_deref(), topology: &node.topology };
+    let (flows, next) = node.worker.flows(view, node.now, 0, 10);
+    assert_eq!((flows.len(), next), (1, None));
+    assert_eq!((flows[0].source, flows[0].destination_port, flows[0].state), (ip("10.0.1.2"), 53, "one_way"));
+    assert!(flows[0].ingress.is_some());
+    node.tick(Nanos::from_secs(61));
+    assert_eq!(node.worker.counters().flows, 0);
+}
+
+mod properties {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+        /// Whatever a pod, the kernel or the wire sends: no panic, one ending each, and nothing forged leaves.
+        #[test]
+        fn any_bytes_have_one_ending(frames in prop::collection::vec((0u16..5, prop::collection::vec(any::<u8>(), 0..200)), 1..8)) {
+            let mut node = Node::new();
+            for (port, bytes) in frames {
+                let _ = node.send(margay_core::PortIndex(port), &bytes);
+            }
+        }
+
+        /// A well-formed packet with some bytes changed.
+        #[test]
+        fn mutated_packets_have_one_ending(
+            port in 0u16..4,
+            kind in 0usize..6,
+            changes in prop::collection::vec((0usize..120, any::<u8>()), 0..6),
+            cut in 0usize..120,
+        ) {
+            let mut node = Node::new();
+            let index = margay_core::PortIndex(port);
+            let (from, to) = [("192.168.0.1", "10.0.1.2"), ("10.0.2.9", "10.0.1.2"), ("10.0.1.2", "10.0.1.3"), ("10.0.1.3", "10.0.2.9")][usize::from(port)];
+            let (from6, to6) = [("fd00::1", "fd00:1::2"), ("fd00:2::9", "fd00:1::2"), ("fd00:1::2", "fd00:1::3"), ("fd00:1::3", "fd00:2::9")][usize::from(port)];
+            let macs = Node::macs(index);
+            let mut bytes = match kind {
+                0 => build::udp(macs, (ip(from), 1), (ip(to), 2), &[1; 40]),
+                1 => build::tcp(macs, (ip(from6), 1), (ip(to6), 2), SYN, &[1; 40]),
+                2 => build::echo(macs, ip(from), ip(to), 3, true, &[1; 40]),
+                3 => solicit(from6, to6, "fe80::1", Some(peer_mac(index))),
+                4 => complaint(index, from, ((to, 1), (from, 2))),
+                _ => build::arp(macs, 1, (macs.0, [10, 0, 1, 2]), (macs.1, [169, 254, 1, 1])),
+            };
+            for (at, value) in changes {
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte = value;
+                }
+            }
+            bytes.truncate(bytes.len().saturating_sub(cut.saturating_sub(100)));
+            for _ in 0..2 {
+                let _ = node.send(index, &bytes);
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Random clusters and policies: what workers deliver is what policy, asked leg by leg, says.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use margay_core::{Nanos, WorkerConfig};
+use margay_policy_engine::engine::{Change, Engine};
+use margay_policy_engine::model::{
+    Action, Entity, Object, Order, Policy, PolicyFlags, PolicyKey, PolicyKind, PortMatch, Rule,
+};
+use margay_policy_engine::packet::{Direction, EndpointId, PacketTuple, Verdict};
+use margay_policy_engine::selector::Selector;
+use margay_sim::{Cluster, PodRef, Random, WireFaults};
+use margay_wire::parse::tcp_flags::SYN;
+use margay_wire::{build, protocol};
+
+fn entity(random: &mut Random) -> Entity {
+    let mut entity = Entity::default();
+    if random.below(2) == 0 {
+        let text = format!("app == 'app{}'", random.below(4));
+        entity.selector = Some(Selector::parse(&text).expect("selector"));
+    }
+    entity
+}
+
+fn rules(random: &mut Random) -> Vec<Rule> {
+    (0..random.below(4))
+        .map(|_| {
+            let mut destination = entity(random);
+            let protocol = [None, Some(protocol::TCP), Some(protocol::UDP)][random.below(3) as usize];
+            if protocol.is_some() && random.below(2) == 0 {
+                let first = 80 + random.below(3) as u16;
+                destination.ports.push(PortMatch::Range { first, last: first + random.below(2) as u16 });
+            }
+            Rule {
+                action: [Action::Allow, Action::Deny, Action::Pass, Action::Allow][random.below(4) as usize],
+                ip_version: None,
+                protocol,
+                not_protocol: None,
+                icmp: None,
+                not_icmp: None,
+                source: entity(random),
+                destination,
+                unenforced: Vec::new(),
+                annotations: BTreeMap::new(),
+            }
+        })
+        .collect()
+}
+
+fn policy(random: &mut Random, number: u64) -> Object {
+    let selector = Selector::parse(&format!("app in {{'app{}', 'app{}'}}", random.below(4), random.below(4)));
+    let governs = random.below(3);
+    Object::Policy(Arc::new(Policy {
+        key: PolicyKey { kind: PolicyKind::GlobalNetworkPolicy, namespace: None, name: format!("p{number}") },
+        tier: "default".to_owned(),
+        order: Order(random.below(5) as f64),
+        selector: Some(selector.expect("selector")),
+        governs_ingress: governs != 0,
+        governs_egress: governs != 1,
+        ingress: rules(random),
+        egress: rules(random),
+        flags: PolicyFlags::default(),
+        staged: None,
+    }))
+}
+
+fn allowed(engine: &mut Engine, pod: PodRef, direction: Direction, packet: &PacketTuple) -> bool {
+    let endpoint = EndpointId(pod.pod as u32 + 2);
+    let judgement = engine.publish().judge(endpoint, direction, packet).expect("a local pod with policy");
+    judgement.verdict == Verdict::Allow
+}
+
+/// Runs one scenario; a failing assertion names the seed.
+fn scenario(seed: u64) {
+    let mut random = Random::new(seed);
+    let config = WorkerConfig { adoption_window: Nanos(0), ..WorkerConfig::default() };
+    let faults = WireFaults { lost: 0, repeated: random.below(20), reordered: random.below(20) };
+    let mut cluster = Cluster::new(seed, 2, 3, faults, &config);
+    let mut references: Vec<Engine> = Vec::new();
+    for node in 0..2 {
+        // A reference of its own per node, fed with the same model.
+        let mut engine = Engine::new();
+        for object in objects(cluster.engine(node)) {
+            engine.apply(Change::Upsert(object));
+        }
+        for pod in cluster.pods().into_iter().filter(|pod| pod.node == node) {
+            engine.apply(Change::Endpoint(margay_policy_engine::engine::LocalEndpoint {
+                id: EndpointId(pod.pod as u32 + 2),
+                pod: margay_policy_engine::model::NamespacedName { namespace: pod.namespace(), name: pod.name() },
+                uid: String::new(),
+                addresses: vec![pod.address(false), pod.address(true)],
+            }));
+        }
+        references.push(engine);
+    }
+    for round in 0..6 {
+        let change = Change::Upsert(policy(&mut random, random.clone().below(4)));
+        cluster.apply(&change);
+        for engine in &mut references {
+            engine.apply(change.clone());
+        }
+        let pods = cluster.pods();
+        for _ in 0..20 {
+            let from = pods[random.below(pods.len() as u64) as usize];
+            let to = pods[random.below(pods.len() as u64) as usize];
+            if from == to {
+                continue;
+            }
+            let v6 = random.below(2) == 0;
+            let number = [protocol::TCP, protocol::UDP][random.below(2) as usize];
+            let (sport, dport) = (1024 + random.below(60_000) as u16, 79 + random.below(6) as u16);
+            let (source, destination) = (from.address(v6), to.address(v6));
+            let (near, far) = ((source, sport), (destination, dport));
+            let macs = cluster.macs(from);
+            let frame = match number {
+                protocol::TCP => build::tcp(macs, near, far, SYN, b""),
+                _ => build::udp(macs, near, far, b"probe"),
+            };
+            cluster.send(from, &frame);
+            cluster.settle();
+            let packet = PacketTuple {
+                source,
+                destination,
+                protocol: number,
+                source_port: Some(sport),
+                destination_port: Some(dport),
+                icmp: None,
+            };
+            let expected = allowed(&mut references[from.node], from, Direction::Egress, &packet)
+                && allowed(&mut references[to.node], to, Direction::Ingress, &packet);
+            let arrived = !cluster.inbox(to).is_empty();
+            assert_eq!(arrived, expected, "seed {seed} round {round}: {packet:?} from {from:?} to {to:?}");
+        }
+        cluster.advance(Nanos::from_secs(random.below(90)));
+    }
+}
+
+fn objects(engine: &Engine) -> Vec<Object> {
+    let model = engine.model();
+    let namespaces = model.namespaces.values().cloned().map(Object::Namespace);
+    namespaces.chain(model.pods.values().cloned().map(Object::Pod)).collect()
+}
+
+#[test]
+fn what_is_delivered_is_what_policy_allows() {
+    let scenarios = std::env::var("MARGAY_SCENARIOS").ok().and_then(|text| text.parse().ok()).unwrap_or(200);
+    let first = std::env::var("MARGAY_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    for seed in first..first + scenarios {
+        scenario(seed);
+    }
+}
