@@ -1,0 +1,344 @@
+//! `margay status`, `flows`, `drops` and `explain --socket`: ask the running agent and print what it says.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::protocol::{Reply, Request};
+use super::report::{Decider, DropReport, FlowReport, StatusReport};
+use super::table::Table;
+use crate::explain::Explanation;
+use crate::simulate::probe::{Probe, ProbeProtocol};
+
+/// How answers are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs: one JSON value a line.
+    Json,
+}
+
+/// Why the agent gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("no agent answers on {path}: {source}; start `margay agent`, or name its socket with --socket")]
+    NotThere {
+        /// The path.
+        path: PathBuf,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// Not root.
+    #[error("{path} may be opened by root only; use sudo")]
+    NotAllowed {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The agent refused the request.
+    #[error("{0}")]
+    Refused(String),
+    /// The connection broke, or output could not be written.
+    #[error("the conversation with the agent broke off")]
+    Broken(#[from] io::Error),
+    /// The agent speaks otherwise.
+    #[error("the agent's answer is not understood; agent and command are of different versions")]
+    NotUnderstood(#[from] serde_json::Error),
+}
+
+/// Asks the agent on `socket` and hands every reply to `each` until the end.
+///
+/// Errors: those of [`ClientError`]; what `each` returns goes through.
+pub fn ask(
+    socket: &Path,
+    request: &Request,
+    mut each: impl FnMut(Reply) -> Result<(), ClientError>,
+) -> Result<(), ClientError> {
+    let mut stream = UnixStream::connect(socket).map_err(|source| match source.kind() {
+        io::ErrorKind::PermissionDenied => ClientError::NotAllowed { path: socket.to_owned() },
+        _ => ClientError::NotThere { path: socket.to_owned(), source },
+    })?;
+    let following = matches!(request, Request::Drops { follow: true, .. });
+    stream.set_read_timeout((!following).then_some(Duration::from_secs(30)))?;
+    let mut line = serde_json::to_vec(request)?;
+    line.push(b'\n');
+    stream.write_all(&line)?;
+    for line in BufReader::new(stream).lines() {
+        match serde_json::from_str(&line?)? {
+            Reply::End {} => return Ok(()),
+            Reply::Error { message } => return Err(ClientError::Refused(message)),
+            reply => each(reply)?,
+        }
+    }
+    if following {
+        return Err(ClientError::Refused("the agent ended".to_owned()));
+    }
+    Err(ClientError::Broken(io::ErrorKind::UnexpectedEof.into()))
+}
+
+fn print_json(value: &impl serde::Serialize) -> Result<(), ClientError> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, value)?;
+    out.write_all(b"\n")?;
+    Ok(out.flush()?)
+}
+
+/// Prints the node's health. Returns whether the node is ready.
+pub fn status(socket: &Path, format: Format) -> Result<bool, ClientError> {
+    let mut ready = false;
+    ask(socket, &Request::Status, |reply| {
+        if let Reply::Status(report) = reply {
+            ready = report.ready;
+            match format {
+                Format::Json => print_json(&report)?,
+                Format::Table => io::stdout().lock().write_all(render_status(&report).as_bytes())?,
+            }
+        }
+        Ok(())
+    })?;
+    Ok(ready)
+}
+
+fn render_status(report: &StatusReport) -> String {
+    let mut text = String::new();
+    let state = match (report.ready, report.stale) {
+        (true, false) => "ready",
+        (true, true) => "ready, with policy of an earlier run",
+        (false, _) => "not ready",
+    };
+    let mut add = |line: String| {
+        text.push_str(&line);
+        text.push('\n');
+    };
+    add(format!("Node:      {} ({state})", report.node));
+    for reason in &report.not_ready {
+        add(format!("           {reason}"));
+    }
+    add(format!("Agent:     {} pid {} up {} s", report.version, report.pid, report.uptime_seconds));
+    add(format!(
+        "Policy:    generation {}, compiled in {:.1} ms",
+        report.generation,
+        report.compile_seconds * 1e3
+    ));
+    let objects: Vec<String> = report.objects.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    if !objects.is_empty() {
+        add(format!("Objects:   {}", objects.join(", ")));
+    }
+    let mib = |bytes: u64| bytes >> 20;
+    let memory = &report.memory;
+    add(format!(
+        "Memory:    {} MiB resident ({} MiB packets), about {} MiB in the kernel",
+        mib(memory.resident_bytes),
+        mib(memory.umem_bytes),
+        mib(memory.kernel_bytes)
+    ));
+    let counters = &report.counters;
+    let dropped: u64 = counters.drops.values().sum();
+    add(format!(
+        "Packets:   {} received, {} forwarded, {} answered, {} held, {dropped} dropped",
+        counters.received, counters.forwarded, counters.answered, counters.held
+    ));
+    add(format!(
+        "Flows:     {} alive, {} hits, {} misses, {} judged again",
+        counters.flows, counters.flow_hits, counters.flow_misses, counters.flow_rejudged
+    ));
+
+    let mut drops = Table::new(&["DROP REASON", "PACKETS"]);
+    let mut reasons: Vec<_> = counters.drops.iter().filter(|(_, count)| **count > 0).collect();
+    reasons.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
+    let any_drop = !reasons.is_empty();
+    reasons.into_iter().for_each(|(reason, count)| drops.row(vec![reason.clone(), count.to_string()]));
+    if any_drop {
+        add(format!("\n{}", drops.to_string().trim_end()));
+    }
+    if !report.workers.is_empty() {
+        let mut table = Table::new(&["WORKER", "CPU", "HEARTBEAT"]);
+        for worker in &report.workers {
+            let cpu = worker.cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string());
+            table.row(vec![worker.index.to_string(), cpu, format!("{} ms ago", worker.heartbeat_age_ms)]);
+        }
+        add(format!("\n{}", table.to_string().trim_end()));
+    }
+    let mut ports =
+        Table::new(&["PORT", "KIND", "MODE", "QUEUES", "WORKER", "MTU", "RX", "TX", "LOST IN RINGS"]);
+    for port in &report.ports {
+        ports.row(vec![
+            port.name.clone(),
+            port.kind.clone(),
+            port.mode.clone(),
+            port.queues.to_string(),
+            port.worker.to_string(),
+            port.mtu.to_string(),
+            port.rx_packets.to_string(),
+            port.tx_packets.to_string(),
+            port.ring_drops.to_string(),
+        ]);
+    }
+    if !report.ports.is_empty() {
+        add(format!("\n{}", ports.to_string().trim_end()));
+    }
+    let mut pods = Table::new(&["ENDPOINT", "POD", "INTERFACE", "STATE", "ADDRESSES"]);
+    for endpoint in &report.endpoints {
+        let addresses: Vec<String> = endpoint.addresses.iter().map(ToString::to_string).collect();
+        pods.row(vec![
+            endpoint.id.to_string(),
+            format!("{}/{}", endpoint.namespace, endpoint.pod),
+            endpoint.interface.clone(),
+            endpoint.state.clone(),
+            addresses.join(","),
+        ]);
+    }
+    if !report.endpoints.is_empty() {
+        add(format!("\n{}", pods.to_string().trim_end()));
+    }
+    if !report.problems.is_empty() {
+        add(format!("\nProblems ({}):", report.problems.len()));
+        report.problems.iter().for_each(|problem| add(format!("  {problem}")));
+    }
+    text
+}
+
+/// Prints live flows.
+pub fn flows(socket: &Path, filter: super::report::FlowFilter, format: Format) -> Result<(), ClientError> {
+    let mut table =
+        Table::new(&["PROTO", "SOURCE", "DESTINATION", "STATE", "PACKETS", "BYTES", "EXPIRES", "ALLOWED BY"]);
+    ask(socket, &Request::Flows { filter }, |reply| {
+        match (reply, format) {
+            (Reply::Flow(flow), Format::Json) => print_json(&flow)?,
+            (Reply::Flow(flow), Format::Table) => table.row(flow_row(&flow)),
+            _ => {}
+        }
+        Ok(())
+    })?;
+    if format == Format::Table {
+        io::stdout().lock().write_all(table.to_string().as_bytes())?;
+    }
+    Ok(())
+}
+
+fn end_of(address: Option<IpAddr>, port: u16, pod: Option<&str>) -> String {
+    let address = match (address, port) {
+        (None, _) => "?".to_owned(),
+        (Some(address), 0) => address.to_string(),
+        (Some(IpAddr::V4(address)), port) => format!("{address}:{port}"),
+        (Some(IpAddr::V6(address)), port) => format!("[{address}]:{port}"),
+    };
+    match pod {
+        Some(pod) => format!("{pod} ({address})"),
+        None => address,
+    }
+}
+
+fn flow_row(flow: &FlowReport) -> Vec<String> {
+    let mut by = Vec::new();
+    by.extend(flow.egress.as_ref().map(|decider| format!("egress {decider}")));
+    by.extend(flow.ingress.as_ref().map(|decider| format!("ingress {decider}")));
+    vec![
+        ProbeProtocol(flow.protocol).to_string(),
+        end_of(flow.source, flow.source_port, flow.source_pod.as_deref()),
+        end_of(flow.destination, flow.destination_port, flow.destination_pod.as_deref()),
+        flow.state.clone(),
+        format!("{}/{}", flow.forward_packets, flow.reverse_packets),
+        format!("{}/{}", flow.forward_bytes, flow.reverse_bytes),
+        format!("{} s", flow.expires_in_ms / 1_000),
+        by.join("; "),
+    ]
+}
+
+/// Prints dropped packets; with `follow` until interrupted.
+pub fn drops(
+    socket: &Path,
+    follow: bool,
+    filter: super::report::DropFilter,
+    format: Format,
+) -> Result<(), ClientError> {
+    ask(socket, &Request::Drops { follow, filter }, |reply| {
+        match (reply, format) {
+            (Reply::Drop(report), Format::Json) => print_json(&report)?,
+            (Reply::Drop(report), Format::Table) => {
+                let mut out = io::stdout().lock();
+                writeln!(out, "{}", render_drop(&report))?;
+                out.flush()?;
+            }
+            _ => {}
+        }
+        Ok(())
+    })
+}
+
+fn render_drop(drop: &DropReport) -> String {
+    let seconds = drop.time_ms / 1_000;
+    let clock = format!(
+        "{:02}:{:02}:{:02}.{:03}",
+        seconds / 3_600 % 24,
+        seconds / 60 % 60,
+        seconds % 60,
+        drop.time_ms % 1_000
+    );
+    let by = match (&drop.decided_by, &drop.leg) {
+        (Some(decider), Some(leg)) => format!("{leg} {decider}"),
+        (Some(decider), None) => decider.to_string(),
+        (None, _) => drop.description.clone(),
+    };
+    format!(
+        "{clock} {} {} {} -> {} on {}: {by}",
+        drop.reason,
+        ProbeProtocol(drop.protocol),
+        end_of(drop.source, drop.source_port, drop.source_pod.as_deref()),
+        end_of(drop.destination, drop.destination_port, drop.destination_pod.as_deref()),
+        drop.port
+    )
+}
+
+/// Asks the running agent why `probe` passes or not, and prints the answer.
+pub fn explain(socket: &Path, probe: Probe, format: Format) -> Result<(), ClientError> {
+    ask(socket, &Request::Explain { probe }, |reply| {
+        if let Reply::Explanation(explanation) = reply {
+            print_explanation(&explanation, format)?;
+        }
+        Ok(())
+    })
+}
+
+/// Prints an explanation.
+pub fn print_explanation(explanation: &Explanation, format: Format) -> Result<(), ClientError> {
+    match format {
+        Format::Json => print_json(explanation),
+        Format::Table => Ok(io::stdout().lock().write_all(render_explanation(explanation).as_bytes())?),
+    }
+}
+
+fn render_explanation(explanation: &Explanation) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::new();
+    let probe = &explanation.probe;
+    let port = probe.port.map_or_else(String::new, |port| format!(" port {port}"));
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "{} -> {}, {}{port}", probe.from, probe.to, probe.protocol);
+    if let (Some(source), Some(destination)) = (explanation.source, explanation.destination) {
+        let _ = writeln!(text, "{source} -> {destination}");
+    }
+    for (name, leg) in [("Egress", &explanation.egress), ("Ingress", &explanation.ingress)] {
+        let Some(leg) = leg else {
+            let _ = writeln!(text, "\n{name}: not evaluated");
+            continue;
+        };
+        let _ = writeln!(text, "\n{name} of {}: {} by {}", leg.endpoint, leg.verdict, leg.decided_by);
+        let mut tier: Option<&str> = None;
+        for step in &leg.steps {
+            if tier != Some(&step.at.tier) {
+                tier = Some(&step.at.tier);
+                let _ = writeln!(text, "  tier {}", step.at.tier);
+            }
+            let within = Decider { tier: String::new(), ..step.at.clone() };
+            let _ = writeln!(text, "   {within}: {}", step.outcome);
+        }
+    }
+    let why = explanation.reason.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"));
+    let _ = writeln!(text, "\nVerdict: {}{why}", explanation.verdict);
+    text
+}

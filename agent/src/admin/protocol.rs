@@ -1,0 +1,73 @@
+//! What is said over the admin socket: one JSON value a line, a request from the client, then replies until `end` or `error`.
+//!
+//! ```text
+//!  client                                    agent
+//!    {"command":"drops","follow":true}  ──▶
+//!                                       ◀──  {"drop":{…}}   any number, as they happen
+//!    {"command":"status"}               ──▶
+//!                                       ◀──  {"status":{…}}
+//!                                       ◀──  {"end":{}}
+//! ```
+//!
+//! A connection carries one request. Unknown commands and fields are refused by name, so a newer client learns what an older agent
+//! does not know.
+
+use margay_control::Problem;
+use serde::{Deserialize, Serialize};
+
+use super::report::{DropFilter, DropReport, FlowFilter, FlowReport, StatusReport};
+use crate::explain::Explanation;
+use crate::simulate::probe::Probe;
+
+/// What a client wants.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// The health of the node.
+    Status,
+    /// What is wrong with objects.
+    Problems,
+    /// Live flows.
+    Flows {
+        /// Which.
+        #[serde(default)]
+        filter: FlowFilter,
+    },
+    /// Dropped packets.
+    Drops {
+        /// Whether to go on as they happen.
+        #[serde(default)]
+        follow: bool,
+        /// Which.
+        #[serde(default)]
+        filter: DropFilter,
+    },
+    /// Why a packet passes or not.
+    Explain {
+        /// The packet.
+        probe: Probe,
+    },
+}
+
+/// What the agent answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// To `status`.
+    Status(Box<StatusReport>),
+    /// To `problems`, one each.
+    Problem(Problem),
+    /// To `flows`, one each.
+    Flow(FlowReport),
+    /// To `drops`, one each.
+    Drop(DropReport),
+    /// To `explain`.
+    Explanation(Box<Explanation>),
+    /// The request was refused.
+    Error {
+        /// Why, and what to do.
+        message: String,
+    },
+    /// Nothing more comes.
+    End {},
+}

@@ -1,0 +1,347 @@
+//! What a node says about itself: plain values that travel as JSON, and the trait of whoever can give them.
+//!
+//! The packet path knows indices and numbers; a report knows names. Whoever implements [`NodeView`] translates once, beside the
+//! packet path, so that the admin socket and the metrics page say the same thing.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use crossbeam::channel::Receiver;
+use margay_control::Problem;
+use margay_core::{Counters, DropReason};
+use margay_policy_engine::snapshot::Attribution;
+use serde::{Deserialize, Serialize};
+
+use crate::explain::Explanation;
+use crate::simulate::probe::Probe;
+
+/// A running node, seen from beside the packet path. Every method may be called from any thread, at any time, and must not block the
+/// workers.
+pub trait NodeView: Send + Sync + 'static {
+    /// Returns the state of the node.
+    fn status(&self) -> StatusReport;
+    /// Returns the live flows that pass `filter`, at most `filter.limit`.
+    fn flows(&self, filter: &FlowFilter) -> Vec<FlowReport>;
+    /// Returns a subscription to drops and the most recent ones from before; see [`super::DropHub`].
+    fn drops(&self) -> (Vec<DropReport>, Receiver<DropReport>);
+    /// Returns why the probe is allowed or denied under the policy in force; an error is a sentence for the asker.
+    fn explain(&self, probe: &Probe) -> Result<Explanation, String>;
+}
+
+/// The health of a node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StatusReport {
+    /// Node name.
+    pub node: String,
+    /// Version of the agent.
+    pub version: String,
+    /// Process id of the agent.
+    pub pid: u32,
+    /// Seconds since the agent started.
+    pub uptime_seconds: u64,
+    /// Number of the snapshot in force; zero before the first.
+    pub generation: u64,
+    /// Policy is in force and every worker is alive.
+    pub ready: bool,
+    /// Why not, in sentences; empty when ready.
+    pub not_ready: Vec<String>,
+    /// Policy is that of an earlier run, because the source of truth does not answer (PM-D27).
+    pub stale: bool,
+    /// Pods that have an interface on this node.
+    pub endpoints: Vec<EndpointReport>,
+    /// Ports of the switch.
+    pub ports: Vec<PortReport>,
+    /// Workers.
+    pub workers: Vec<WorkerReport>,
+    /// What is wrong with objects of the source of truth.
+    pub problems: Vec<Problem>,
+    /// Sums over all workers.
+    pub counters: CounterReport,
+    /// Memory in use.
+    pub memory: MemoryReport,
+    /// Objects known, by kind.
+    pub objects: BTreeMap<String, u64>,
+    /// Time that the last compilation took, in seconds.
+    pub compile_seconds: f64,
+}
+
+/// One pod of this node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EndpointReport {
+    /// Number of the endpoint in the dataplane.
+    pub id: u32,
+    /// Pod's namespace.
+    pub namespace: String,
+    /// Pod's name.
+    pub pod: String,
+    /// Device on the node's side.
+    pub interface: String,
+    /// Addresses.
+    pub addresses: Vec<IpAddr>,
+    /// `enforced`, or `closed` before its policy is in force.
+    pub state: String,
+}
+
+/// One line into the switch.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PortReport {
+    /// Device name.
+    pub name: String,
+    /// `pod`, `host` or `uplink`.
+    pub kind: String,
+    /// XDP and socket mode: `native`, `native, zero-copy` or `generic`.
+    pub mode: String,
+    /// Number of queues.
+    pub queues: u32,
+    /// Worker that owns the first queue.
+    pub worker: u32,
+    /// Largest IP packet in bytes.
+    pub mtu: u32,
+    /// Packets taken from the port.
+    pub rx_packets: u64,
+    /// Packets sent to the port.
+    pub tx_packets: u64,
+    /// Packets that the kernel could not hand over or take.
+    pub ring_drops: u64,
+}
+
+/// One worker thread.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WorkerReport {
+    /// Index.
+    pub index: u32,
+    /// CPU that it is pinned to.
+    pub cpu: Option<u32>,
+    /// Milliseconds since its last heartbeat.
+    pub heartbeat_age_ms: u64,
+}
+
+/// Memory of the agent, in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MemoryReport {
+    /// Resident set of the process.
+    pub resident_bytes: u64,
+    /// Packet memory shared with the kernel, part of the resident set.
+    pub umem_bytes: u64,
+    /// The kernel's own bookkeeping for our sockets, estimated; outside the resident set.
+    pub kernel_bytes: u64,
+}
+
+/// Counters with names; see [`Counters`] for what each counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CounterReport {
+    /// Frames taken from ports.
+    pub received: u64,
+    /// Frames sent on.
+    pub forwarded: u64,
+    /// Frames answered by us.
+    pub answered: u64,
+    /// Frames that wait for a neighbour.
+    pub held: u64,
+    /// ICMP errors sent.
+    pub icmp_errors_sent: u64,
+    /// Packets answered by a remembered flow.
+    pub flow_hits: u64,
+    /// Packets judged by tables.
+    pub flow_misses: u64,
+    /// Flows judged again.
+    pub flow_rejudged: u64,
+    /// Flows alive.
+    pub flows: u64,
+    /// Drops by reason, zeros included.
+    pub drops: BTreeMap<String, u64>,
+}
+
+impl From<&Counters> for CounterReport {
+    fn from(counters: &Counters) -> Self {
+        Self {
+            received: counters.received,
+            forwarded: counters.forwarded,
+            answered: counters.answered,
+            held: counters.held,
+            icmp_errors_sent: counters.icmp_errors_sent,
+            flow_hits: counters.flow_hits,
+            flow_misses: counters.flow_misses,
+            flow_rejudged: counters.flow_rejudged,
+            flows: counters.flows,
+            drops: DropReason::ALL.iter().map(|r| (r.as_str().to_owned(), counters.dropped(*r))).collect(),
+        }
+    }
+}
+
+/// Who decided: a rule, or the end of a tier or of the profiles.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Decider {
+    /// Tier name, or `__PROFILE__`.
+    pub tier: String,
+    /// Kind of the policy.
+    pub kind: String,
+    /// Namespace; empty for a global policy.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Index of the rule; -1 at an end of tier.
+    pub rule: i32,
+}
+
+impl From<&Attribution> for Decider {
+    fn from(from: &Attribution) -> Self {
+        Self {
+            tier: from.tier.clone(),
+            kind: from.kind.clone(),
+            namespace: from.namespace.clone(),
+            name: from.name.clone(),
+            rule: from.rule,
+        }
+    }
+}
+
+impl std::fmt::Display for Decider {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{}", self.tier)?;
+        if !self.kind.is_empty() {
+            let slash = if self.namespace.is_empty() { "" } else { "/" };
+            write!(out, " {} {}{slash}{}", self.kind, self.namespace, self.name)?;
+        }
+        match self.rule {
+            rule if rule >= 0 => write!(out, " rule {rule}"),
+            _ => write!(out, " end"),
+        }
+    }
+}
+
+/// One dropped packet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DropReport {
+    /// Milliseconds since 1970-01-01 UTC.
+    pub time_ms: u64,
+    /// Device that the packet came from.
+    pub port: String,
+    /// Name of the reason.
+    pub reason: String,
+    /// The reason in a sentence.
+    pub description: String,
+    /// Source address, where the packet could be parsed.
+    pub source: Option<IpAddr>,
+    /// Destination address.
+    pub destination: Option<IpAddr>,
+    /// `namespace/pod` of the source, where known.
+    pub source_pod: Option<String>,
+    /// `namespace/pod` of the destination, where known.
+    pub destination_pod: Option<String>,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Transport source port; zero when there is none.
+    pub source_port: u16,
+    /// Transport destination port; zero when there is none.
+    pub destination_port: u16,
+    /// `egress` or `ingress`, when policy decided.
+    pub leg: Option<String>,
+    /// Who decided, when policy decided.
+    pub decided_by: Option<Decider>,
+}
+
+/// One live flow.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FlowReport {
+    /// Who opened it.
+    pub source: Option<IpAddr>,
+    /// To whom.
+    pub destination: Option<IpAddr>,
+    /// `namespace/pod` of the source, where known.
+    pub source_pod: Option<String>,
+    /// `namespace/pod` of the destination, where known.
+    pub destination_pod: Option<String>,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Transport source port, or ICMP identifier.
+    pub source_port: u16,
+    /// Transport destination port.
+    pub destination_port: u16,
+    /// State in words.
+    pub state: String,
+    /// Packets from the opener.
+    pub forward_packets: u64,
+    /// Bytes from the opener.
+    pub forward_bytes: u64,
+    /// Packets towards the opener.
+    pub reverse_packets: u64,
+    /// Bytes towards the opener.
+    pub reverse_bytes: u64,
+    /// Milliseconds until it is forgotten if nothing more comes.
+    pub expires_in_ms: u64,
+    /// Who let it leave the sender.
+    pub egress: Option<Decider>,
+    /// Who let it reach the receiver.
+    pub ingress: Option<Decider>,
+}
+
+/// Which flows to list. Absent criteria match everything.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FlowFilter {
+    /// Either end has this address.
+    pub address: Option<IpAddr>,
+    /// Either end is this pod, as `namespace/pod`.
+    pub pod: Option<String>,
+    /// IP protocol number.
+    pub protocol: Option<u8>,
+    /// Either port.
+    pub port: Option<u16>,
+    /// Most flows listed.
+    pub limit: usize,
+}
+
+impl Default for FlowFilter {
+    fn default() -> Self {
+        Self { address: None, pod: None, protocol: None, port: None, limit: 10_000 }
+    }
+}
+
+impl FlowFilter {
+    /// Returns whether `flow` is wanted; `limit` is the lister's to count.
+    pub fn matches(&self, flow: &FlowReport) -> bool {
+        let either = |wanted: IpAddr| flow.source == Some(wanted) || flow.destination == Some(wanted);
+        let pod = |wanted: &str| {
+            flow.source_pod.as_deref() == Some(wanted) || flow.destination_pod.as_deref() == Some(wanted)
+        };
+        self.address.is_none_or(either)
+            && self.pod.as_deref().is_none_or(pod)
+            && self.protocol.is_none_or(|wanted| flow.protocol == wanted)
+            && self.port.is_none_or(|wanted| flow.source_port == wanted || flow.destination_port == wanted)
+    }
+}
+
+/// Which drops to show. Absent criteria match everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DropFilter {
+    /// Name of the reason.
+    pub reason: Option<String>,
+    /// Either end has this address.
+    pub address: Option<IpAddr>,
+    /// Either end is this pod, as `namespace/pod`.
+    pub pod: Option<String>,
+}
+
+impl DropFilter {
+    /// Returns whether `drop` is wanted.
+    pub fn matches(&self, drop: &DropReport) -> bool {
+        let either = |wanted: IpAddr| drop.source == Some(wanted) || drop.destination == Some(wanted);
+        let pod = |wanted: &str| {
+            drop.source_pod.as_deref() == Some(wanted) || drop.destination_pod.as_deref() == Some(wanted)
+        };
+        self.reason.as_deref().is_none_or(|wanted| drop.reason == wanted)
+            && self.address.is_none_or(either)
+            && self.pod.as_deref().is_none_or(pod)
+    }
+}

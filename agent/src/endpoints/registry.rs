@@ -1,0 +1,271 @@
+//! Which endpoint and which port belong to which (container, interface), on disk so that a restarted agent knows it too.
+//!
+//! The file is replaced whole (write, sync, rename, sync the directory) before any change takes effect, so it is never older than what
+//! the dataplane does. A record whose device has gone is dropped by [`Registry::reconcile`]; a record never outlives its device by more
+//! than one restart.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use margay_core::PortIndex;
+use margay_policy_engine::packet::EndpointId;
+use margay_wire::MacAddr;
+use serde::{Deserialize, Serialize};
+
+use super::protocol::{Attach, AttachmentKey, PodRef, mac_text};
+
+/// One attached interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointRecord {
+    /// The name policy knows it by; never used again.
+    #[serde(with = "endpoint_number")]
+    pub id: EndpointId,
+    /// The port of the dataplane; used again only after release.
+    #[serde(with = "port_number")]
+    pub port: PortIndex,
+    /// Which attachment.
+    pub key: AttachmentKey,
+    /// Name of the CNI network.
+    pub network: String,
+    /// The pod.
+    pub pod: PodRef,
+    /// The pod's addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Ethernet address of the pod's end.
+    #[serde(with = "mac_text")]
+    pub pod_mac: MacAddr,
+    /// Ethernet address of the host end.
+    #[serde(with = "mac_text")]
+    pub host_mac: MacAddr,
+    /// Host end, by name.
+    pub host_ifname: String,
+    /// Host end, by index: tells a device from a later one of the same name.
+    pub host_ifindex: u32,
+    /// MTU of both ends.
+    pub mtu: u32,
+    /// Name under which the endpoint's program and link are pinned.
+    pub pin: String,
+    /// Path of the container's network namespace at the time of attachment.
+    pub netns: String,
+}
+
+impl EndpointRecord {
+    /// Returns whether the host end still exists in the calling thread's network namespace.
+    pub fn device_exists(&self) -> bool {
+        nix::net::if_::if_nametoindex(self.host_ifname.as_str()).is_ok_and(|index| index == self.host_ifindex)
+    }
+}
+
+/// The list cannot be read or kept.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// The file system refused.
+    #[error("cannot {what} {path}: {source}", path = .path.display())]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// The answer.
+        source: io::Error,
+    },
+    /// The file is not one of ours.
+    #[error(
+        "{path} is not a list of endpoints ({reason}); move it away and restart the agent: the pods it listed stay cut off \
+         until they are made again",
+        path = .path.display()
+    )]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// Every port index is taken.
+    #[error("no free port on this node: {0} pods are attached; delete some")]
+    Full(usize),
+    /// Another living attachment has the address.
+    #[error("address {address} already belongs to pod {owner}; the delegated IPAM plug-in gave it out twice")]
+    AddressTaken {
+        /// The address.
+        address: IpAddr,
+        /// `namespace/name` of the pod that has it.
+        owner: String,
+    },
+}
+
+const FORMAT: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    format: u32,
+    next_endpoint: u32,
+    endpoints: Vec<EndpointRecord>,
+}
+
+/// The list itself.
+#[derive(Debug)]
+pub struct Registry {
+    path: PathBuf,
+    first_port: u16,
+    next_endpoint: u32,
+    records: BTreeMap<AttachmentKey, EndpointRecord>,
+}
+
+impl Registry {
+    /// Reads the list kept at `path`, or starts an empty one. Pods get ports from `first_port` on.
+    pub fn open(path: impl Into<PathBuf>, first_port: PortIndex) -> Result<Self, RegistryError> {
+        let path = path.into();
+        let mut registry =
+            Self { path, first_port: first_port.0, next_endpoint: 1, records: BTreeMap::new() };
+        let text = match fs::read(&registry.path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(registry),
+            Err(source) => return Err(registry.failed("read", source)),
+        };
+        let unreadable = |reason: String| RegistryError::Unreadable { path: registry.path.clone(), reason };
+        let stored: Stored = serde_json::from_slice(&text).map_err(|e| unreadable(e.to_string()))?;
+        if stored.format != FORMAT {
+            return Err(unreadable(format!(
+                "format {}, and this margay reads format {FORMAT}",
+                stored.format
+            )));
+        }
+        registry.next_endpoint = stored.next_endpoint;
+        registry.records = stored.endpoints.into_iter().map(|record| (record.key.clone(), record)).collect();
+        Ok(registry)
+    }
+
+    /// Returns every record, in order of its key.
+    pub fn records(&self) -> impl Iterator<Item = &EndpointRecord> {
+        self.records.values()
+    }
+
+    /// Returns the record of one attachment.
+    pub fn get(&self, key: &AttachmentKey) -> Option<&EndpointRecord> {
+        self.records.get(key)
+    }
+
+    /// Drops every record for which `alive` says no, and returns them.
+    pub fn reconcile(
+        &mut self,
+        alive: impl Fn(&EndpointRecord) -> bool,
+    ) -> Result<Vec<EndpointRecord>, RegistryError> {
+        let gone: Vec<EndpointRecord> = self.records.values().filter(|r| !alive(r)).cloned().collect();
+        if !gone.is_empty() {
+            self.commit(|records| gone.iter().for_each(|r| drop(records.remove(&r.key))))?;
+        }
+        Ok(gone)
+    }
+
+    /// Records an attachment under a new endpoint id and the smallest free port. The key must not be in the list.
+    ///
+    /// Records in the way whose device has gone are dropped first and returned, for the caller to release what they held.
+    pub fn insert(
+        &mut self,
+        attach: &Attach,
+    ) -> Result<(EndpointRecord, Vec<EndpointRecord>), RegistryError> {
+        let in_the_way = |r: &EndpointRecord| r.addresses.iter().any(|a| attach.addresses.contains(a));
+        let dropped = self.reconcile(|r| !in_the_way(r) || r.device_exists())?;
+        if let Some(owner) = self.records.values().find(|r| r.key != attach.key && in_the_way(r)) {
+            let address = owner.addresses.iter().find(|a| attach.addresses.contains(a));
+            return Err(RegistryError::AddressTaken {
+                address: address.copied().unwrap_or(IpAddr::from([0, 0, 0, 0])),
+                owner: format!("{}/{}", owner.pod.namespace, owner.pod.name),
+            });
+        }
+        let taken: BTreeSet<u16> = self.records.values().map(|r| r.port.0).collect();
+        let port = (self.first_port..=u16::MAX)
+            .find(|port| !taken.contains(port))
+            .ok_or(RegistryError::Full(self.records.len()))?;
+        let id = EndpointId(self.next_endpoint);
+        let record = EndpointRecord {
+            id,
+            port: PortIndex(port),
+            key: attach.key.clone(),
+            network: attach.network.clone(),
+            pod: attach.pod.clone(),
+            addresses: attach.addresses.clone(),
+            pod_mac: attach.pod_mac,
+            host_mac: attach.host_mac,
+            host_ifname: attach.host_ifname.clone(),
+            host_ifindex: attach.host_ifindex,
+            mtu: attach.mtu,
+            pin: format!("ep-{}", id.0),
+            netns: attach.netns.clone(),
+        };
+        self.next_endpoint += 1;
+        self.commit(|records| drop(records.insert(record.key.clone(), record.clone())))?;
+        Ok((record, dropped))
+    }
+
+    /// Forgets one attachment and returns what was known of it.
+    pub fn remove(&mut self, key: &AttachmentKey) -> Result<Option<EndpointRecord>, RegistryError> {
+        let Some(record) = self.records.get(key).cloned() else { return Ok(None) };
+        self.commit(|records| drop(records.remove(key)))?;
+        Ok(Some(record))
+    }
+
+    /// Writes the changed list, and adopts it only when it is on disk.
+    fn commit(
+        &mut self,
+        change: impl FnOnce(&mut BTreeMap<AttachmentKey, EndpointRecord>),
+    ) -> Result<(), RegistryError> {
+        let mut records = self.records.clone();
+        change(&mut records);
+        let stored = Stored {
+            format: FORMAT,
+            next_endpoint: self.next_endpoint,
+            endpoints: records.values().cloned().collect(),
+        };
+        write_private(&self.path, &stored).map_err(|source| self.failed("write", source))?;
+        self.records = records;
+        Ok(())
+    }
+
+    fn failed(&self, what: &'static str, source: io::Error) -> RegistryError {
+        RegistryError::File { what, path: self.path.clone(), source }
+    }
+}
+
+/// Replaces `path` by `value` as JSON, mode 0600, in one step.
+fn write_private<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(directory)?;
+    let beside = path.with_extension("new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    file.write_all(&serde_json::to_vec_pretty(value)?)?;
+    file.sync_all()?;
+    fs::rename(&beside, path)?;
+    File::open(directory)?.sync_all()
+}
+
+mod endpoint_number {
+    use margay_policy_engine::packet::EndpointId;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(id: &EndpointId, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u32(id.0)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<EndpointId, D::Error> {
+        u32::deserialize(deserializer).map(EndpointId)
+    }
+}
+
+mod port_number {
+    use margay_core::PortIndex;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(port: &PortIndex, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u16(port.0)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PortIndex, D::Error> {
+        u16::deserialize(deserializer).map(PortIndex)
+    }
+}

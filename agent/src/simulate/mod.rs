@@ -1,0 +1,3 @@
+//! Verdicts without packets.
+
+pub mod probe;
