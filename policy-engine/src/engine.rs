@@ -1,10 +1,16 @@
 //! Owns the Model, follows changes, publishes snapshots.
+//!
+//! [`Engine::apply`] only edits the Model; [`Engine::publish`] compiles what the Model is now. How it came to be what it is never shows:
+//! events in another order, split, or repeated give the same decisions.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::compile::compiler::{Compiler, Touched};
 use crate::model::{Model, NamespacedName, Object, ObjectKey};
 use crate::packet::EndpointId;
+use crate::resolve::owners;
 use crate::snapshot::Snapshot;
 
 /// One event. The order of events never shows in the result (conventions: "output depends on current state").
@@ -37,21 +43,94 @@ pub struct LocalEndpoint {
 #[derive(Debug, Default)]
 pub struct Engine {
     model: Model,
+    locals: BTreeMap<EndpointId, LocalEndpoint>,
+    compiler: Compiler,
+    touched: Touched,
+    published: Arc<Snapshot>,
 }
 
 impl Engine {
     /// Returns an engine with an empty Model and nothing published.
     pub fn new() -> Self {
-        Self { model: Model::with_builtins() }
+        Self::with_model(Model::with_builtins())
     }
+
+    /// Returns an engine that starts from `model`, with nothing published and no local endpoint.
+    pub fn with_model(model: Model) -> Self {
+        Self { model, touched: Touched { policies: true, anything: true }, ..Self::default() }
+    }
+
+    /// Returns an engine for which every pod that has a network of its own is local: the whole cluster as one node, for `simulate`.
+    /// Ids follow the order of the pods' names; each pod has the addresses that its status may claim (PM-D24).
+    pub fn with_all_pods_local(model: Model) -> Self {
+        let mut addresses: BTreeMap<NamespacedName, Vec<IpAddr>> = BTreeMap::new();
+        for (address, pod) in owners::claims(&model, |_| true) {
+            addresses.entry(pod.key.clone()).or_default().push(address);
+        }
+        let pods = model.pods.values().filter(|pod| !pod.host_network && !pod.finished);
+        let locals = pods.zip(1..).map(|(pod, id)| {
+            let addresses = addresses.remove(&pod.key).unwrap_or_default();
+            let local =
+                LocalEndpoint { id: EndpointId(id), pod: pod.key.clone(), uid: pod.uid.clone(), addresses };
+            (local.id, local)
+        });
+        let locals = locals.collect();
+        Self { locals, ..Self::with_model(model) }
+    }
+
     /// Takes one change; nothing is published before [`Engine::publish`].
-    pub fn apply(&mut self, _change: Change) {}
-    /// Compiles what changed since the last call and returns the newest snapshot. The generation grows by one when anything changed.
-    pub fn publish(&mut self) -> Arc<Snapshot> {
-        Arc::new(Snapshot::default())
+    pub fn apply(&mut self, change: Change) {
+        match change {
+            Change::Upsert(object) => {
+                self.touched.policies |= decides_lists(&object.key());
+                self.model.insert(object);
+            }
+            Change::Delete(key) => {
+                self.touched.policies |= decides_lists(&key);
+                self.model.remove(&key);
+            }
+            Change::Endpoint(local) => drop(self.locals.insert(local.id, local)),
+            Change::EndpointGone(id) => drop(self.locals.remove(&id)),
+        }
+        self.touched.anything = true;
     }
+
+    /// Compiles what changed since the last call and returns the newest snapshot. The generation grows by one when a packet could notice
+    /// a difference; else the last snapshot is returned again.
+    pub fn publish(&mut self) -> Arc<Snapshot> {
+        let touched = std::mem::take(&mut self.touched);
+        if touched.anything {
+            self.published = self.compiler.publish(&self.model, &self.locals, touched, &self.published);
+        }
+        Arc::clone(&self.published)
+    }
+
     /// Returns the Model as it stands.
     pub fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// Returns the local endpoints as they stand.
+    pub fn locals(&self) -> &BTreeMap<EndpointId, LocalEndpoint> {
+        &self.locals
+    }
+
+    /// Returns the local endpoint of a pod; of several, the newest.
+    pub fn endpoint_of(&self, pod: &NamespacedName) -> Option<EndpointId> {
+        self.locals.values().rev().find(|local| local.pod == *pod).map(|local| local.id)
+    }
+}
+
+/// Whether the object takes part in which rule lists govern an endpoint. Labels are compared on their own, so namespaces and service
+/// accounts count for the profiles that they are.
+fn decides_lists(key: &ObjectKey) -> bool {
+    match key {
+        ObjectKey::Tier(_) | ObjectKey::Policy(_) | ObjectKey::Profile(_) => true,
+        ObjectKey::Namespace(_) | ObjectKey::ServiceAccount(_) => true,
+        ObjectKey::Pod(_)
+        | ObjectKey::Node(_)
+        | ObjectKey::NetworkSet(_)
+        | ObjectKey::EndpointSlice(_)
+        | ObjectKey::HostEndpoint(_) => false,
     }
 }

@@ -11,10 +11,12 @@
 //! * [`engine`] owns the Model, follows changes, and publishes a numbered [`snapshot::Snapshot`].
 //! * [`oracle`] answers the same question from the Model alone; it never looks at a table.
 
+mod compile;
 pub mod decode;
 pub mod engine;
 pub mod model;
 pub mod oracle;
 pub mod packet;
+mod resolve;
 pub mod selector;
 pub mod snapshot;

@@ -1,0 +1,204 @@
+//! The rules of an endpoint and direction as one sequence of decision points; their order is the order of evaluation (policy model 8.4).
+//!
+//! ```text
+//!   tier a: rule rule rule … [end: deny]   tier b: rule … [end: allow]   profiles: rule …   [end: deny]
+//!             └─ Pass ──────────────────────▶┘
+//! ```
+//!
+//! End-of-tier and end-of-profiles decisions are ordinary points that match everything. A tier whose default is Pass has no end point:
+//! the search simply runs on into the next tier. The last point always matches, so every packet meets a decision.
+
+use std::sync::Arc;
+
+use super::rows::{IcmpRows, PortRows, ProtocolRows, Shape};
+use super::rules::{CompiledRule, RuleList};
+use crate::model::{Action, TierDefault};
+use crate::snapshot::Attribution;
+
+/// Tier name under which profile decisions are reported.
+pub(crate) const PROFILES: &str = "__PROFILE__";
+
+/// What an endpoint is governed by, in order.
+#[derive(Clone, Debug)]
+pub(crate) enum Part {
+    /// A tier that applies, with the policies that do.
+    Tier { name: String, default_action: TierDefault, lists: Vec<Arc<RuleList>> },
+    /// A profile.
+    Profile(Arc<RuleList>),
+    /// A profile that is listed and does not exist: deny (policy model 8.6).
+    MissingProfile(String),
+}
+
+/// Equal keys mean equal programs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum KeyPart {
+    Tier(String, u8),
+    List(u64),
+    Profile(u64),
+    MissingProfile(String),
+}
+
+/// Returns the key of the program that `parts` make.
+pub(crate) fn key(parts: &[Part]) -> Vec<KeyPart> {
+    let mut key = Vec::new();
+    for part in parts {
+        match part {
+            Part::Tier { name, default_action, lists } => {
+                key.push(KeyPart::Tier(name.clone(), *default_action as u8));
+                key.extend(lists.iter().map(|list| KeyPart::List(list.number)));
+            }
+            Part::Profile(list) => key.push(KeyPart::Profile(list.number)),
+            Part::MissingProfile(name) => key.push(KeyPart::MissingProfile(name.clone())),
+        }
+    }
+    key
+}
+
+/// What happens at a decision point that matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Allow,
+    Deny,
+    /// Note it and look further.
+    Log,
+    /// Look further from this point on.
+    Pass(u32),
+}
+
+/// One decision point. Without a rule it matches everything.
+#[derive(Clone, Debug)]
+pub(crate) struct Point {
+    pub(crate) rule: Option<Arc<CompiledRule>>,
+    pub(crate) attribution: Arc<Attribution>,
+}
+
+/// The part of a point that the search reads.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step {
+    pub(crate) outcome: Outcome,
+    /// The rows only say "perhaps".
+    pub(crate) confirm: bool,
+}
+
+/// Decision points and the rows that do not depend on addresses.
+#[derive(Debug)]
+pub(crate) struct Program {
+    pub(crate) points: Vec<Point>,
+    pub(crate) steps: Vec<Step>,
+    pub(crate) shape: Shape,
+    pub(crate) protocol: ProtocolRows,
+    pub(crate) source_port: Option<PortRows>,
+    pub(crate) destination_port: Option<PortRows>,
+    pub(crate) icmp: Option<IcmpRows>,
+}
+
+impl Program {
+    pub(crate) fn build(parts: &[Part]) -> Self {
+        let mut points = Vec::new();
+        let mut outcomes = Vec::new();
+        for part in parts {
+            match part {
+                Part::Tier { name, default_action, lists } => {
+                    let start = outcomes.len();
+                    for rule in lists.iter().flat_map(|list| &list.rules) {
+                        points.push(Point {
+                            rule: Some(Arc::clone(rule)),
+                            attribution: Arc::clone(&rule.attribution),
+                        });
+                        outcomes.push(match rule.action {
+                            Action::Allow => Outcome::Allow,
+                            Action::Deny => Outcome::Deny,
+                            Action::Log => Outcome::Log,
+                            Action::Pass => Outcome::Pass(0),
+                        });
+                    }
+                    if let Some(end) = end_of_tier(*default_action) {
+                        points.push(always(name, "", ""));
+                        outcomes.push(end);
+                    }
+                    let next = outcomes.len() as u32;
+                    for outcome in &mut outcomes[start..] {
+                        if let Outcome::Pass(target) = outcome {
+                            *target = next;
+                        }
+                    }
+                }
+                Part::Profile(list) => {
+                    for rule in &list.rules {
+                        points.push(Point {
+                            rule: Some(Arc::clone(rule)),
+                            attribution: Arc::clone(&rule.attribution),
+                        });
+                        outcomes.push(match rule.action {
+                            Action::Allow => Outcome::Allow,
+                            Action::Log => Outcome::Log,
+                            Action::Deny | Action::Pass => Outcome::Deny,
+                        });
+                    }
+                }
+                Part::MissingProfile(name) => {
+                    points.push(always(PROFILES, "Profile", name));
+                    outcomes.push(Outcome::Deny);
+                }
+            }
+        }
+        points.push(always(PROFILES, "", ""));
+        outcomes.push(Outcome::Deny);
+        Self::with_rows(points, outcomes)
+    }
+
+    fn with_rows(points: Vec<Point>, outcomes: Vec<Outcome>) -> Self {
+        let shape = Shape::new(points.len());
+        let rules: Vec<Option<&CompiledRule>> = points.iter().map(|point| point.rule.as_deref()).collect();
+        let every = |bit: usize, test: &dyn Fn(&CompiledRule) -> bool| rules[bit].is_none_or(test);
+        let known = || rules.iter().copied().flatten();
+        let mut protocols: Vec<u8> =
+            known().flat_map(|rule| [rule.protocol, rule.not_protocol]).flatten().collect();
+        protocols.sort_unstable();
+        protocols.dedup();
+        let protocol = ProtocolRows::build(shape, &protocols, |bit, is_ipv4, protocol| {
+            every(bit, &|rule| rule.matches_protocol(is_ipv4, protocol))
+        });
+        let source_port = known().any(|rule| rule.source.has_port_criteria()).then(|| {
+            let starts = known().flat_map(|rule| rule.source.port_starts()).collect();
+            PortRows::build(shape, starts, |bit, port| every(bit, &|rule| rule.source.may_match_port(port)))
+        });
+        let destination_port = known().any(|rule| rule.destination.has_port_criteria()).then(|| {
+            let starts = known().flat_map(|rule| rule.destination.port_starts()).collect();
+            PortRows::build(shape, starts, |bit, port| {
+                every(bit, &|rule| rule.destination.may_match_port(port))
+            })
+        });
+        let icmp = known()
+            .any(|rule| rule.icmp.is_some() || rule.not_icmp.is_some())
+            .then(|| IcmpRows::build(shape, |bit, view| every(bit, &|rule| rule.may_match_icmp(view))));
+        let steps = outcomes
+            .into_iter()
+            .zip(&rules)
+            .map(|(outcome, rule)| Step {
+                outcome,
+                confirm: rule.is_some_and(CompiledRule::needs_confirmation),
+            })
+            .collect();
+        Self { points, steps, shape, protocol, source_port, destination_port, icmp }
+    }
+}
+
+fn end_of_tier(default_action: TierDefault) -> Option<Outcome> {
+    match default_action {
+        TierDefault::Deny => Some(Outcome::Deny),
+        TierDefault::Allow => Some(Outcome::Allow),
+        TierDefault::Pass => None,
+    }
+}
+
+fn always(tier: &str, kind: &str, name: &str) -> Point {
+    let attribution = Attribution {
+        tier: tier.to_owned(),
+        kind: kind.to_owned(),
+        namespace: String::new(),
+        name: name.to_owned(),
+        rule: -1,
+    };
+    Point { rule: None, attribution: Arc::new(attribution) }
+}

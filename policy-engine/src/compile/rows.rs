@@ -1,0 +1,269 @@
+//! Rows of bits, and the maps from a packet's fields to the row that speaks for them.
+//!
+//! A row holds one bit per decision point, preceded by a summary: bit *i* of the summary says whether word *i* of the row has any bit
+//! at all. ANDing summaries first finds the few words that can match, so a search touches two lines of each row even in long tables.
+
+use std::net::IpAddr;
+
+use hashbrown::HashMap;
+
+const WORD: usize = u64::BITS as usize;
+
+/// Layout of the rows of one program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    bits: usize,
+    words: usize,
+    summary: usize,
+}
+
+impl Shape {
+    pub(crate) fn new(bits: usize) -> Self {
+        let words = bits.div_ceil(WORD).max(1);
+        Self { bits, words, summary: words.div_ceil(WORD) }
+    }
+
+    fn stride(self) -> usize {
+        self.summary + self.words
+    }
+
+    fn build(self, mut bit: impl FnMut(usize) -> bool) -> Vec<u64> {
+        let mut row = vec![0u64; self.stride()];
+        for index in (0..self.bits).filter(|index| bit(*index)) {
+            let word = index / WORD;
+            row[self.summary + word] |= 1 << (index % WORD);
+            row[word / WORD] |= 1 << (word % WORD);
+        }
+        row
+    }
+
+    /// Returns the first bit at or after `from` that every row has.
+    #[inline]
+    pub(crate) fn first<const N: usize>(self, rows: [&[u64]; N], from: usize) -> Option<usize> {
+        let first_word = from / WORD;
+        for block in first_word / WORD..self.summary {
+            let mut candidates = rows.iter().fold(u64::MAX, |sum, row| sum & row[block]);
+            if block == first_word / WORD {
+                candidates &= u64::MAX << (first_word % WORD);
+            }
+            while candidates != 0 {
+                let word = block * WORD + candidates.trailing_zeros() as usize;
+                candidates &= candidates - 1;
+                let mut bits = rows.iter().fold(u64::MAX, |all, row| all & row[self.summary + word]);
+                if word == first_word {
+                    bits &= u64::MAX << (from % WORD);
+                }
+                if bits != 0 {
+                    return Some(word * WORD + bits.trailing_zeros() as usize);
+                }
+            }
+        }
+        None
+    }
+}
+
+/// Distinct rows of one shape; equal rows are stored once.
+#[derive(Clone, Debug)]
+pub(crate) struct Rows {
+    shape: Shape,
+    data: Vec<u64>,
+    numbers: HashMap<Vec<u64>, u32, foldhash::fast::FixedState>,
+}
+
+impl Rows {
+    pub(crate) fn new(shape: Shape) -> Self {
+        Self { shape, data: Vec::new(), numbers: HashMap::default() }
+    }
+
+    /// Returns the number of the row with exactly these bits.
+    pub(crate) fn add(&mut self, bit: impl FnMut(usize) -> bool) -> u32 {
+        let row = self.shape.build(bit);
+        let next = self.numbers.len() as u32;
+        let data = &mut self.data;
+        *self.numbers.entry(row).or_insert_with_key(|row| {
+            data.extend_from_slice(row);
+            next
+        })
+    }
+
+    /// Returns the row with that number.
+    #[inline]
+    pub(crate) fn row(&self, number: u32) -> &[u64] {
+        let start = number as usize * self.shape.stride();
+        &self.data[start..start + self.shape.stride()]
+    }
+}
+
+/// The row that a family and a protocol number leave standing.
+#[derive(Clone, Debug)]
+pub(crate) struct ProtocolRows {
+    rows: Rows,
+    numbers: Vec<u32>,
+}
+
+impl ProtocolRows {
+    /// `matches(bit, is_ipv4, protocol)`; protocols outside `named` all behave alike.
+    pub(crate) fn build(shape: Shape, named: &[u8], matches: impl Fn(usize, bool, u8) -> bool) -> Self {
+        let mut rows = Rows::new(shape);
+        let mut numbers = Vec::with_capacity(512);
+        for is_ipv4 in [true, false] {
+            let mut other = None;
+            for protocol in 0..=u8::MAX {
+                let number = match other {
+                    Some(number) if !named.contains(&protocol) => number,
+                    _ => rows.add(|bit| matches(bit, is_ipv4, protocol)),
+                };
+                if !named.contains(&protocol) {
+                    other = Some(number);
+                }
+                numbers.push(number);
+            }
+        }
+        Self { rows, numbers }
+    }
+
+    #[inline]
+    pub(crate) fn row(&self, address: &IpAddr, protocol: u8) -> &[u64] {
+        let family = if address.is_ipv4() { 0 } else { 256 };
+        self.rows.row(self.numbers[family + usize::from(protocol)])
+    }
+}
+
+/// The row that a port leaves standing.
+#[derive(Clone, Debug)]
+pub(crate) struct PortRows {
+    rows: Rows,
+    /// Page number by the high byte of the port.
+    top: Vec<u16>,
+    /// Row number by the low byte; equal pages are stored once.
+    pages: Vec<[u32; 256]>,
+    none: u32,
+}
+
+impl PortRows {
+    /// `starts` are the ports at which the answer may change; `matches(bit, port)`, where `None` is a packet without known ports.
+    pub(crate) fn build(
+        shape: Shape,
+        mut starts: Vec<u16>,
+        matches: impl Fn(usize, Option<u16>) -> bool,
+    ) -> Self {
+        let mut rows = Rows::new(shape);
+        let none = rows.add(|bit| matches(bit, None));
+        starts.push(0);
+        starts.sort_unstable();
+        starts.dedup();
+        let classes: Vec<u32> =
+            starts.iter().map(|start| rows.add(|bit| matches(bit, Some(*start)))).collect();
+        let mut top = Vec::with_capacity(256);
+        let mut pages: Vec<[u32; 256]> = Vec::new();
+        let mut class = 0;
+        for high in 0..=u8::MAX {
+            let page: [u32; 256] = std::array::from_fn(|low| {
+                let port = u16::from(high) << 8 | low as u16;
+                while starts.get(class + 1).is_some_and(|start| *start <= port) {
+                    class += 1;
+                }
+                classes[class]
+            });
+            let number = pages.iter().rposition(|known| *known == page).unwrap_or_else(|| {
+                pages.push(page);
+                pages.len() - 1
+            });
+            top.push(number as u16);
+        }
+        Self { rows, top, pages, none }
+    }
+
+    #[inline]
+    pub(crate) fn row(&self, port: Option<u16>) -> &[u64] {
+        let number = match port {
+            Some(port) => self.pages[usize::from(self.top[usize::from(port >> 8)])][usize::from(port & 0xff)],
+            None => self.none,
+        };
+        self.rows.row(number)
+    }
+}
+
+/// What an ICMP criterion may see of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum IcmpView {
+    /// Not ICMP of the packet's family.
+    Other,
+    /// ICMP whose header is not at hand.
+    Unknown,
+    /// ICMP of this type.
+    Type(u8),
+}
+
+/// The row that an ICMP type leaves standing.
+#[derive(Clone, Debug)]
+pub(crate) struct IcmpRows {
+    rows: Rows,
+    numbers: Vec<u32>,
+    other: u32,
+    unknown: u32,
+}
+
+impl IcmpRows {
+    pub(crate) fn build(shape: Shape, matches: impl Fn(usize, IcmpView) -> bool) -> Self {
+        let mut rows = Rows::new(shape);
+        let other = rows.add(|bit| matches(bit, IcmpView::Other));
+        let unknown = rows.add(|bit| matches(bit, IcmpView::Unknown));
+        let numbers = (0..=u8::MAX).map(|kind| rows.add(|bit| matches(bit, IcmpView::Type(kind)))).collect();
+        Self { rows, numbers, other, unknown }
+    }
+
+    #[inline]
+    pub(crate) fn row(&self, view: IcmpView) -> &[u64] {
+        self.rows.row(match view {
+            IcmpView::Other => self.other,
+            IcmpView::Unknown => self.unknown,
+            IcmpView::Type(kind) => self.numbers[usize::from(kind)],
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PortRows, Rows, Shape};
+
+    #[test]
+    fn the_first_common_bit_is_found_in_any_word_and_after_any_start() {
+        for bits in [1usize, 63, 64, 65, 511, 512, 4_096, 4_097, 9_000] {
+            let shape = Shape::new(bits);
+            let mut rows = Rows::new(shape);
+            let sevens = rows.add(|bit| bit % 7 == 0 || bit + 1 == bits);
+            let elevens = rows.add(|bit| bit % 11 == 0 || bit + 1 == bits);
+            for from in [0, 1, 63, 64, 70, 77, 78, 500, 4_095, 4_096, 4_100, 8_999] {
+                let expected = (from..bits).find(|bit| (bit % 77 == 0) || bit + 1 == bits);
+                assert_eq!(
+                    shape.first([rows.row(sevens), rows.row(elevens)], from),
+                    expected,
+                    "{bits} bits from {from}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn every_port_finds_its_interval() {
+        let shape = Shape::new(3);
+        let ranges = [(80, 80), (0, 1023), (443, u16::MAX)];
+        let starts = ranges
+            .iter()
+            .flat_map(|(first, last)| [Some(*first), u16::checked_add(*last, 1)])
+            .flatten()
+            .collect();
+        let inside = |bit: usize, port: Option<u16>| {
+            port.is_some_and(|port| (ranges[bit].0..=ranges[bit].1).contains(&port))
+        };
+        let rows = PortRows::build(shape, starts, inside);
+        for port in 0..=u16::MAX {
+            let row = rows.row(Some(port));
+            for bit in 0..3 {
+                assert_eq!(row[1] >> bit & 1 == 1, inside(bit, Some(port)), "port {port} bit {bit}");
+            }
+        }
+        assert_eq!(rows.row(None)[1], 0);
+    }
+}
