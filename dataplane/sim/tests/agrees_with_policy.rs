@@ -95,7 +95,8 @@ fn scenario(seed: u64) {
         references.push(engine);
     }
     for round in 0..6 {
-        let change = Change::Upsert(policy(&mut random, random.clone().below(4)));
+        let number = random.below(4);
+        let change = Change::Upsert(policy(&mut random, number));
         cluster.apply(&change);
         for engine in &mut references {
             engine.apply(change.clone());

@@ -1,0 +1,530 @@
+//! The control thread: the one owner of the Model, the endpoints and the kernel's routes to pods.
+//!
+//! ```text
+//!  source ─┐
+//!  CNI ────┼─▶ Command ─▶ Reconciler ─▶ snapshot ─▶ workers
+//!  netlink ┘                        └─▶ topology ─▶ workers
+//! ```
+//!
+//! It reacts to levels: a command changes what is known, and after every batch of commands what is published is compared with what
+//! should be. Order of publication for a new pod: its table first, then its port, so a pod is never reachable without its policy
+//! (policy model 28, rows 2 and 7). Nothing is published before the source's first complete picture (row 1): pods stay closed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
+use ipnet::IpNet;
+use margay_control::{Batch, Problem};
+use margay_core::topology::{Port, PortKind, TopologyBuilder};
+use margay_core::{PortIndex, WorkerConfig};
+use margay_io::netlink::{Follower, Role, fill_topology};
+use margay_io::{Dataplane, PortReport, PortRole, PortSpec};
+use margay_policy_engine::engine::{Change, Engine, LocalEndpoint};
+use margay_policy_engine::model::{Model, NamespacedName};
+use margay_policy_engine::packet::{Direction, EndpointId};
+use margay_policy_engine::snapshot::Snapshot;
+use margay_wire::MacAddr;
+
+use super::host_port::PodRoutes;
+use crate::endpoints::EndpointRecord;
+use crate::net::{Link, Netlink};
+
+/// Port of the host.
+pub const HOST: PortIndex = PortIndex(0);
+/// Ports of uplinks follow; pods come behind them.
+pub const FIRST_UPLINK: u16 = 1;
+/// First port that a pod may get.
+pub const FIRST_POD: PortIndex = PortIndex(64);
+
+/// What the control thread is told.
+pub enum Command {
+    /// The source of truth has news.
+    Batch(Batch),
+    /// The source of truth is at its end, for this reason.
+    SourceEnded(String),
+    /// Take over a pod's interface; answer when its policy is in force or `deadline` has passed.
+    Attach {
+        /// The interface.
+        record: Box<EndpointRecord>,
+        /// When to give up.
+        deadline: Instant,
+        /// Where the answer goes.
+        reply: Sender<Result<(), String>>,
+    },
+    /// Let go of a pod's interface.
+    Detach {
+        /// The interface.
+        record: Box<EndpointRecord>,
+        /// Told when it is done.
+        reply: Sender<()>,
+    },
+    /// The kernel's links, addresses, routes or neighbours changed.
+    KernelChanged,
+    /// Runs on the control thread, for questions about the Model.
+    Inspect(Box<dyn FnOnce(&Model, &[LocalEndpoint]) + Send>),
+    /// End the thread.
+    Stop,
+}
+
+/// What the control thread shows to the rest of the agent.
+#[derive(Clone, Debug, Default)]
+pub struct Shown {
+    /// Number of the snapshot that was published last; zero before the first.
+    pub generation: u64,
+    /// What keeps the node from serving, in sentences.
+    pub not_ready: Vec<String>,
+    /// The source cannot see the world.
+    pub stale: bool,
+    /// Endpoints with whether their policy is in force.
+    pub endpoints: Vec<(EndpointRecord, bool)>,
+    /// Ports as opened.
+    pub ports: BTreeMap<PortIndex, (Port, PortReport)>,
+    /// What is wrong with objects.
+    pub problems: Arc<[Problem]>,
+    /// Objects by kind.
+    pub objects: BTreeMap<String, u64>,
+    /// Pods by address, for naming drops and flows.
+    pub names: Arc<BTreeMap<IpAddr, String>>,
+    /// Duration of the last compilation.
+    pub compile: Duration,
+}
+
+/// The shared form of [`Shown`].
+pub type Board = Arc<Mutex<Shown>>;
+
+struct PendingAttach {
+    id: EndpointId,
+    deadline: Instant,
+    reply: Sender<Result<(), String>>,
+}
+
+/// The state of the control thread.
+pub struct Reconciler {
+    node: String,
+    config: WorkerConfig,
+    dataplane: Arc<Dataplane>,
+    follower: Arc<Follower>,
+    netlink: Netlink,
+    kernel_end: Link,
+    engine: Engine,
+    snapshot: Option<Arc<Snapshot>>,
+    complete: bool,
+    endpoints: BTreeMap<EndpointId, EndpointRecord>,
+    ports: BTreeMap<PortIndex, (Port, PortReport)>,
+    devices: BTreeMap<PortIndex, u32>,
+    pending: Vec<PendingAttach>,
+    routes: PodRoutes,
+    topology_generation: u64,
+    uplink_prefixes: (Vec<IpNet>, Vec<IpNet>),
+    board: Board,
+    policy_changed: bool,
+    topology_changed: bool,
+    source_error: Option<String>,
+    route_error: Option<String>,
+    resolved: BTreeSet<(PortIndex, IpAddr)>,
+}
+
+/// What [`Reconciler::new`] starts from.
+pub struct Beginnings {
+    /// Name of this node.
+    pub node: String,
+    /// Settings of the workers.
+    pub config: WorkerConfig,
+    /// The packet path.
+    pub dataplane: Arc<Dataplane>,
+    /// The kernel's state.
+    pub follower: Arc<Follower>,
+    /// The kernel's end of the host port.
+    pub kernel_end: Link,
+    /// Host and uplink ports, opened, with their interface indices.
+    pub ports: Vec<(Port, PortReport, u32)>,
+    /// Where to show things.
+    pub board: Board,
+}
+
+impl Reconciler {
+    /// Returns the thread's state before any command.
+    pub fn new(from: Beginnings, netlink: Netlink) -> Self {
+        let devices = from.ports.iter().map(|(port, _, device)| (port.index, *device)).collect();
+        let ports = from.ports.into_iter().map(|(port, report, _)| (port.index, (port, report))).collect();
+        Self {
+            node: from.node,
+            config: from.config,
+            dataplane: from.dataplane,
+            follower: from.follower,
+            netlink,
+            kernel_end: from.kernel_end,
+            engine: Engine::new(),
+            snapshot: None,
+            complete: false,
+            endpoints: BTreeMap::new(),
+            ports,
+            devices,
+            pending: Vec::new(),
+            routes: PodRoutes::default(),
+            topology_generation: 0,
+            uplink_prefixes: Default::default(),
+            board: from.board,
+            policy_changed: false,
+            topology_changed: true,
+            source_error: None,
+            route_error: None,
+            resolved: BTreeSet::new(),
+        }
+    }
+
+    /// Takes over the interfaces of an earlier run; they are closed until their policy is in force.
+    pub fn adopt(&mut self, records: Vec<EndpointRecord>) {
+        for record in records {
+            let name = record.host_ifname.clone();
+            if let Err(error) = self.open_port(&record) {
+                tracing::warn!(interface = name, %error, "an interface of an earlier run could not be opened again");
+            }
+        }
+    }
+
+    /// Runs until told to stop.
+    pub fn run(mut self, commands: &Receiver<Command>) {
+        self.settle();
+        loop {
+            let first = commands.recv_timeout(self.patience());
+            let more = std::iter::from_fn(|| commands.try_recv().ok());
+            let batch: Vec<Command> = match first {
+                Ok(command) => std::iter::once(command).chain(more.take(1_000)).collect(),
+                Err(RecvTimeoutError::Timeout) => Vec::new(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            for command in batch {
+                if !self.obey(command) {
+                    return;
+                }
+            }
+            self.settle();
+        }
+    }
+
+    /// Returns how long to wait for the next command: short while somebody waits for us.
+    fn patience(&self) -> Duration {
+        if self.pending.is_empty() { Duration::from_millis(500) } else { Duration::from_millis(20) }
+    }
+
+    /// Takes one command; `false` means to stop.
+    fn obey(&mut self, command: Command) -> bool {
+        match command {
+            Command::Batch(batch) => self.take(batch),
+            Command::SourceEnded(reason) => {
+                tracing::warn!(%reason, "the source of truth ended; what it told last stays in force");
+                self.source_error = Some(reason);
+            }
+            Command::Attach { record, deadline, reply } => match self.open_port(&record) {
+                Ok(()) => self.pending.push(PendingAttach { id: record.id, deadline, reply }),
+                Err(error) => drop(reply.send(Err(error))),
+            },
+            Command::Detach { record, reply } => {
+                self.close_port(&record);
+                // The port leaves the topology before the plug-in may delete the device.
+                self.settle();
+                let _ = reply.send(());
+            }
+            Command::KernelChanged => self.topology_changed = true,
+            Command::Inspect(ask) => {
+                let locals: Vec<LocalEndpoint> = self.endpoints.values().map(local_endpoint).collect();
+                ask(self.engine.model(), &locals);
+            }
+            Command::Stop => return false,
+        }
+        true
+    }
+
+    fn take(&mut self, batch: Batch) {
+        if !batch.changes.is_empty() {
+            tracing::debug!(changes = batch.changes.len(), "the source of truth changed");
+        }
+        for change in batch.changes {
+            self.engine.apply(change);
+        }
+        self.complete |= batch.complete;
+        self.policy_changed = true;
+        // Node objects carry pod CIDRs and addresses.
+        self.topology_changed = true;
+        let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        board.problems = batch.problems;
+        board.stale = batch.stale;
+    }
+
+    fn open_port(&mut self, record: &EndpointRecord) -> Result<(), String> {
+        let spec = PortSpec {
+            index: record.port,
+            ifname: record.host_ifname.clone(),
+            role: PortRole::Pod,
+            pin: record.pin.clone(),
+        };
+        let report = self.dataplane.add_port(spec).map_err(|e| chain(&e))?;
+        let port = Port {
+            index: record.port,
+            name: record.host_ifname.clone(),
+            kind: PortKind::Pod {
+                endpoint: record.id,
+                pod_mac: record.pod_mac,
+                addresses: record.addresses.clone(),
+            },
+            mac: record.host_mac,
+            mtu: record.mtu,
+        };
+        self.ports.insert(record.port, (port, report));
+        self.devices.insert(record.port, record.host_ifindex);
+        self.endpoints.insert(record.id, record.clone());
+        self.engine.apply(Change::Endpoint(local_endpoint(record)));
+        self.policy_changed = true;
+        self.topology_changed = true;
+        Ok(())
+    }
+
+    fn close_port(&mut self, record: &EndpointRecord) {
+        self.pending.retain(|pending| pending.id != record.id);
+        if self.endpoints.remove(&record.id).is_some() {
+            self.engine.apply(Change::EndpointGone(record.id));
+        }
+        self.ports.remove(&record.port);
+        self.devices.remove(&record.port);
+        self.topology_changed = true;
+        self.policy_changed = true;
+        self.publish_topology();
+        if let Err(error) = self.dataplane.remove_port(record.port) {
+            tracing::warn!(interface = record.host_ifname, error = chain(&error), "the port could not be closed");
+        }
+    }
+
+    /// Brings what is published in line with what is known.
+    fn settle(&mut self) {
+        if self.policy_changed && self.complete {
+            self.policy_changed = false;
+            self.publish_policy();
+        }
+        self.publish_topology();
+        self.resolve_neighbours();
+        self.answer_pending();
+        self.show();
+    }
+
+    fn publish_policy(&mut self) {
+        let start = Instant::now();
+        let snapshot = self.engine.publish();
+        let took = start.elapsed();
+        let newer = self.snapshot.as_ref().is_none_or(|old| old.generation() != snapshot.generation());
+        if newer {
+            tracing::debug!(generation = snapshot.generation().0, ?took, "policy compiled");
+            self.dataplane.publish_snapshot(Arc::clone(&snapshot));
+            self.snapshot = Some(snapshot);
+            self.board.lock().unwrap_or_else(PoisonError::into_inner).compile = took;
+        }
+    }
+
+    fn publish_topology(&mut self) {
+        if !std::mem::take(&mut self.topology_changed) {
+            return;
+        }
+        let view = self.follower.current();
+        let mut builder = TopologyBuilder { ports: self.ports.values().map(|(port, _)| port.clone()).collect(), ..Default::default() };
+        let ours: Vec<(PortIndex, u32, Role)> = self
+            .ports
+            .values()
+            .filter_map(|(port, _)| {
+                let role = match port.kind {
+                    PortKind::Pod { .. } => Role::Pod,
+                    PortKind::Host { .. } => Role::Host,
+                    PortKind::Uplink => Role::Uplink,
+                };
+                Some((port.index, *self.devices.get(&port.index)?, role))
+            })
+            .collect();
+        fill_topology(&view, &ours, &mut builder);
+        for port in &mut builder.ports {
+            // An uplink's address and MTU follow the kernel's.
+            if matches!(port.kind, PortKind::Uplink)
+                && let Some(link) = self.devices.get(&port.index).and_then(|device| view.links.get(device))
+            {
+                port.mac = link.mac.unwrap_or(port.mac);
+                port.mtu = link.mtu;
+            }
+        }
+        let (mut sources, mut cidrs) = (Vec::new(), BTreeSet::new());
+        for node in self.engine.model().nodes.values() {
+            cidrs.extend(node.pod_cidrs.iter().copied());
+            if node.name == self.node {
+                builder.local_pod_cidrs.extend(node.pod_cidrs.iter().copied());
+                sources.extend(node.addresses.iter().filter(|a| builder.node_addresses.contains(a)).copied());
+            } else {
+                builder.remote_pod_cidrs.extend(node.pod_cidrs.iter().map(|cidr| (*cidr, node.addresses.clone())));
+            }
+        }
+        let local_pods = self.endpoints.values().flat_map(|record| record.addresses.iter().map(|a| IpNet::from(*a)));
+        let local: Vec<IpNet> = builder.local_pod_cidrs.iter().copied().chain(local_pods.clone()).collect();
+        let mut remembered = cidrs.clone();
+        remembered.extend(local_pods);
+        self.topology_generation += 1;
+        self.dataplane.publish_topology(Arc::new(builder.build(self.topology_generation)));
+        let prefixes = (local, cidrs.iter().copied().collect::<Vec<_>>());
+        if prefixes != self.uplink_prefixes {
+            match self.dataplane.set_uplink_prefixes(&prefixes.0, &prefixes.1) {
+                Ok(()) => self.uplink_prefixes = prefixes,
+                Err(error) => tracing::warn!(error = chain(&error), "the uplink filter could not be changed"),
+            }
+        }
+        let device = self.kernel_end.index;
+        let gateways = [self.config.gateway_v4, self.config.gateway_v6];
+        let result = self.routes.reconcile(&mut self.netlink, device, gateways, &sources, &remembered);
+        self.route_error = result.err().map(|error| chain(&error));
+        if let Some(error) = &self.route_error {
+            tracing::warn!(error, "the kernel's routes to pods are not as wanted");
+            self.topology_changed = true;
+        }
+    }
+
+    /// Has the kernel resolve the other nodes' addresses and whatever packets wait for.
+    fn resolve_neighbours(&mut self) {
+        let mut wanted: BTreeSet<(PortIndex, IpAddr)> = self.dataplane.wanted_neighbours().into_iter().collect();
+        let view = self.follower.current();
+        let uplinks: Vec<(PortIndex, u32)> = self
+            .ports
+            .values()
+            .filter(|(port, _)| matches!(port.kind, PortKind::Uplink))
+            .filter_map(|(port, _)| Some((port.index, *self.devices.get(&port.index)?)))
+            .collect();
+        for node in self.engine.model().nodes.values().filter(|node| node.name != self.node) {
+            for address in &node.addresses {
+                for (port, device) in &uplinks {
+                    let on_link = view.addresses.iter().any(|(at, net)| at == device && net.contains(address));
+                    if on_link {
+                        wanted.insert((*port, *address));
+                    }
+                }
+            }
+        }
+        for (port, address) in wanted.difference(&self.resolved.clone()) {
+            let Some(device) = self.devices.get(port) else { continue };
+            match self.follower.resolve(*device, *address) {
+                Ok(()) => drop(self.resolved.insert((*port, *address))),
+                Err(error) => tracing::debug!(%address, error = chain(&error), "the next hop cannot be resolved"),
+            }
+        }
+    }
+
+    /// Answers whoever waits for a pod's policy to be in force.
+    fn answer_pending(&mut self) {
+        let now = Instant::now();
+        let snapshot = self.snapshot.clone();
+        let in_force = |id: EndpointId| {
+            snapshot.as_ref().is_some_and(|s| {
+                s.epoch(id, Direction::Ingress).is_some()
+                    && self.dataplane.wait_for_snapshot(s.generation(), Duration::from_secs(1))
+                    && self.dataplane.wait_for_topology(self.topology_generation, Duration::from_secs(1))
+            })
+        };
+        let (ready, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.pending)
+            .into_iter()
+            .partition(|pending| in_force(pending.id) || pending.deadline <= now);
+        for pending in ready {
+            let answer = if in_force(pending.id) { Ok(()) } else { Err(self.why_closed(pending.id)) };
+            let _ = pending.reply.send(answer);
+        }
+        self.pending = waiting;
+    }
+
+    fn why_closed(&self, id: EndpointId) -> String {
+        let Some(record) = self.endpoints.get(&id) else { return "the interface went away meanwhile".to_owned() };
+        let pod = format!("{}/{}", record.pod.namespace, record.pod.name);
+        if !self.complete {
+            return format!("policy of pod {pod} is not in force in time: the first complete picture has not arrived yet");
+        }
+        let key = NamespacedName { namespace: record.pod.namespace.clone(), name: record.pod.name.clone() };
+        match (self.engine.model().pods.get(&key), &record.pod.uid) {
+            (None, _) => format!("policy of pod {pod} is not in force in time: no Pod object of that name is known"),
+            (Some(known), Some(uid)) if known.uid != *uid => format!(
+                "policy of pod {pod} is not in force in time: the Pod object known has uid {}, the runtime says {uid}",
+                known.uid
+            ),
+            _ => format!("policy of pod {pod} is not in force in time: the workers have not taken it over"),
+        }
+    }
+
+    /// Copies what others may ask for to the board.
+    fn show(&self) {
+        let model = self.engine.model();
+        let mut not_ready = Vec::new();
+        if !self.complete {
+            not_ready.push("the first complete picture of the source of truth has not arrived yet".to_owned());
+        }
+        not_ready.extend(self.source_error.iter().map(|error| format!("the source of truth ended: {error}")));
+        not_ready.extend(self.route_error.iter().cloned());
+        let endpoint = |record: &EndpointRecord| {
+            let known = self.snapshot.as_ref().is_some_and(|s| s.epoch(record.id, Direction::Ingress).is_some());
+            (record.clone(), known)
+        };
+        let count = |kind: &str, number: usize| (kind.to_owned(), number as u64);
+        let objects = BTreeMap::from([
+            count("Namespace", model.namespaces.len()),
+            count("ServiceAccount", model.service_accounts.len()),
+            count("Pod", model.pods.len()),
+            count("Node", model.nodes.len()),
+            count("Tier", model.tiers.len()),
+            count("Policy", model.policies.len()),
+            count("NetworkSet", model.network_sets.len()),
+            count("HostEndpoint", model.host_endpoints.len()),
+        ]);
+        let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        board.generation = self.snapshot.as_ref().map_or(0, |s| s.generation().0);
+        board.not_ready = not_ready;
+        board.endpoints = self.endpoints.values().map(endpoint).collect();
+        board.ports = self.ports.clone();
+        board.objects = objects;
+        let mut names = BTreeMap::new();
+        for pod in model.pods.values().filter(|pod| !pod.host_network) {
+            let name = format!("{}/{}", pod.key.namespace, pod.key.name);
+            names.extend(pod.addresses.iter().map(|a| (*a, name.clone())));
+        }
+        for record in self.endpoints.values() {
+            let name = format!("{}/{}", record.pod.namespace, record.pod.name);
+            names.extend(record.addresses.iter().map(|a| (*a, name.clone())));
+        }
+        board.names = Arc::new(names);
+    }
+}
+
+fn local_endpoint(record: &EndpointRecord) -> LocalEndpoint {
+    LocalEndpoint {
+        id: record.id,
+        pod: NamespacedName { namespace: record.pod.namespace.clone(), name: record.pod.name.clone() },
+        uid: record.pod.uid.clone().unwrap_or_default(),
+        addresses: record.addresses.clone(),
+    }
+}
+
+/// Returns an error with its causes in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+/// Returns the port of the host.
+pub fn host_port(kernel: &Link, ours: &Link) -> Port {
+    Port { index: HOST, name: ours.name.clone(), kind: PortKind::Host { kernel_mac: kernel.mac }, mac: ours.mac, mtu: kernel.mtu }
+}
+
+/// Returns the port of an uplink.
+pub fn uplink_port(nth: usize, name: &str, mac: MacAddr, mtu: u32) -> Port {
+    let index = PortIndex(FIRST_UPLINK + nth as u16);
+    Port { index, name: name.to_owned(), kind: PortKind::Uplink, mac, mtu }
+}
