@@ -1,0 +1,294 @@
+//! From files to what is in force: a function of the files as they are now and of the store, whatever happened in between.
+//!
+//! ```text
+//!  file ── whole? ──yes──▶ its documents, remembered as the last whole reading
+//!             │no
+//!             ├─ read whole before? ──▶ the last whole reading: a broken file changes nothing
+//!             └─ never ───────────────▶ the documents that can be read
+//!
+//!  document ── valid? ──▶ in force, remembered as the last valid form
+//!                 │no
+//!                 ├─ valid before? ──▶ the last valid form
+//!                 └─ never ──────────▶ its closed form (policy model 4.1), or nothing where it has none
+//! ```
+//!
+//! Where two documents describe one object, the first in the order of paths counts. A deleted file takes its objects with it; a
+//! *folder* that cannot be looked into does not: what was known under it stays.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use margay_policy_engine::decode::{Decoded, Origin, decode_value};
+use margay_policy_engine::engine::Change;
+use margay_policy_engine::model::{Object, ObjectKey};
+use serde_json::Value;
+
+use super::overlay::{Overlay, Patches};
+use super::store::{Form, Record, Store};
+use crate::listing::{Listing, Stamp};
+use crate::manifests::is_first;
+use crate::problem::{Problem, Severity, object_name};
+use crate::reading::{Entry, Judged, Reading, read_text};
+
+/// One manifest file.
+#[derive(Debug, Default)]
+struct Manifest {
+    /// What the file looked like when it was read; `None` before the first reading of this run.
+    stamp: Option<Stamp>,
+    /// The last reading in which every document could be read, with its text.
+    whole: Option<(Reading, String)>,
+    /// The present reading, when it is not whole.
+    broken: Option<Reading>,
+    /// The record on disk differs from what is known.
+    dirty: bool,
+}
+
+impl Manifest {
+    fn effective(&self) -> Option<&Reading> {
+        self.whole.as_ref().map(|(reading, _)| reading).or(self.broken.as_ref())
+    }
+}
+
+/// One overlay file.
+#[derive(Debug, Default)]
+struct OverlayFile {
+    stamp: Option<Stamp>,
+    patches: Patches,
+    problems: Vec<Problem>,
+}
+
+/// Everything that is known.
+#[derive(Debug)]
+pub(super) struct State {
+    store: Store,
+    manifests: BTreeMap<PathBuf, Manifest>,
+    overlay: BTreeMap<PathBuf, OverlayFile>,
+    /// Last valid forms, of objects that some file describes.
+    forms: BTreeMap<ObjectKey, Form>,
+    /// What was told.
+    told: BTreeMap<ObjectKey, Object>,
+    damaged: Vec<Problem>,
+    failed_writes: BTreeMap<PathBuf, io::Error>,
+}
+
+impl State {
+    /// Takes up where the store left off; nothing is in force before the first [`State::look`].
+    pub fn open(store: Store) -> io::Result<Self> {
+        let (records, damaged) = store.load()?;
+        let damaged = damaged.into_iter().map(|(path, reason)| {
+            let reason = format!("a stored record cannot be used and is passed over: {reason}; it may be deleted");
+            Problem::of_file(path.display().to_string(), Severity::Warning, reason)
+        });
+        let mut state = Self {
+            store,
+            manifests: BTreeMap::new(),
+            overlay: BTreeMap::new(),
+            forms: BTreeMap::new(),
+            told: BTreeMap::new(),
+            damaged: damaged.collect(),
+            failed_writes: BTreeMap::new(),
+        };
+        for record in records {
+            let reading = Reading::of_text(&record.text, &record.path.display().to_string());
+            for form in record.valid {
+                if let Some((key, _)) = judge_form(&form, &form.document) {
+                    state.forms.entry(key).or_insert(form);
+                }
+            }
+            let whole = Some((reading, record.text));
+            state.manifests.insert(record.path, Manifest { whole, ..Manifest::default() });
+        }
+        // Forms of objects that are valid in their file's text; the first file in order is the one that counts.
+        for (reading, _) in state.manifests.values().rev().filter_map(|manifest| manifest.whole.as_ref()) {
+            state.forms.extend(valid_forms(reading));
+        }
+        Ok(state)
+    }
+
+    /// Looks at the world: reads what changed (and everything in `suspects`), and returns the differences to what was told.
+    pub fn look(
+        &mut self,
+        manifests: &Listing,
+        overlay: &Listing,
+        suspects: &BTreeSet<PathBuf>,
+        all: bool,
+    ) -> (Vec<Change>, Vec<Problem>) {
+        for (path, stamp) in &manifests.files {
+            let manifest = self.manifests.entry(path.clone()).or_default();
+            if all || manifest.stamp != Some(*stamp) || suspects.contains(path) {
+                manifest.read(path, *stamp);
+            }
+        }
+        let gone = |path: &PathBuf| !manifests.files.contains_key(path) && !manifests.is_lost(path);
+        let removed: Vec<PathBuf> = self.manifests.keys().filter(|path| gone(path)).cloned().collect();
+        for path in &removed {
+            self.manifests.remove(path);
+        }
+        self.look_at_overlay(overlay, suspects, all);
+
+        let mut problems = self.damaged.clone();
+        for (path, error) in manifests.lost.iter().chain(&overlay.lost) {
+            let reason = format!("cannot be looked into: {error}; what was read from it before stays in force");
+            problems.push(Problem::of_file(path.display().to_string(), Severity::Critical, reason));
+        }
+        let wanted = self.evaluate(&mut problems);
+        let changes = differences(&self.told, &wanted);
+        self.told = wanted;
+        self.persist(&removed);
+        for (path, error) in &self.failed_writes {
+            let reason = format!(
+                "its last valid form cannot be stored ({error}): a restart would not know it; make room or check the store's folder"
+            );
+            problems.push(Problem::of_file(path.display().to_string(), Severity::Error, reason));
+        }
+        problems.sort();
+        problems.dedup();
+        (changes, problems)
+    }
+
+    fn look_at_overlay(&mut self, listing: &Listing, suspects: &BTreeSet<PathBuf>, all: bool) {
+        for (path, stamp) in &listing.files {
+            let file = self.overlay.entry(path.clone()).or_default();
+            if !all && file.stamp == Some(*stamp) && !suspects.contains(path) {
+                continue;
+            }
+            file.stamp = Some(*stamp);
+            let name = path.display().to_string();
+            let read = read_text(path)
+                .map_err(|reason| vec![Problem::of_file(name.clone(), Severity::Error, reason)])
+                .and_then(|text| Patches::read(&text, &name));
+            match read {
+                Ok(patches) => (file.patches, file.problems) = (patches, Vec::new()),
+                Err(problems) => file.problems = problems,
+            }
+        }
+        self.overlay.retain(|path, _| listing.files.contains_key(path) || listing.is_lost(path));
+    }
+
+    /// Returns what shall be in force, and keeps the last valid forms of what is described.
+    fn evaluate(&mut self, problems: &mut Vec<Problem>) -> BTreeMap<ObjectKey, Object> {
+        let overlay = Overlay::of(self.overlay.values().map(|file| &file.patches));
+        problems.extend(self.overlay.values().flat_map(|file| file.problems.iter().cloned()));
+        let mut wanted = BTreeMap::new();
+        let mut seen = BTreeMap::new();
+        let mut forms = BTreeMap::new();
+        for manifest in self.manifests.values() {
+            if let Some(broken) = &manifest.broken {
+                problems.extend(broken.broken.iter().cloned());
+            }
+            let Some(reading) = manifest.effective() else { continue };
+            for entry in &reading.entries {
+                let merged = entry.value.as_ref().and_then(|value| overlay.apply(value)).and_then(|value| {
+                    let decoded = decode_value(value.clone(), entry.origin.clone()).into_iter().next()?;
+                    Entry::of(decoded, Some(value))
+                });
+                let entry = merged.as_ref().filter(|merged| merged.key == entry.key).unwrap_or(entry);
+                if !is_first(&mut seen, entry, problems) {
+                    continue;
+                }
+                entry.report(problems);
+                match &entry.judged {
+                    Judged::Valid { object, version, .. } => {
+                        if let (Some(document), true) = (&entry.value, manifest.whole.is_some()) {
+                            let object = object_name(&entry.key);
+                            let form = Form { object, version: version.clone(), document: document.clone() };
+                            forms.insert(entry.key.clone(), form);
+                        }
+                        wanted.insert(entry.key.clone(), object.clone());
+                    }
+                    Judged::Invalid { fallback, .. } => {
+                        let form = self.forms.get(&entry.key);
+                        let last = form.and_then(|form| {
+                            // The overlay is current knowledge and goes over the old form too, unless that makes it invalid.
+                            let merged = overlay.apply(&form.document);
+                            merged.and_then(|document| judge_form(form, &document)).or_else(|| judge_form(form, &form.document))
+                        });
+                        if let (Some(form), Some(_)) = (form, &last) {
+                            forms.insert(entry.key.clone(), form.clone());
+                        }
+                        let object = last.map(|(_, object)| object).or_else(|| fallback.clone());
+                        if let Some(object) = object.filter(|object| object.key() == entry.key) {
+                            wanted.insert(entry.key.clone(), object);
+                        }
+                    }
+                }
+            }
+        }
+        self.forms = forms;
+        wanted
+    }
+
+    /// Brings the store up to date with what is known.
+    fn persist(&mut self, removed: &[PathBuf]) {
+        for path in removed {
+            match self.store.remove(path) {
+                Ok(()) => drop(self.failed_writes.remove(path)),
+                Err(error) => drop(self.failed_writes.insert(path.clone(), error)),
+            }
+        }
+        for (path, manifest) in &mut self.manifests {
+            let Some((reading, text)) = manifest.whole.as_ref().filter(|_| manifest.dirty) else { continue };
+            let invalid = reading.entries.iter().filter(|entry| matches!(entry.judged, Judged::Invalid { .. }));
+            let valid = invalid.filter_map(|entry| self.forms.get(&entry.key).cloned()).collect();
+            match self.store.save(&Record { path: path.clone(), text: text.clone(), valid }) {
+                Ok(()) => {
+                    manifest.dirty = false;
+                    self.failed_writes.remove(path);
+                }
+                Err(error) => drop(self.failed_writes.insert(path.clone(), error)),
+            }
+        }
+    }
+}
+
+impl Manifest {
+    fn read(&mut self, path: &Path, stamp: Stamp) {
+        self.stamp = Some(stamp);
+        let file = path.display().to_string();
+        let text = match read_text(path) {
+            Ok(text) => text,
+            Err(reason) => {
+                self.broken = Some(Reading::broken(&file, reason));
+                return;
+            }
+        };
+        if self.whole.as_ref().is_some_and(|(_, before)| *before == text) {
+            self.broken = None;
+            return;
+        }
+        let reading = Reading::of_text(&text, &file);
+        if reading.broken.is_empty() {
+            self.whole = Some((reading, text));
+            self.broken = None;
+            self.dirty = true;
+        } else {
+            self.broken = Some(reading);
+        }
+    }
+}
+
+fn valid_forms(reading: &Reading) -> impl Iterator<Item = (ObjectKey, Form)> {
+    reading.entries.iter().rev().filter_map(|entry| match (&entry.judged, &entry.value) {
+        (Judged::Valid { version, .. }, Some(document)) => {
+            let object = object_name(&entry.key);
+            Some((entry.key.clone(), Form { object, version: version.clone(), document: document.clone() }))
+        }
+        _ => None,
+    })
+}
+
+/// Judges a document again that was valid once. `None` when this build sees it otherwise.
+fn judge_form(form: &Form, document: &Value) -> Option<(ObjectKey, Object)> {
+    let origin = Origin { file: form.object.clone(), line: 0 };
+    match decode_value(document.clone(), origin).into_iter().next()? {
+        Decoded::Valid { object, .. } => Some((object.key(), object)),
+        _ => None,
+    }
+}
+
+fn differences(told: &BTreeMap<ObjectKey, Object>, wanted: &BTreeMap<ObjectKey, Object>) -> Vec<Change> {
+    let gone = told.keys().filter(|key| !wanted.contains_key(key)).map(|key| Change::Delete(key.clone()));
+    let new = wanted.iter().filter(|(key, object)| told.get(key) != Some(object));
+    new.map(|(_, object)| Change::Upsert(object.clone())).chain(gone).collect()
+}

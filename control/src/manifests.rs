@@ -1,0 +1,68 @@
+//! Manifests read once, without a watch and without a memory: the world of `simulate` and `explain`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use margay_policy_engine::model::{Model, ObjectKey};
+
+use crate::listing::Listing;
+use crate::problem::{Problem, Severity, object_name};
+use crate::reading::{Entry, Judged, Reading, read_text};
+
+/// Returns the Model that `paths` (files and folders) describe, and everything that is wrong with them.
+///
+/// There is no earlier valid form of anything here, so an invalid policy is in force in its closed form (policy model 4.1). Where two
+/// documents describe one object, the first in the order of paths is taken.
+pub fn load(paths: &[PathBuf]) -> (Model, Vec<Problem>) {
+    let listing = Listing::of(paths, &mut |_| {});
+    let mut model = Model::with_builtins();
+    let mut problems = Vec::new();
+    let mut seen = BTreeMap::new();
+    for (path, error) in &listing.lost {
+        let reason = format!("cannot be looked into: {error}");
+        problems.push(Problem::of_file(path.display().to_string(), Severity::Error, reason));
+    }
+    for path in listing.files.keys() {
+        let file = path.display().to_string();
+        let reading = match read_text(path) {
+            Ok(text) => Reading::of_text(&text, &file),
+            Err(reason) => Reading::broken(&file, reason),
+        };
+        problems.extend(reading.broken);
+        for entry in reading.entries {
+            if is_first(&mut seen, &entry, &mut problems) {
+                entry.report(&mut problems);
+                let object = match entry.judged {
+                    Judged::Valid { object, .. } => Some(object),
+                    Judged::Invalid { fallback, .. } => fallback,
+                };
+                object.into_iter().for_each(|object| model.insert(object));
+            }
+        }
+    }
+    problems.sort();
+    (model, problems)
+}
+
+/// Notes the place of `entry`, or reports that the object was described before.
+pub(crate) fn is_first(
+    seen: &mut BTreeMap<ObjectKey, String>,
+    entry: &Entry,
+    problems: &mut Vec<Problem>,
+) -> bool {
+    let place = format!("{}:{}", entry.origin.file, entry.origin.line);
+    let Some(earlier) = seen.get(&entry.key) else {
+        seen.insert(entry.key.clone(), place);
+        return true;
+    };
+    problems.push(Problem {
+        file: entry.origin.file.clone(),
+        line: entry.origin.line,
+        object: Some(object_name(&entry.key)),
+        field: "metadata.name".to_owned(),
+        value: String::new(),
+        reason: format!("the object is already described at {earlier}, which is in force; remove one of the two"),
+        severity: Severity::Error,
+    });
+    false
+}

@@ -1,0 +1,112 @@
+//! One file, read and judged document by document.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use margay_policy_engine::decode::{Decoded, FieldError, MAX_FILE_BYTES, Origin, decode, split_documents};
+use margay_policy_engine::model::{Object, ObjectKey};
+use serde_json::Value;
+
+use crate::problem::{Problem, Severity};
+
+/// What decoding said about one object.
+#[derive(Clone, Debug)]
+pub(crate) enum Judged {
+    Valid { object: Object, version: String, warnings: Vec<FieldError> },
+    Invalid { errors: Vec<FieldError>, fallback: Option<Object>, critical: bool },
+}
+
+/// One object of a file.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub key: ObjectKey,
+    pub judged: Judged,
+    /// The document, where it does not contradict itself.
+    pub value: Option<Value>,
+    pub origin: Origin,
+}
+
+/// A file as far as it could be read.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Reading {
+    pub entries: Vec<Entry>,
+    /// Documents, or the whole file, of which not even the identity is known. Empty: the file is whole.
+    pub broken: Vec<Problem>,
+}
+
+impl Reading {
+    /// Reads `text` as the content of `file`.
+    pub fn of_text(text: &str, file: &str) -> Self {
+        let mut reading = Self::default();
+        // Both calls walk the same documents in the same order: one gives the values, the other the judgement.
+        let mut values = split_documents(text, file).into_iter().map(|document| document.ok().map(|(value, _)| value));
+        for decoded in decode(text, file) {
+            let value = values.next().flatten();
+            match decoded {
+                Decoded::Unreadable { errors, origin } => {
+                    let problem = |error| Problem::of_field(&origin, None, error, Severity::Error);
+                    reading.broken.extend(errors.iter().map(problem));
+                }
+                Decoded::Ignored { kind, origin } => {
+                    tracing::debug!(file = origin.file, line = origin.line, kind, "not a kind that policy is about");
+                }
+                decoded => reading.entries.extend(Entry::of(decoded, value)),
+            }
+        }
+        reading
+    }
+
+    /// A file that could not be read at all.
+    pub fn broken(file: &str, reason: String) -> Self {
+        Self { entries: Vec::new(), broken: vec![Problem::of_file(file, Severity::Error, reason)] }
+    }
+}
+
+impl Entry {
+    /// Returns the entry for a decoded object; `None` for what is not an object.
+    pub fn of(decoded: Decoded, value: Option<Value>) -> Option<Self> {
+        match decoded {
+            Decoded::Valid { object, version, warnings, origin } => {
+                Some(Self { key: object.key(), judged: Judged::Valid { object, version, warnings }, value, origin })
+            }
+            Decoded::Invalid { key, errors, fallback, critical, origin } => {
+                Some(Self { key, judged: Judged::Invalid { errors, fallback, critical }, value, origin })
+            }
+            Decoded::Unreadable { .. } | Decoded::Ignored { .. } => None,
+        }
+    }
+
+    /// Adds what is wrong with the entry to `problems`.
+    pub fn report(&self, problems: &mut Vec<Problem>) {
+        let (errors, severity) = match &self.judged {
+            Judged::Valid { warnings, .. } => (warnings, Severity::Warning),
+            Judged::Invalid { errors, critical: false, .. } => (errors, Severity::Error),
+            Judged::Invalid { errors, critical: true, .. } => (errors, Severity::Critical),
+        };
+        problems.extend(errors.iter().map(|e| Problem::of_field(&self.origin, Some(&self.key), e, severity)));
+    }
+}
+
+/// Returns the text of the file at `path`, or why there is none, in words for people.
+///
+/// Shape: at most [`MAX_FILE_BYTES`] bytes are read into memory, whatever the file's size is or becomes.
+pub(crate) fn read_text(path: &Path) -> Result<String, String> {
+    let file = File::open(path).map_err(|error| format!("cannot be opened: {error}; check its owner and mode"))?;
+    let bytes = file.metadata().map_err(|error| format!("cannot be looked at: {error}"))?.len();
+    let limit = MAX_FILE_BYTES as u64;
+    let too_large =
+        |bytes: u64| format!("has {bytes} bytes or more, and {limit} are the most that are read; split it into several files");
+    if bytes > limit {
+        return Err(too_large(bytes));
+    }
+    let mut content = Vec::new();
+    file.take(limit + 1).read_to_end(&mut content).map_err(|error| format!("cannot be read: {error}"))?;
+    if content.len() as u64 > limit {
+        return Err(too_large(limit + 1));
+    }
+    String::from_utf8(content).map_err(|error| {
+        let line = error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
+        format!("is not UTF-8 text (line {line}); save it as UTF-8")
+    })
+}
