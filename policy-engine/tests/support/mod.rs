@@ -1,6 +1,8 @@
 //! Small worlds for tests: objects in few words, packets as text, and a judge that always asks both the tables and the oracle.
 
-#![allow(dead_code, reason = "every test binary uses its own part")]
+#![allow(dead_code, unused_imports, reason = "every test binary uses its own part")]
+
+pub mod chance;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
