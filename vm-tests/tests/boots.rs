@@ -1,9 +1,10 @@
 //! Every kernel that margay is held to boots, has what margay stands on, and runs the binary.
 
-use std::path::PathBuf;
-use std::process::Command;
+mod common;
+
+use common::{margay, on, passed};
 use vm_tests::kernel::Series;
-use vm_tests::{Error, Initramfs, Kernel, Machine, Outcome};
+use vm_tests::{Error, Initramfs, Kernel, Machine};
 
 #[test]
 fn linux_6_1_has_veth_and_af_xdp() {
@@ -65,27 +66,4 @@ fn runs_the_binary(kernel: &Kernel) -> Result<(), Error> {
     passed(&outcome);
     assert!(outcome.console.contains("margay "), "{}", outcome.console);
     Ok(())
-}
-
-/// Builds the binary with the profile of this test and returns its path.
-fn margay() -> PathBuf {
-    let built = Command::new(env!("CARGO")).args(["build", "-p", "margay"]).status().expect("cargo runs");
-    assert!(built.success(), "margay does not build");
-    let here = std::env::current_exe().expect("the test knows its own path");
-    let profile = here.parent().and_then(|deps| deps.parent()).expect("tests live in PROFILE/deps");
-    profile.join("margay")
-}
-
-fn passed(outcome: &Outcome) {
-    assert_eq!(outcome.status, 0, "{:?} after {:?}:\n{}", outcome.accelerator, outcome.took, outcome.console);
-    println!("{:?}, {:.1} s", outcome.accelerator, outcome.took.as_secs_f64());
-}
-
-/// Runs a scenario on a kernel, or says by name why it cannot run here.
-fn on(name: &str, series: Series, scenario: impl Fn(&Kernel) -> Result<(), Error>) {
-    match Kernel::obtain(series).and_then(|kernel| scenario(&kernel)) {
-        Ok(()) => {}
-        Err(Error::Unavailable(why)) => vm_tests::skip(name, &why),
-        Err(e) => panic!("{e}"),
-    }
 }
