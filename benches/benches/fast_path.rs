@@ -145,7 +145,8 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 /// Nanoseconds per packet, and allocations per million packets.
 fn measure(snapshot: &Snapshot, topology: &Topology, flows: usize) -> (f64, f64) {
-    let mut worker: Worker<MemoryFrame> = Worker::new(WorkerConfig::default(), Nanos(0));
+    let config = WorkerConfig { max_flows: 2_000_000, ..WorkerConfig::default() };
+    let mut worker: Worker<MemoryFrame> = Worker::new(config, Nanos(0));
     let mut out = Output::new();
     let view = View { snapshot: Some(snapshot), topology };
     let mut now = Nanos::from_secs(1);

@@ -1,0 +1,64 @@
+//! The CNI server's side of the control thread: hands attachments over and waits for the answer.
+
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Sender, bounded};
+
+use super::reconciler::{Board, Command};
+use crate::endpoints::{AttachHooks, EndpointRecord};
+
+/// Passes attachments to the control thread.
+pub struct Attachments {
+    /// The control thread's ear.
+    pub commands: Sender<Command>,
+    /// What the control thread shows.
+    pub board: Board,
+    /// MTU of pods.
+    pub mtu: u32,
+    /// Longest wait for policy.
+    pub patience: Duration,
+}
+
+/// Grace for the control thread to answer after a deadline that it keeps itself.
+const GRACE: Duration = Duration::from_secs(5);
+
+impl AttachHooks for Attachments {
+    fn ready(&self) -> Result<(), String> {
+        let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        if board.not_ready.is_empty() { Ok(()) } else { Err(board.not_ready.join("; ")) }
+    }
+
+    fn default_mtu(&self) -> u32 {
+        self.mtu
+    }
+
+    fn attach(&self, record: &EndpointRecord, deadline: Instant) -> Result<(), String> {
+        let deadline = deadline.min(Instant::now() + self.patience);
+        let (reply, answer) = bounded(1);
+        let gone = || "the agent is stopping; try again when it runs".to_owned();
+        self.commands
+            .send(Command::Attach { record: Box::new(record.clone()), deadline, reply })
+            .map_err(|_| gone())?;
+        let patience = deadline.saturating_duration_since(Instant::now()) + GRACE;
+        answer.recv_timeout(patience).unwrap_or_else(|_| Err(gone()))
+    }
+
+    fn detach(&self, record: &EndpointRecord) {
+        let (reply, done) = bounded(1);
+        if self.commands.send(Command::Detach { record: Box::new(record.clone()), reply }).is_ok() {
+            let _ = done.recv_timeout(GRACE);
+        }
+    }
+
+    fn check(&self, record: &EndpointRecord) -> Result<(), String> {
+        let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        match board.endpoints.iter().find(|(known, _)| known.id == record.id) {
+            Some((_, true)) => Ok(()),
+            Some((known, false)) => {
+                Err(format!("the policy of {}/{} is not in force", known.pod.namespace, known.pod.name))
+            }
+            None => Err("the dataplane does not know this interface".to_owned()),
+        }
+    }
+}

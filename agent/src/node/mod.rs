@@ -1,0 +1,216 @@
+//! The running agent: opens everything in order, introduces the parts to each other, and waits to be told to stop.
+//!
+//! ```text
+//!   directory ─▶ [control thread: Reconciler] ─▶ Dataplane (worker threads)
+//!   CNI socket ─▶        ▲      │
+//!   netlink ─────────────┘      └▶ board ─▶ admin socket, metrics
+//! ```
+//!
+//! On stop, programs stay pinned: pods are closed and uplinks pass until the next agent takes over.
+
+pub mod args;
+mod attach;
+mod host_port;
+mod preflight;
+mod reconciler;
+mod view;
+
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Sender, bounded, unbounded};
+use margay_control::{Directory, DirectoryConfig, Source};
+use margay_core::PortIndex;
+use margay_io::netlink::Follower;
+use margay_io::{Dataplane, DataplaneConfig, PortRole, PortSpec};
+
+use crate::admin::{AdminServer, DropHub};
+use crate::endpoints::{Registry, bind_private, serve_cni};
+use crate::net::Netlink;
+use args::AgentArgs;
+use reconciler::{Beginnings, Board, Command, FIRST_POD, FIRST_UPLINK, HOST, Reconciler, chain};
+
+/// Something that stops the agent before it runs, with where it happened.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Runs the agent until SIGTERM or SIGINT. Exit code 1 when it could not start.
+pub fn run(args: &AgentArgs) -> ExitCode {
+    match start(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = chain(error.as_ref()), "the agent cannot run");
+            eprintln!("margay agent: {}", chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn private_directory(path: &Path) -> Result<(), Failure> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)))
+        .map_err(|e| format!("cannot make {} a private directory: {e}", path.display()).into())
+}
+
+fn random_seed() -> Result<u64, Failure> {
+    use std::io::Read;
+    let mut bytes = [0u8; 8];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .map_err(|e| format!("cannot read /dev/urandom: {e}"))?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+fn start(args: &AgentArgs) -> Result<(), Failure> {
+    let started = Instant::now();
+    preflight::check(&args.uplink)?;
+    private_directory(&args.run_dir)?;
+    private_directory(&args.state_dir)?;
+
+    let mut netlink = Netlink::open()?;
+    let mut links = Vec::new();
+    for name in &args.uplink {
+        links.push(netlink.existing(name)?);
+    }
+    let mtu = links.iter().map(|link| link.mtu).min().unwrap_or(1500);
+    let pod_mtu = args.pod_mtu.unwrap_or(mtu);
+    let config = args.worker(random_seed()?);
+    let gateways = [config.gateway_v4, config.gateway_v6];
+    let (kernel_end, our_end) = host_port::ensure(&mut netlink, mtu, gateways)?;
+
+    let dataplane = Arc::new(Dataplane::start(DataplaneConfig {
+        worker: config.clone(),
+        bpf_directory: args.run_dir.join("bpf"),
+        cpu: args.cpu,
+        ..DataplaneConfig::default()
+    })?);
+
+    // The first socket anchors the packet memory, so it stands on a device that lives as long as the agent.
+    let mut ports = Vec::new();
+    let spec = PortSpec { index: HOST, ifname: our_end.name.clone(), role: PortRole::Host, pin: "host".to_owned() };
+    let report = dataplane.add_port(spec)?;
+    ports.push((reconciler::host_port(&kernel_end, &our_end), report, our_end.index));
+    for (nth, link) in links.iter().enumerate() {
+        let index = PortIndex(FIRST_UPLINK + nth as u16);
+        let pin = format!("uplink-{}", link.name);
+        let spec = PortSpec { index, ifname: link.name.clone(), role: PortRole::Uplink, pin };
+        let report = dataplane.add_port(spec)?;
+        ports.push((reconciler::uplink_port(nth, &link.name, link.mac, link.mtu), report, link.index));
+    }
+
+    let (commands, ear) = unbounded();
+    let notify = commands.clone();
+    let follower = Arc::new(Follower::start(move || drop(notify.send(Command::KernelChanged)))?);
+
+    let mut registry = Registry::open(args.state_dir.join("endpoints.json"), FIRST_POD)?;
+    for gone in registry.reconcile(|record| record.device_exists())? {
+        tracing::info!(pod = gone.pod.name, interface = gone.host_ifname, "an interface of an earlier run is gone");
+    }
+    let records: Vec<_> = registry.records().cloned().collect();
+    let mut pins: Vec<String> = records.iter().map(|record| record.pin.clone()).collect();
+    pins.push("host".to_owned());
+    pins.extend(links.iter().map(|link| format!("uplink-{}", link.name)));
+    dataplane.retain_links(&pins);
+
+    let board = Board::default();
+    let mut reconciler = Reconciler::new(
+        Beginnings {
+            node: args.node.clone(),
+            config: config.clone(),
+            dataplane: Arc::clone(&dataplane),
+            follower,
+            kernel_end,
+            ports,
+            board: Arc::clone(&board),
+        },
+        netlink,
+    );
+    reconciler.adopt(records);
+
+    let source = Directory::open(DirectoryConfig {
+        manifests: args.manifests.clone(),
+        overlay: args.overlay.clone(),
+        store: args.state_dir.join("store"),
+    })?;
+    follow(source, commands.clone())?;
+    let control = std::thread::Builder::new().name("margay-control".to_owned()).spawn(move || reconciler.run(&ear))?;
+
+    let hooks = attach::Attachments {
+        commands: commands.clone(),
+        board: Arc::clone(&board),
+        mtu: pod_mtu,
+        patience: args.attach_timeout,
+    };
+    let listener = bind_private(&args.run_dir.join("agent.sock"))?;
+    let cni = serve_cni(listener, Arc::new(Mutex::new(registry)), Arc::new(hooks))?;
+
+    let view = Arc::new(view::View {
+        node: args.node.clone(),
+        started,
+        dataplane: Arc::clone(&dataplane),
+        board,
+        commands: commands.clone(),
+        hub: DropHub::new(),
+        cpu: args.cpu,
+        endpoint_to_host: config.endpoint_to_host,
+    });
+    let events = dataplane.drop_events();
+    let translator = Arc::clone(&view);
+    std::thread::Builder::new().name("margay-drops".to_owned()).spawn(move || translator.translate_drops(&events))?;
+    let admin = AdminServer::start(&args.run_dir.join("admin.sock"), view.clone())?;
+    let metrics = match args.admin_listen {
+        Some(address) => Some(crate::metrics::MetricsServer::start(address, view)?),
+        None => None,
+    };
+    tracing::info!(node = args.node, uplinks = ?args.uplink, "the agent runs");
+
+    wait_for_signal()?;
+    tracing::info!("stopping: pods stay closed until the next agent, uplinks pass to the kernel");
+    drop((cni, admin, metrics));
+    let _ = commands.send(Command::Stop);
+    let _ = control.join();
+    dataplane.shutdown();
+    Ok(())
+}
+
+/// Passes what the source tells on to the control thread, on a thread of its own.
+fn follow(mut source: impl Source + 'static, commands: Sender<Command>) -> Result<(), Failure> {
+    let work = move || loop {
+        match source.next(Duration::from_secs(60)) {
+            Ok(None) => {}
+            Ok(Some(batch)) => {
+                if commands.send(Command::Batch(batch)).is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                let _ = commands.send(Command::SourceEnded(chain(&error)));
+                return;
+            }
+        }
+    };
+    std::thread::Builder::new().name("margay-source".to_owned()).spawn(work)?;
+    Ok(())
+}
+
+/// Blocks until SIGTERM or SIGINT.
+fn wait_for_signal() -> Result<(), Failure> {
+    let (told, hear) = bounded::<()>(1);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("margay-signals".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            use tokio::signal::unix::{SignalKind, signal};
+            if let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+                tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+            }
+        });
+        let _ = told.send(());
+    })?;
+    let _ = hear.recv();
+    Ok(())
+}

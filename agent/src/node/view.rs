@@ -1,0 +1,219 @@
+//! The node as the admin socket and the metrics page see it: numbers become names here.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+use margay_core::topology::PortKind;
+use margay_core::worker::FlowRecord;
+use margay_core::{DropEvent, PortIndex};
+use margay_io::Dataplane;
+
+use super::reconciler::{Board, Command, Shown};
+use crate::admin::DropHub;
+use crate::admin::report::{
+    CounterReport, DropReport, EndpointReport, FlowFilter, FlowReport, MemoryReport, NodeView, PortReport,
+    StatusReport, WorkerReport,
+};
+use crate::explain::Explanation;
+use crate::simulate::probe::Probe;
+
+/// Everything that a report needs.
+pub struct View {
+    /// Name of this node.
+    pub node: String,
+    /// When the agent started.
+    pub started: Instant,
+    /// The packet path.
+    pub dataplane: Arc<Dataplane>,
+    /// What the control thread shows.
+    pub board: Board,
+    /// The control thread's ear.
+    pub commands: Sender<Command>,
+    /// Drops, for whoever follows them.
+    pub hub: DropHub,
+    /// CPU of the worker.
+    pub cpu: Option<u32>,
+    /// What a pod's packet to its own node meets.
+    pub endpoint_to_host: margay_core::worker::EndpointToHost,
+}
+
+/// A worker whose heartbeat is older than this serves nobody: its pods are closed, its uplinks pass.
+const STALE: Duration = Duration::from_secs(1);
+
+impl View {
+    fn board(&self) -> Shown {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn names(&self) -> (Arc<BTreeMap<IpAddr, String>>, BTreeMap<PortIndex, String>) {
+        let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        let ports = board.ports.iter().map(|(index, (port, _))| (*index, port.name.clone())).collect();
+        (Arc::clone(&board.names), ports)
+    }
+
+    /// Translates drops as they come, until the packet path ends. Runs on a thread of its own.
+    pub fn translate_drops(&self, events: &Receiver<DropEvent>) {
+        while let Ok(first) = events.recv() {
+            let (names, ports) = self.names();
+            for event in std::iter::once(first).chain(events.try_iter().take(1_000)) {
+                self.hub.publish(drop_report(&event, &names, &ports));
+            }
+        }
+    }
+}
+
+fn drop_report(
+    event: &DropEvent,
+    names: &BTreeMap<IpAddr, String>,
+    ports: &BTreeMap<PortIndex, String>,
+) -> DropReport {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let name = |address: Option<IpAddr>| address.and_then(|a| names.get(&a).cloned());
+    DropReport {
+        time_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+        port: ports.get(&event.port).cloned().unwrap_or_else(|| format!("port {}", event.port.0)),
+        reason: event.reason.as_str().to_owned(),
+        description: event.reason.describe().to_owned(),
+        source: event.source,
+        destination: event.destination,
+        source_pod: name(event.source),
+        destination_pod: name(event.destination),
+        protocol: event.protocol,
+        source_port: event.source_port,
+        destination_port: event.destination_port,
+        leg: (!event.leg.is_empty()).then(|| event.leg.to_owned()),
+        decided_by: event.attribution.as_ref().map(Into::into),
+    }
+}
+
+fn flow_report(flow: &FlowRecord, names: &BTreeMap<IpAddr, String>) -> FlowReport {
+    FlowReport {
+        source: Some(flow.source),
+        destination: Some(flow.destination),
+        source_pod: names.get(&flow.source).cloned(),
+        destination_pod: names.get(&flow.destination).cloned(),
+        protocol: flow.protocol,
+        source_port: flow.source_port,
+        destination_port: flow.destination_port,
+        state: flow.state.to_owned(),
+        forward_packets: flow.forward.0,
+        forward_bytes: flow.forward.1,
+        reverse_packets: flow.reverse.0,
+        reverse_bytes: flow.reverse.1,
+        expires_in_ms: flow.expires_in.0 / 1_000_000,
+        egress: flow.egress.as_ref().map(Into::into),
+        ingress: flow.ingress.as_ref().map(Into::into),
+    }
+}
+
+/// Returns the resident set of this process in bytes (proc(5), statm).
+fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = statm.split_whitespace().nth(1).and_then(|text| text.parse().ok()).unwrap_or(0);
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096);
+    pages * u64::try_from(page).unwrap_or(4096)
+}
+
+impl NodeView for View {
+    fn status(&self) -> StatusReport {
+        let board = self.board();
+        let age = self.dataplane.heartbeat_age();
+        let mut not_ready = board.not_ready;
+        if age > STALE {
+            not_ready.push(format!("the worker has not been seen for {} ms; pods are closed", age.as_millis()));
+        }
+        let statistics = self.dataplane.port_statistics();
+        let memory = self.dataplane.memory();
+        let ports = board.ports.iter().map(|(index, (port, report))| {
+            let numbers = statistics.get(index).cloned().unwrap_or_default();
+            PortReport {
+                name: port.name.clone(),
+                kind: match port.kind {
+                    PortKind::Pod { .. } => "pod",
+                    PortKind::Host { .. } => "host",
+                    PortKind::Uplink => "uplink",
+                }
+                .to_owned(),
+                mode: report.mode.as_str().to_owned(),
+                queues: report.queues,
+                worker: 0,
+                mtu: port.mtu,
+                rx_packets: numbers.rx_packets,
+                tx_packets: numbers.tx_packets,
+                ring_drops: numbers.ring_drops(),
+            }
+        });
+        let endpoints = board.endpoints.iter().map(|(record, in_force)| EndpointReport {
+            id: record.id.0,
+            namespace: record.pod.namespace.clone(),
+            pod: record.pod.name.clone(),
+            interface: record.host_ifname.clone(),
+            addresses: record.addresses.clone(),
+            state: if *in_force { "enforced" } else { "closed" }.to_owned(),
+        });
+        StatusReport {
+            node: self.node.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            generation: board.generation,
+            ready: not_ready.is_empty(),
+            not_ready,
+            stale: board.stale,
+            endpoints: endpoints.collect(),
+            ports: ports.collect(),
+            workers: vec![WorkerReport {
+                index: 0,
+                cpu: self.cpu,
+                heartbeat_age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+            }],
+            problems: board.problems.to_vec(),
+            counters: CounterReport::from(&self.dataplane.counters()),
+            memory: MemoryReport {
+                resident_bytes: resident_bytes(),
+                umem_bytes: memory.umem_bytes,
+                kernel_bytes: memory.kernel_bytes,
+            },
+            objects: board.objects,
+            compile_seconds: board.compile.as_secs_f64(),
+        }
+    }
+
+    fn flows(&self, filter: &FlowFilter) -> Vec<FlowReport> {
+        let (names, _) = self.names();
+        let mut found = Vec::new();
+        let mut cursor = Some(0);
+        while let Some(from) = cursor
+            && found.len() < filter.limit
+        {
+            let Some((records, next)) = self.dataplane.flows(from, 1_024) else { break };
+            let reports = records.iter().map(|flow| flow_report(flow, &names));
+            found.extend(reports.filter(|flow| filter.matches(flow)));
+            cursor = next;
+        }
+        found.truncate(filter.limit);
+        found
+    }
+
+    fn drops(&self) -> (Vec<DropReport>, Receiver<DropReport>) {
+        self.hub.subscribe()
+    }
+
+    fn explain(&self, probe: &Probe) -> Result<Explanation, String> {
+        let (reply, answer) = bounded(1);
+        let probe = probe.clone();
+        let to_host = self.endpoint_to_host;
+        let ask = move |model: &margay_policy_engine::model::Model, locals: &[_]| {
+            let _ = reply.send(crate::explain::explain(model, locals, to_host, &probe));
+        };
+        self.commands
+            .send(Command::Inspect(Box::new(ask)))
+            .map_err(|_| "the agent is stopping".to_owned())?;
+        answer
+            .recv_timeout(Duration::from_secs(10))
+            .unwrap_or_else(|_| Err("the control thread did not answer within ten seconds".to_owned()))
+    }
+}
