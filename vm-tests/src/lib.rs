@@ -122,7 +122,8 @@ impl Error {
 
 /// Prints `SKIPPED name: why` where the test runner's capture does not hide it.
 pub fn skip(name: &str, why: &Unavailable) {
-    let line = format!("SKIPPED {name}: {why}\n");
+    // The runner has begun a line with the test's name by then.
+    let line = format!("\nSKIPPED {name}: {why}\n");
     // A closed standard output leaves nobody to tell.
     let _ = std::io::stdout().write_all(line.as_bytes());
 }
