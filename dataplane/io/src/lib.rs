@@ -1,1 +1,38 @@
-//! 
+//! Where bytes come from and go to: AF_XDP sockets, the programs that the kernel runs for us, and the worker's thread.
+//!
+//! ```text
+//!              ┌ Dataplane ── the handle: ports, publication, counters (any thread) ┐
+//!              │                        │ commands, snapshots                        │
+//!  device ─▶ program (steer) ─▶ rings (xsk) ─▶ engine ─▶ core::Worker ─▶ engine ─▶ rings ─▶ device
+//!              ▲ heartbeat ─────────────────── thread ─────────┘
+//! ```
+//!
+//! | module | its idea |
+//! |---|---|
+//! | [`dataplane`] | the handle for the rest of the agent |
+//! | [`steer`] | loads, attaches and pins the kernel programs, and fills their maps |
+//! | [`rings`] | the four rings of a queue as a trait |
+//! | [`xsk`] | those rings on AF_XDP sockets; the only home of unsafe code here |
+//! | [`memory`] | those rings in plain memory |
+//! | [`engine`] | bursts from rings through the core and back, without clock or system call |
+//! | [`thread`] | the loop around an engine: spin, sleep, heartbeat |
+//! | [`publish`] | how a snapshot reaches the worker, and who frees it |
+//!
+//! All devices belong to the network namespace of the thread that calls [`Dataplane::start`], and so do all calls on the handle.
+
+#![deny(unsafe_code)]
+
+pub mod dataplane;
+pub mod engine;
+pub mod memory;
+pub mod publish;
+pub mod rings;
+pub mod steer;
+pub mod thread;
+#[allow(unsafe_code)]
+pub mod xsk;
+
+pub use dataplane::{
+    Dataplane, DataplaneConfig, DataplaneError, MemoryReport, PortCounters, PortReport, PortSpec,
+};
+pub use steer::{AttachMode, Role, mount_bpffs};

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * What the kernel runs for us on every port. A program decides one thing: does this frame go to the socket of its (device, queue)?
+ *
+ *            pod, host                       uplink
+ *   owner alive   -> socket, or drop         ours by address -> socket, or pass; else pass
+ *   owner silent  -> drop                    pass
+ *
+ * "Alive" means that the worker which owns the queue stamped the heartbeat less than a second ago. A pod port therefore fails
+ * closed, and a NIC fails to the kernel: a dead, stopped or deadlocked agent never costs the machine its own network.
+ */
+#include "bpf.h"
+
+#define HEARTBEAT_LIMIT_NS 1000000000ULL
+#define MAX_SLOTS 4096
+
+/* A receive queue of a device. */
+struct queue {
+	u32 ifindex;
+	u32 queue;
+};
+
+/* Where its frames go: an index into `sockets`, and whose heartbeat counts. */
+struct owner {
+	u32 slot;
+	u32 worker;
+};
+
+/* An IPv4 address is written as ::ffff:a.b.c.d, so one trie holds both families. */
+struct prefix {
+	u32 length;
+	u8 address[16];
+};
+
+struct {
+	NUMBER(type, MAP_XSKMAP);
+	NUMBER(max_entries, MAX_SLOTS);
+	TYPE(key, u32);
+	TYPE(value, u32);
+} sockets SEC(".maps");
+
+struct {
+	NUMBER(type, MAP_HASH);
+	NUMBER(max_entries, MAX_SLOTS);
+	TYPE(key, struct queue);
+	TYPE(value, struct owner);
+} owners SEC(".maps");
+
+/* One stamp per worker: CLOCK_MONOTONIC in nanoseconds. */
+struct {
+	NUMBER(type, MAP_ARRAY);
+	NUMBER(max_entries, 256);
+	TYPE(key, u32);
+	TYPE(value, u64);
+} heartbeat SEC(".maps");
+
+/* Addresses of this node's pods: frames to them are ours. */
+struct {
+	NUMBER(type, MAP_LPM_TRIE);
+	NUMBER(max_entries, 16384);
+	NUMBER(map_flags, MAP_FLAG_NO_PREALLOC);
+	TYPE(key, struct prefix);
+	TYPE(value, u8);
+} local_pods SEC(".maps");
+
+/* Addresses of all pods of the cluster: frames from them are ours. */
+struct {
+	NUMBER(type, MAP_LPM_TRIE);
+	NUMBER(max_entries, 16384);
+	NUMBER(map_flags, MAP_FLAG_NO_PREALLOC);
+	TYPE(key, struct prefix);
+	TYPE(value, u8);
+} cluster_pods SEC(".maps");
+
+/* Redirects to the queue's socket while its owner lives; `otherwise` in every other case. */
+INLINE int to_socket(struct xdp_md *frame, enum xdp_action otherwise)
+{
+	struct queue key = { .ifindex = frame->ingress_ifindex, .queue = frame->rx_queue_index };
+	struct owner *owner = bpf_map_lookup_elem(&owners, &key);
+	if (!owner)
+		return otherwise;
+
+	u32 worker = owner->worker;
+	u64 *stamp = bpf_map_lookup_elem(&heartbeat, &worker);
+	/* The sum, not the difference: a stamp written after we read the clock lies in the future and is fresh. */
+	if (!stamp || *(volatile u64 *)stamp + HEARTBEAT_LIMIT_NS <= bpf_ktime_get_ns())
+		return otherwise;
+
+	return bpf_redirect_map(&sockets, owner->slot, otherwise);
+}
+
+SEC("xdp.frags") int pod_port(struct xdp_md *frame)
+{
+	return to_socket(frame, XDP_DROP);
+}
+
+SEC("xdp.frags") int host_port(struct xdp_md *frame)
+{
+	return to_socket(frame, XDP_DROP);
+}
+
+/* Stands on a pod's device from its making until the agent takes it in. */
+SEC("xdp.frags") int closed_port(struct xdp_md *frame)
+{
+	(void)frame;
+	return XDP_DROP;
+}
+
+INLINE void map_v4(struct prefix *key, const u8 *address)
+{
+	key->length = 128;
+	__builtin_memset(key->address, 0, 10);
+	key->address[10] = 0xff;
+	key->address[11] = 0xff;
+	__builtin_memcpy(key->address + 12, address, 4);
+}
+
+INLINE void map_v6(struct prefix *key, const u8 *address)
+{
+	key->length = 128;
+	__builtin_memcpy(key->address, address, 16);
+}
+
+SEC("xdp.frags") int uplink(struct xdp_md *frame)
+{
+	const u8 *data = (const u8 *)(u64)frame->data;
+	const u8 *end = (const u8 *)(u64)frame->data_end;
+	struct prefix source, destination;
+
+	if (data + 14 > end)
+		return XDP_PASS;
+	const u8 *ip = data + 14;
+	if (data[12] == 0x08 && data[13] == 0x00) {
+		if (ip + 20 > end)
+			return XDP_PASS;
+		map_v4(&source, ip + 12);
+		map_v4(&destination, ip + 16);
+	} else if (data[12] == 0x86 && data[13] == 0xdd) {
+		if (ip + 40 > end)
+			return XDP_PASS;
+		map_v6(&source, ip + 8);
+		map_v6(&destination, ip + 24);
+	} else {
+		return XDP_PASS;
+	}
+
+	if (bpf_map_lookup_elem(&local_pods, &destination) || bpf_map_lookup_elem(&cluster_pods, &source))
+		return to_socket(frame, XDP_PASS);
+	return XDP_PASS;
+}
+
+/* The helpers used here are open to every licence; the declaration is only what the loader expects. */
+char LICENSE[] SEC("license") = "Apache-2.0";

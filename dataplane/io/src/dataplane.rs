@@ -1,0 +1,573 @@
+//! The handle of the packet path: everything the rest of the agent can ask of it.
+//!
+//! Calls come from any thread and may wait for the kernel or for the worker; the worker never waits for them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
+use ipnet::IpNet;
+use margay_core::worker::FlowRecord;
+use margay_core::{Counters, DropEvent, Nanos, PortIndex, Topology, Worker, WorkerConfig};
+use margay_policy_engine::packet::Generation;
+use margay_policy_engine::snapshot::Snapshot;
+use mio::Poll;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+use crate::engine::{Engine, PortStatistics, Processor};
+use crate::publish::{self, Publisher};
+use crate::steer::{AttachMode, Role, Steer, SteerError, mount_bpffs};
+use crate::thread::{self, Birth, Command, SharedCounters};
+use crate::xsk::{Census, Pool, RING_SIZE, SocketStatistics, UmemFrame, UmemHandle, XskError, XskSocket};
+
+/// Kernel memory per chunk and bound socket, measured; it is outside our resident size.
+const KERNEL_BYTES_PER_CHUNK_AND_SOCKET: u64 = 119;
+/// How long an answer of the worker may take; it answers within a burst, so longer means that it hangs.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// Settings of the packet path.
+#[derive(Clone, Debug)]
+pub struct DataplaneConfig {
+    /// The agent's own bpffs; mounted there when it is not one already.
+    pub bpffs: PathBuf,
+    /// Bytes of a chunk of packet memory: 2048 or 4096. A received packet has 256 bytes less.
+    pub chunk_size: u32,
+    /// Chunks of packet memory.
+    pub chunks: u32,
+    /// The processor that the worker's thread stays on.
+    pub cpu: Option<usize>,
+    /// How long the worker looks for more work before it sleeps.
+    pub spin: Duration,
+    /// How long a bind may be refused as busy.
+    pub bind_patience: Duration,
+    /// Drop events that wait for a reader; more are only counted.
+    pub drop_events: usize,
+    /// Settings of the core.
+    pub worker: WorkerConfig,
+}
+
+impl Default for DataplaneConfig {
+    fn default() -> Self {
+        Self {
+            bpffs: PathBuf::from("/run/margay/bpf"),
+            chunk_size: 4096,
+            chunks: 16_384,
+            cpu: None,
+            spin: Duration::from_micros(50),
+            bind_patience: Duration::from_secs(2),
+            drop_events: 4096,
+            worker: WorkerConfig::default(),
+        }
+    }
+}
+
+/// A device to take in.
+#[derive(Clone, Debug)]
+pub struct PortSpec {
+    /// Its index, as in the topology.
+    pub index: PortIndex,
+    /// Its name, in the network namespace of the agent.
+    pub device: String,
+    /// What it is.
+    pub role: Role,
+    /// Name of its pinned link: unique, stable over restarts, free of `/` and `@`.
+    pub pin: String,
+    /// Receive queues to take; `None` takes all there are.
+    pub queues: Option<u32>,
+}
+
+/// What became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortReport {
+    /// Index of the device in the kernel.
+    pub ifindex: u32,
+    /// How the program is attached.
+    pub mode: AttachMode,
+    /// Receive queues taken.
+    pub queues: u32,
+}
+
+/// What the packet path costs in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryReport {
+    /// Packet memory, counted against our own process.
+    pub umem_bytes: u64,
+    /// The rings of all sockets.
+    pub ring_bytes: u64,
+    /// Estimate of what the kernel keeps per chunk and socket, outside our resident size.
+    pub kernel_bytes: u64,
+    /// Bound sockets.
+    pub sockets: u32,
+    /// Where the chunks are.
+    pub chunks: Census,
+}
+
+/// What one port did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortCounters {
+    /// Frames received.
+    pub rx_packets: u64,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Frames handed to the kernel for sending.
+    pub tx_packets: u64,
+    /// Bytes handed to the kernel for sending.
+    pub tx_bytes: u64,
+    /// Frames not sent: the transmit ring stayed full, or the device was gone.
+    pub tx_failed: u64,
+    /// Descriptors from the kernel that were refused.
+    pub refused: u64,
+    /// The kernel's own counters, over all queues.
+    pub kernel: SocketStatistics,
+    /// Whether the device went away under us.
+    pub gone: bool,
+}
+
+/// Why a call to the packet path failed.
+#[derive(Debug, thiserror::Error)]
+pub enum DataplaneError {
+    /// Programs, maps or pins.
+    #[error(transparent)]
+    Steer(#[from] SteerError),
+    /// Packet memory or sockets.
+    #[error(transparent)]
+    Xsk(#[from] XskError),
+    /// The thread could not be set up.
+    #[error("cannot start the worker: {0}; check limits on threads and open files")]
+    Thread(io::Error),
+    /// No such device.
+    #[error("no device {device:?} in this network namespace: {source}; was it renamed or deleted?")]
+    NoDevice {
+        /// The name.
+        device: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The index is in use.
+    #[error("port {0} exists already as {1}; remove it first")]
+    PortExists(u16, String),
+    /// No such port.
+    #[error("there is no port {0}; it was removed, or never added")]
+    NoPort(u16),
+    /// The role is not one of a port.
+    #[error("{0} cannot be added as a closed port; use attach_closed")]
+    ClosedPort(String),
+    /// The worker does not answer.
+    #[error("the worker does not answer; it hangs or has ended: restart the agent")]
+    WorkerSilent,
+    /// The worker could not take the port.
+    #[error("the worker cannot take {device}: {source}")]
+    WorkerRefused {
+        /// The device.
+        device: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+#[derive(Debug)]
+struct PortState {
+    spec: PortSpec,
+    report: PortReport,
+    statistics: Arc<PortStatistics>,
+}
+
+struct Control {
+    steer: Steer,
+    umem: UmemHandle,
+    ports: BTreeMap<PortIndex, PortState>,
+}
+
+/// The packet path of one node: one worker and its ports. `Send` and `Sync`; dropping it stops the worker and leaves the programs on
+/// their devices, so pods are closed and the NIC is the kernel's.
+pub struct Dataplane {
+    config: DataplaneConfig,
+    control: Mutex<Control>,
+    commands: Sender<Command>,
+    waker: mio::Waker,
+    snapshots: Publisher<Snapshot>,
+    topologies: Publisher<Topology>,
+    counters: Arc<SharedCounters>,
+    drops: Receiver<DropEvent>,
+    wanted: Receiver<Vec<(PortIndex, IpAddr)>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Dataplane {
+    /// Loads the programs and starts the worker. Add the host port first: its socket is the one that all later ones build on.
+    ///
+    /// Errors: no permission, no bpffs, too little memory.
+    pub fn start(config: DataplaneConfig) -> Result<Self, DataplaneError> {
+        let worker = config.worker.clone();
+        Self::start_with(config, move |now| Worker::new(worker, now))
+    }
+
+    /// As [`Dataplane::start`], with something else in the worker's place.
+    pub fn start_with<P, M>(config: DataplaneConfig, make: M) -> Result<Self, DataplaneError>
+    where
+        P: Processor<UmemFrame> + 'static,
+        M: FnOnce(Nanos) -> P + Send + 'static,
+    {
+        mount_bpffs(&config.bpffs)?;
+        let mut steer = Steer::load(&config.bpffs)?;
+        let heartbeat = steer.take_heartbeat(0)?;
+        let (umem, chunks) = UmemHandle::new(config.chunk_size, config.chunks)?;
+        let poll = Poll::new().map_err(DataplaneError::Thread)?;
+        let waker = thread::waker(&poll).map_err(DataplaneError::Thread)?;
+        let (commands, inbox) = unbounded();
+        let (drops_in, drops) = bounded(config.drop_events);
+        let (wanted_in, wanted) = bounded(16);
+        let (snapshots, snapshot_reader) = publish::channel();
+        let (topologies, topology_reader) = publish::channel();
+        let counters = Arc::new(SharedCounters::default());
+        let shared = Arc::clone(&counters);
+        let (spin, cpu, handle) = (config.spin, config.cpu, umem.clone());
+        let thread = std::thread::Builder::new()
+            .name("margay-worker-0".to_owned())
+            .spawn(move || {
+                if let Some(cpu) = cpu {
+                    let mut set = CpuSet::new();
+                    if let Err(error) = set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set))
+                    {
+                        tracing::warn!(cpu, %error, "the worker is not bound to its processor");
+                    }
+                }
+                let birth = Birth {
+                    poll,
+                    pool: Pool::new(&handle, chunks),
+                    heartbeat,
+                    commands: inbox,
+                    snapshots: snapshot_reader,
+                    topologies: topology_reader,
+                    counters: shared,
+                    wanted: wanted_in,
+                    spin,
+                };
+                thread::run(birth, Engine::new(make(thread::now()), drops_in));
+            })
+            .map_err(DataplaneError::Thread)?;
+        Ok(Self {
+            config,
+            control: Mutex::new(Control { steer, umem, ports: BTreeMap::new() }),
+            commands,
+            waker,
+            snapshots,
+            topologies,
+            counters,
+            drops,
+            wanted,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    fn control(&self) -> MutexGuard<'_, Control> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, command: Command) -> Result<(), DataplaneError> {
+        self.commands.send(command).map_err(|_| DataplaneError::WorkerSilent)?;
+        self.waker.wake().map_err(DataplaneError::Thread)
+    }
+
+    fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Result<T, DataplaneError> {
+        let (reply, answer) = bounded(1);
+        self.tell(command(reply))?;
+        answer.recv_timeout(ANSWER).map_err(|_| DataplaneError::WorkerSilent)
+    }
+
+    /// Takes a device in: sockets on its queues, then the program. The device may be down. Until this returns, the device is closed
+    /// (when [`Dataplane::attach_closed`] stands on it) or untouched.
+    ///
+    /// Errors: no such device, a foreign program on it, a busy queue. Nothing of the port remains then, but a pinned closed program.
+    pub fn add_port(&self, spec: PortSpec) -> Result<PortReport, DataplaneError> {
+        if spec.role == Role::Closed {
+            return Err(DataplaneError::ClosedPort(spec.device));
+        }
+        let mut guard = self.control();
+        let control = &mut *guard;
+        if let Some(there) = control.ports.get(&spec.index) {
+            return Err(DataplaneError::PortExists(spec.index.0, there.spec.device.clone()));
+        }
+        let ifindex = index_of(&spec.device)?;
+        let sockets = bind_all(&control.umem, &spec, self.config.bind_patience)?;
+        let queues = sockets.len() as u32;
+        // Devices get new indexes, never used ones; what an earlier port left under this one would be its own remains.
+        control.steer.disown(ifindex);
+        for (queue, socket) in sockets.iter().enumerate() {
+            if let Err(error) = control.steer.own(ifindex, queue as u32, 0, socket) {
+                control.steer.disown(ifindex);
+                return Err(error.into());
+            }
+        }
+        let statistics = Arc::new(PortStatistics::default());
+        let taken = self.ask(|done| Command::Add {
+            port: spec.index,
+            sockets,
+            statistics: Arc::clone(&statistics),
+            done,
+        });
+        let attached = match taken {
+            Ok(Ok(())) => control.steer.attach(spec.role, ifindex, &spec.pin).map_err(DataplaneError::from),
+            Ok(Err(source)) => Err(DataplaneError::WorkerRefused { device: spec.device.clone(), source }),
+            Err(error) => Err(error),
+        };
+        let mode = match attached {
+            Ok(mode) => mode,
+            Err(error) => {
+                control.steer.disown(ifindex);
+                // The first error is the one to tell.
+                let _ = self.take_back(spec.index);
+                return Err(error);
+            }
+        };
+        let report = PortReport { ifindex, mode, queues };
+        let state = PortState { spec, report: report.clone(), statistics };
+        control.ports.insert(state.spec.index, state);
+        Ok(report)
+    }
+
+    /// Lets a port go: its sockets are closed and its memory is free again. The program stays on the device, if that still exists, and
+    /// drops (pod, host) or passes (uplink) everything; [`Dataplane::detach`] takes it off. Works when the device is gone already.
+    ///
+    /// Errors: no such port; a silent worker.
+    pub fn remove_port(&self, index: PortIndex) -> Result<(), DataplaneError> {
+        let mut control = self.control();
+        let port = control.ports.get(&index).ok_or(DataplaneError::NoPort(index.0))?;
+        let ifindex = port.report.ifindex;
+        control.steer.disown(ifindex);
+        self.take_back(index)?;
+        control.ports.remove(&index);
+        Ok(())
+    }
+
+    /// Takes a port's sockets from the worker and closes them here, where waiting for the kernel hurts nobody.
+    fn take_back(&self, index: PortIndex) -> Result<(), DataplaneError> {
+        let sockets = self.ask(|taken| Command::Remove { port: index, taken })?;
+        let slots = sockets
+            .into_iter()
+            .map(|(socket, slot)| {
+                drop(socket);
+                slot
+            })
+            .collect();
+        self.tell(Command::Reclaim { slots })
+    }
+
+    /// Puts a program on a device that drops everything, and pins it under `pin`: what the CNI plug-in wants before it sets a pod's
+    /// device up. A later [`Dataplane::add_port`] with the same pin exchanges it in one step.
+    ///
+    /// Errors: no such device, or it takes no program.
+    pub fn attach_closed(&self, ifindex: u32, pin: &str) -> Result<AttachMode, DataplaneError> {
+        Ok(self.control().steer.attach(Role::Closed, ifindex, pin)?)
+    }
+
+    /// Takes the program pinned under `pin` off its device. Returns whether there was one.
+    pub fn detach(&self, pin: &str) -> bool {
+        self.control().steer.detach(pin)
+    }
+
+    /// Takes off every pinned program whose name is not in `pins`, and returns the names that ended. Call it at the start, once it is
+    /// known which endpoints still exist.
+    pub fn retain_links(&self, pins: &BTreeSet<String>) -> Vec<String> {
+        self.control().steer.retain_links(pins)
+    }
+
+    /// Returns the names of all pinned programs.
+    pub fn link_names(&self) -> BTreeSet<String> {
+        self.control().steer.link_names()
+    }
+
+    /// Publishes compiled policy to the worker.
+    pub fn publish_snapshot(&self, snapshot: Arc<Snapshot>) {
+        let generation = snapshot.generation().0;
+        self.snapshots.publish(snapshot, generation);
+        self.wake();
+    }
+
+    /// Publishes ports, routes and neighbours to the worker.
+    pub fn publish_topology(&self, topology: Arc<Topology>) {
+        let generation = topology.generation();
+        self.topologies.publish(topology, generation);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        // Without the wake-up the worker sees the news at its next turn, a tenth of a second later at most.
+        if let Err(error) = self.waker.wake() {
+            tracing::warn!(%error, "cannot wake the worker");
+        }
+    }
+
+    /// Waits until the worker judges by this snapshot or a later one. Returns whether it does.
+    pub fn wait_for_snapshot(&self, generation: Generation, timeout: Duration) -> bool {
+        wait_until(timeout, || self.snapshots.acknowledged() >= generation.0)
+    }
+
+    /// Waits until the worker uses this topology or a later one. Returns whether it does.
+    pub fn wait_for_topology(&self, generation: u64, timeout: Duration) -> bool {
+        wait_until(timeout, || self.topologies.acknowledged() >= generation)
+    }
+
+    /// Returns the generations in force at the worker: snapshot, topology; zero before the first. Frees what it is done with.
+    pub fn acknowledged(&self) -> (Generation, u64) {
+        self.snapshots.collect_retired();
+        self.topologies.collect_retired();
+        (Generation(self.snapshots.acknowledged()), self.topologies.acknowledged())
+    }
+
+    /// Returns the core's counters as of the last burst.
+    pub fn counters(&self) -> Counters {
+        self.counters.load()
+    }
+
+    /// Returns the worker's own numbers: wake-ups, turns, lost drop events.
+    pub fn shared_counters(&self) -> &SharedCounters {
+        &self.counters
+    }
+
+    /// Returns what each port did.
+    ///
+    /// Errors: a silent worker.
+    pub fn port_counters(&self) -> Result<BTreeMap<PortIndex, PortCounters>, DataplaneError> {
+        let kernel = self.ask(|reply| Command::Statistics { reply })?;
+        let mut all: BTreeMap<PortIndex, PortCounters> = BTreeMap::new();
+        for (index, port) in &self.control().ports {
+            let from = &port.statistics;
+            all.insert(
+                *index,
+                PortCounters {
+                    rx_packets: from.rx_packets.load(Relaxed),
+                    rx_bytes: from.rx_bytes.load(Relaxed),
+                    tx_packets: from.tx_packets.load(Relaxed),
+                    tx_bytes: from.tx_bytes.load(Relaxed),
+                    tx_failed: from.tx_failed.load(Relaxed),
+                    refused: from.refused.load(Relaxed),
+                    kernel: SocketStatistics::default(),
+                    gone: from.gone.load(Relaxed),
+                },
+            );
+        }
+        for (index, socket) in kernel {
+            if let Some(port) = all.get_mut(&index) {
+                port.kernel.rx_dropped += socket.rx_dropped;
+                port.kernel.rx_ring_full += socket.rx_ring_full;
+                port.kernel.fill_ring_empty += socket.fill_ring_empty;
+                port.kernel.invalid_descriptors += socket.invalid_descriptors;
+            }
+        }
+        Ok(all)
+    }
+
+    /// Returns the ports, each with its specification and report.
+    pub fn ports(&self) -> Vec<(PortSpec, PortReport)> {
+        self.control().ports.values().map(|p| (p.spec.clone(), p.report.clone())).collect()
+    }
+
+    /// Returns up to `limit` live flows from table position `cursor`, and where to go on; `None` at the end. Small pieces keep the
+    /// worker's bursts short.
+    ///
+    /// Errors: a silent worker.
+    pub fn flows(
+        &self,
+        cursor: usize,
+        limit: usize,
+    ) -> Result<(Vec<FlowRecord>, Option<usize>), DataplaneError> {
+        self.ask(|reply| Command::Flows { cursor, limit, reply })
+    }
+
+    /// Returns where sampled drop events arrive.
+    pub fn drop_events(&self) -> Receiver<DropEvent> {
+        self.drops.clone()
+    }
+
+    /// Returns where lists of neighbours that packets wait for arrive; each list replaces the one before.
+    pub fn wanted_neighbours(&self) -> Receiver<Vec<(PortIndex, IpAddr)>> {
+        self.wanted.clone()
+    }
+
+    /// Makes uplinks give us what goes to `local` (this node's pods) and what comes from `cluster` (all pod CIDRs).
+    ///
+    /// Errors: more prefixes than the maps hold.
+    pub fn set_uplink_prefixes(&self, local: &[IpNet], cluster: &[IpNet]) -> Result<(), DataplaneError> {
+        Ok(self.control().steer.set_uplink_prefixes(local, cluster)?)
+    }
+
+    /// Returns what the packet path costs in memory.
+    ///
+    /// Errors: a silent worker.
+    pub fn memory(&self) -> Result<MemoryReport, DataplaneError> {
+        let chunks = self.ask(|reply| Command::Census { reply })?;
+        let control = self.control();
+        let sockets: u32 = control.ports.values().map(|p| p.report.queues).sum();
+        // Two rings of 16-byte and two of 8-byte entries.
+        let ring_bytes = u64::from(sockets) * u64::from(RING_SIZE) * 48;
+        let kernel_bytes =
+            KERNEL_BYTES_PER_CHUNK_AND_SOCKET * u64::from(control.umem.chunks()) * u64::from(sockets);
+        Ok(MemoryReport { umem_bytes: control.umem.bytes(), ring_bytes, kernel_bytes, sockets, chunks })
+    }
+
+    /// Returns the directory of the pinned links.
+    pub fn bpffs(&self) -> &Path {
+        &self.config.bpffs
+    }
+
+    /// Stops the worker. Programs stay on their devices: pods are closed at once, uplinks pass to the kernel within a second.
+    pub fn shutdown(self) {}
+}
+
+impl Drop for Dataplane {
+    fn drop(&mut self) {
+        // A worker that has ended already is what we want.
+        let _ = self.tell(Command::Stop);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the worker had panicked");
+        }
+    }
+}
+
+fn wait_until(timeout: Duration, done: impl Fn() -> bool) -> bool {
+    let deadline = Instant::now() + timeout;
+    loop {
+        if done() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+fn index_of(device: &str) -> Result<u32, DataplaneError> {
+    nix::net::if_::if_nametoindex(device)
+        .map_err(|e| DataplaneError::NoDevice { device: device.to_owned(), source: e.into() })
+}
+
+/// Binds the queues that the port is to have: as many as asked for, or one after another until the device has no more.
+fn bind_all(
+    umem: &UmemHandle,
+    spec: &PortSpec,
+    patience: Duration,
+) -> Result<Vec<XskSocket>, DataplaneError> {
+    let mut sockets = Vec::new();
+    for queue in 0..spec.queues.unwrap_or(64) {
+        match umem.bind(&spec.device, queue, patience) {
+            Ok(socket) => sockets.push(socket),
+            Err(XskError::Bind { source, .. })
+                if queue > 0 && spec.queues.is_none() && source.raw_os_error() == Some(libc::EINVAL) =>
+            {
+                break;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(sockets)
+}

@@ -1,0 +1,390 @@
+//! One worker without its thread: ports in, bursts through the core, frames out. No clock, no sleep, no system call of its own, so it
+//! runs alike over real sockets and over [`crate::memory`].
+//!
+//! Two rules keep it calm. *Only active ports are polled*: a port that was silent for a millisecond leaves the list and comes back when
+//! its event does, so 250 idle ports cost nothing. *Fill rings are elastic*: an idle port holds few frames of the shared memory, a busy
+//! one many; they are given back as traffic uses them up.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use crossbeam::channel::Sender;
+use margay_core::worker::FlowRecord;
+use margay_core::{Counters, DropEvent, Frame, Nanos, Output, PortIndex, View, Worker};
+
+use crate::rings::Rings;
+
+/// Frames taken from one port before the next one has its turn.
+pub const BURST: usize = 64;
+/// A port without traffic for this long is polled no more until its event comes.
+const ACTIVE_FOR: Nanos = Nanos::from_millis(1);
+/// Frames on the fill ring of an idle port, where there are few ports.
+const IDLE_FILL: usize = 64;
+/// Frames on the fill ring of the busiest port.
+const BUSY_FILL: usize = 512;
+/// Empty frames that the worker finds for packets of its own.
+const SPARES: usize = 16;
+
+/// What stands inside the engine: [`margay_core::Worker`] in the agent, something smaller in tests of input and output.
+pub trait Processor<F> {
+    /// Takes one frame to its end; see [`Worker::handle_frame`].
+    fn handle_frame(&mut self, view: View<'_>, now: Nanos, port: PortIndex, frame: F, out: &mut Output<F>);
+
+    /// Does what time demands; see [`Worker::handle_timeout`].
+    fn handle_timeout(&mut self, view: View<'_>, now: Nanos, out: &mut Output<F>);
+
+    /// Returns the neighbours that packets wait for.
+    fn wanted_neighbours(&self) -> Vec<(PortIndex, IpAddr)>;
+
+    /// Returns the counters.
+    fn counters(&self) -> &Counters;
+
+    /// Returns a piece of the flow table; see [`Worker::flows`].
+    fn flows(
+        &self,
+        view: View<'_>,
+        now: Nanos,
+        cursor: usize,
+        limit: usize,
+    ) -> (Vec<FlowRecord>, Option<usize>);
+}
+
+impl<F: Frame> Processor<F> for Worker<F> {
+    fn handle_frame(&mut self, view: View<'_>, now: Nanos, port: PortIndex, frame: F, out: &mut Output<F>) {
+        Worker::handle_frame(self, view, now, port, frame, out);
+    }
+
+    fn handle_timeout(&mut self, view: View<'_>, now: Nanos, out: &mut Output<F>) {
+        Worker::handle_timeout(self, view, now, out);
+    }
+
+    fn wanted_neighbours(&self) -> Vec<(PortIndex, IpAddr)> {
+        Worker::wanted_neighbours(self)
+    }
+
+    fn counters(&self) -> &Counters {
+        Worker::counters(self)
+    }
+
+    fn flows(
+        &self,
+        view: View<'_>,
+        now: Nanos,
+        cursor: usize,
+        limit: usize,
+    ) -> (Vec<FlowRecord>, Option<usize>) {
+        Worker::flows(self, view, now, cursor, limit)
+    }
+}
+
+/// What a port did, written by its worker, read by anyone.
+#[derive(Debug, Default)]
+pub struct PortStatistics {
+    /// Frames received.
+    pub rx_packets: AtomicU64,
+    /// Bytes received.
+    pub rx_bytes: AtomicU64,
+    /// Frames handed to the kernel for sending.
+    pub tx_packets: AtomicU64,
+    /// Bytes handed to the kernel for sending.
+    pub tx_bytes: AtomicU64,
+    /// Frames not sent: the transmit ring stayed full, or the device was gone.
+    pub tx_failed: AtomicU64,
+    /// Descriptors of the kernel that were refused.
+    pub refused: AtomicU64,
+    /// Whether the device went away under us.
+    pub gone: AtomicBool,
+}
+
+fn add(counter: &AtomicU64, value: u64) {
+    // One writer: a plain addition in two relaxed steps.
+    counter.store(counter.load(Relaxed) + value, Relaxed);
+}
+
+/// Identifies one set of rings within an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RingId(pub usize);
+
+#[derive(Debug)]
+struct Line<R: Rings> {
+    port: PortIndex,
+    rings: R,
+    outbox: Vec<R::Frame>,
+    statistics: Arc<PortStatistics>,
+    target: usize,
+    active: bool,
+    gone: bool,
+    last_traffic: Nanos,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Engine<R: Rings, P> {
+    processor: P,
+    lines: Vec<Option<Line<R>>>,
+    /// First line of each port, by index of the port.
+    first: Vec<Option<usize>>,
+    active: Vec<usize>,
+    sending: Vec<usize>,
+    batch: Vec<R::Frame>,
+    out: Output<R::Frame>,
+    events: Sender<DropEvent>,
+    events_lost: u64,
+    tx_unknown_port: u64,
+}
+
+impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
+    /// Returns an engine without ports. Drop events go to `events` while there is room.
+    pub fn new(processor: P, events: Sender<DropEvent>) -> Self {
+        Self {
+            processor,
+            lines: Vec::new(),
+            first: Vec::new(),
+            active: Vec::new(),
+            sending: Vec::new(),
+            batch: Vec::with_capacity(BURST),
+            out: Output::new(),
+            events,
+            events_lost: 0,
+            tx_unknown_port: 0,
+        }
+    }
+
+    /// Returns the processor.
+    pub fn processor(&self) -> &P {
+        &self.processor
+    }
+
+    /// Returns the rings of a line.
+    pub fn rings(&self, id: RingId) -> Option<&R> {
+        self.lines.get(id.0)?.as_ref().map(|line| &line.rings)
+    }
+
+    /// Returns the rings of a line for changing.
+    pub fn rings_mut(&mut self, id: RingId) -> Option<&mut R> {
+        self.lines.get_mut(id.0)?.as_mut().map(|line| &mut line.rings)
+    }
+
+    /// Returns every line: its port, its identity, its rings.
+    pub fn lines(&self) -> impl Iterator<Item = (PortIndex, RingId, &R)> {
+        self.lines
+            .iter()
+            .enumerate()
+            .filter_map(|(at, line)| line.as_ref().map(|l| (l.port, RingId(at), &l.rings)))
+    }
+
+    /// Adds the rings of one queue of a port and fills them. Frames to the port leave through the queue that was added first.
+    pub fn add(&mut self, port: PortIndex, rings: R, statistics: Arc<PortStatistics>, now: Nanos) -> RingId {
+        let line = Line {
+            port,
+            rings,
+            outbox: Vec::new(),
+            statistics,
+            target: 0,
+            active: true,
+            gone: false,
+            last_traffic: now,
+        };
+        let at = self.lines.iter().position(Option::is_none).unwrap_or(self.lines.len());
+        if at == self.lines.len() {
+            self.lines.push(None);
+        }
+        self.lines[at] = Some(line);
+        self.active.push(at);
+        let index = usize::from(port.0);
+        if self.first.len() <= index {
+            self.first.resize(index + 1, None);
+        }
+        self.first[index].get_or_insert(at);
+        let idle = self.idle_fill();
+        if let Some(line) = &mut self.lines[at] {
+            line.target = idle;
+            line.rings.refill(idle);
+        }
+        RingId(at)
+    }
+
+    /// Takes the rings of a port out. Frames that wait to be sent there are dropped.
+    pub fn remove(&mut self, port: PortIndex) -> Vec<R> {
+        let mut taken = Vec::new();
+        for at in 0..self.lines.len() {
+            if self.lines[at].as_ref().is_some_and(|line| line.port == port) {
+                self.active.retain(|a| *a != at);
+                self.sending.retain(|a| *a != at);
+                taken.extend(self.lines[at].take().map(|line| line.rings));
+            }
+        }
+        if let Some(first) = self.first.get_mut(usize::from(port.0)) {
+            *first = None;
+        }
+        taken
+    }
+
+    /// Puts a line back among those that are polled: its event came.
+    pub fn activate(&mut self, id: RingId, now: Nanos) {
+        if let Some(Some(line)) = self.lines.get_mut(id.0) {
+            line.last_traffic = now;
+            if !line.active && !line.gone {
+                line.active = true;
+                self.active.push(id.0);
+            }
+        }
+    }
+
+    /// Notes that the device of a line is gone. Returns its port.
+    pub fn mark_gone(&mut self, id: RingId) -> Option<PortIndex> {
+        let line = self.lines.get_mut(id.0)?.as_mut()?;
+        line.gone = true;
+        line.active = false;
+        line.statistics.gone.store(true, Relaxed);
+        self.active.retain(|a| *a != id.0);
+        Some(line.port)
+    }
+
+    /// Frames that an idle port may hold: with many ports less than usual, so that half of the memory stays for traffic.
+    fn idle_fill(&self) -> usize {
+        let ports = self.lines.iter().flatten().count().max(1);
+        let total = self.lines.iter().flatten().next().map_or(0, |line| line.rings.pool().1);
+        IDLE_FILL.min(total / (2 * ports)).max(4)
+    }
+
+    /// Takes one burst from each active port through the processor and sends what came of it. Returns the number of frames received.
+    pub fn turn(&mut self, view: View<'_>, now: Nanos) -> usize {
+        let mut received = 0;
+        for position in 0..self.active.len() {
+            let at = self.active[position];
+            let Some(line) = self.lines[at].as_mut() else { continue };
+            let count = line.rings.poll_rx(&mut self.batch, BURST);
+            if count == 0 {
+                continue;
+            }
+            received += count;
+            line.last_traffic = now;
+            let bytes = self.batch.iter().map(|frame| frame.data().len() as u64).sum();
+            add(&line.statistics.rx_packets, self.batch.len() as u64);
+            add(&line.statistics.rx_bytes, bytes);
+            let port = line.port;
+            for frame in &self.batch {
+                margay_accel::prefetch_lines(frame.data(), 2);
+            }
+            for frame in self.batch.drain(..) {
+                self.processor.handle_frame(view, now, port, frame, &mut self.out);
+            }
+            self.flush();
+            self.grow(at);
+        }
+        received
+    }
+
+    /// After a burst: a port that came near to emptying its fill ring gets a larger one while memory is plentiful.
+    fn grow(&mut self, at: usize) {
+        let Some(line) = self.lines[at].as_mut() else { return };
+        let (free, total) = line.rings.pool();
+        let filled = line.rings.filled();
+        if filled < line.target / 2 && free > total / 4 {
+            line.target = (line.target * 2).min(BUSY_FILL);
+        }
+        line.rings.refill(line.target.saturating_sub(filled));
+    }
+
+    /// Lets time pass: the processor's timers, late completions, ports that fell silent.
+    pub fn tick(&mut self, view: View<'_>, now: Nanos) {
+        self.processor.handle_timeout(view, now, &mut self.out);
+        self.flush();
+        let idle = self.idle_fill();
+        let lines = &mut self.lines;
+        for line in lines.iter_mut().flatten() {
+            if line.gone {
+                continue;
+            }
+            if line.rings.in_flight() > 0 {
+                line.rings.complete();
+                // What a full device queue left behind is tried again.
+                if line.rings.in_flight() > 0 && line.rings.wakeup().is_err() {
+                    line.gone = true;
+                    line.statistics.gone.store(true, Relaxed);
+                }
+            }
+            if now - line.last_traffic > ACTIVE_FOR {
+                line.target = idle;
+            }
+            let missing = line.target.saturating_sub(line.rings.filled());
+            if missing > 0 {
+                line.rings.refill(missing);
+            }
+            let refused = line.rings.refused();
+            line.statistics.refused.store(refused, Relaxed);
+        }
+        self.active.retain(|at| {
+            let Some(line) = lines[*at].as_mut() else { return false };
+            line.active = !line.gone && now - line.last_traffic <= ACTIVE_FOR;
+            line.active
+        });
+    }
+
+    /// Acts on what the processor left in the output.
+    fn flush(&mut self) {
+        self.out.recycle.clear();
+        for event in self.out.events.drain(..) {
+            if self.events.try_send(event).is_err() {
+                self.events_lost += 1;
+            }
+        }
+        for (port, frame) in self.out.transmit.drain(..) {
+            let at = self.first.get(usize::from(port.0)).copied().flatten();
+            let Some((at, line)) = at.and_then(|at| self.lines[at].as_mut().map(|line| (at, line))) else {
+                self.tx_unknown_port += 1;
+                continue;
+            };
+            if line.outbox.is_empty() {
+                self.sending.push(at);
+            }
+            line.outbox.push(frame);
+        }
+        while let Some(at) = self.sending.pop() {
+            if let Some(line) = self.lines[at].as_mut() {
+                send(line);
+            }
+        }
+        while self.out.spare.len() < SPARES {
+            let Some(frame) = self.lines.iter_mut().flatten().next().and_then(|line| line.rings.take_spare())
+            else {
+                break;
+            };
+            self.out.spare.push(frame);
+        }
+    }
+
+    /// Returns how many drop events found no room, and how many frames had no port to leave by.
+    pub fn losses(&self) -> (u64, u64) {
+        (self.events_lost, self.tx_unknown_port)
+    }
+}
+
+/// Sends a line's outbox. A ring that stays full after a wake-up loses the rest: queues are the kernel's and the sender's business.
+fn send<R: Rings>(line: &mut Line<R>) {
+    let mut failed = 0;
+    line.rings.complete();
+    while !line.outbox.is_empty() && !line.gone {
+        let before = line.outbox.len();
+        let bytes_before: u64 = line.outbox.iter().map(|frame| frame.data().len() as u64).sum();
+        let taken = line.rings.submit_tx(&mut line.outbox);
+        let bytes_after: u64 = line.outbox.iter().map(|frame| frame.data().len() as u64).sum();
+        add(&line.statistics.tx_packets, (before - line.outbox.len()) as u64);
+        add(&line.statistics.tx_bytes, bytes_before - bytes_after);
+        if line.rings.wakeup().is_err() {
+            line.gone = true;
+            line.statistics.gone.store(true, Relaxed);
+        }
+        line.rings.complete();
+        if taken == 0 {
+            break;
+        }
+    }
+    failed += line.outbox.len() as u64;
+    line.outbox.clear();
+    if failed > 0 {
+        add(&line.statistics.tx_failed, failed);
+    }
+}

@@ -1,0 +1,147 @@
+//! One writer, one reader, no waiting: how a snapshot reaches a worker and how its predecessor ends.
+//!
+//! ```text
+//!  publisher                                       worker (once a burst)
+//!  store(new) ── pointer ─────────────────────────▶ load; if it changed: use it, drop the old handle
+//!  keep old                                         acknowledge(sequence of new)   [Release]
+//!  free old once acknowledged ≥ its successor ◀──── [Acquire]
+//! ```
+//!
+//! The publisher keeps every retired value until the worker has acknowledged a newer one. So the last handle is never the worker's,
+//! and freeing a large snapshot never happens on the packet path.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::{ArcSwapOption, Cache};
+
+/// A published value with its place in the sequence.
+#[derive(Debug)]
+pub struct Numbered<T> {
+    sequence: u64,
+    generation: u64,
+    value: Arc<T>,
+}
+
+impl<T> Numbered<T> {
+    /// Returns the value.
+    pub fn value(&self) -> &T {
+        &self.value
+    }
+}
+
+#[derive(Debug)]
+struct Acknowledged {
+    sequence: AtomicU64,
+    generation: AtomicU64,
+}
+
+type Swap<T> = Arc<ArcSwapOption<Numbered<T>>>;
+
+/// The writing side.
+#[derive(Debug)]
+pub struct Publisher<T> {
+    current: Swap<T>,
+    acknowledged: Arc<Acknowledged>,
+    retired: Mutex<Retired<T>>,
+}
+
+#[derive(Debug)]
+struct Retired<T> {
+    sequence: u64,
+    values: Vec<Arc<Numbered<T>>>,
+}
+
+/// The reading side, owned by one worker.
+#[derive(Debug)]
+pub struct Subscriber<T> {
+    cache: Cache<Swap<T>, Option<Arc<Numbered<T>>>>,
+    acknowledged: Arc<Acknowledged>,
+    seen: u64,
+}
+
+/// Returns the two ends; nothing is published yet.
+pub fn channel<T>() -> (Publisher<T>, Subscriber<T>) {
+    let current: Swap<T> = Arc::new(ArcSwapOption::const_empty());
+    let acknowledged = Arc::new(Acknowledged { sequence: AtomicU64::new(0), generation: AtomicU64::new(0) });
+    let publisher = Publisher {
+        current: Arc::clone(&current),
+        acknowledged: Arc::clone(&acknowledged),
+        retired: Mutex::new(Retired { sequence: 0, values: Vec::new() }),
+    };
+    (publisher, Subscriber { cache: Cache::new(current), acknowledged, seen: 0 })
+}
+
+impl<T> Publisher<T> {
+    /// Publishes a value. Frees on this thread what the worker is done with.
+    pub fn publish(&self, value: Arc<T>, generation: u64) {
+        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        retired.sequence += 1;
+        let new = Arc::new(Numbered { sequence: retired.sequence, generation, value });
+        if let Some(old) = self.current.swap(Some(new)) {
+            retired.values.push(old);
+        }
+        self.collect(&mut retired);
+    }
+
+    fn collect(&self, retired: &mut Retired<T>) {
+        // Acquire: pairs with the worker's Release, so its handle on every older value is gone before we free ours.
+        let done = self.acknowledged.sequence.load(Ordering::Acquire);
+        retired.values.retain(|value| value.sequence >= done);
+    }
+
+    /// Frees what the worker is done with; returns how many retired values are still kept.
+    pub fn collect_retired(&self) -> usize {
+        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        self.collect(&mut retired);
+        retired.values.len()
+    }
+
+    /// Returns the generation that the worker has in force; zero before the first.
+    pub fn acknowledged(&self) -> u64 {
+        self.acknowledged.generation.load(Ordering::Acquire)
+    }
+}
+
+impl<T> Subscriber<T> {
+    /// Loads what is current; call it once a burst. The second value is whether it is new since the last call.
+    pub fn load(&mut self) -> (Option<&Numbered<T>>, bool) {
+        let current = self.cache.load().as_deref();
+        let mut new = false;
+        if let Some(current) = current
+            && current.sequence != self.seen
+        {
+            self.seen = current.sequence;
+            new = true;
+            // The cache let go of the older value when it loaded this one.
+            self.acknowledged.generation.store(current.generation, Ordering::Release);
+            self.acknowledged.sequence.store(current.sequence, Ordering::Release);
+        }
+        (current, new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_retired_value_lives_until_the_reader_has_a_newer_one() {
+        let (publisher, mut reader) = channel::<String>();
+        assert!(reader.load().0.is_none());
+        let first = Arc::new("one".to_owned());
+        publisher.publish(Arc::clone(&first), 1);
+        assert_eq!(publisher.acknowledged(), 0);
+        assert_eq!(reader.load().0.map(|n| n.value().as_str()), Some("one"));
+        assert!(!reader.load().1);
+        assert_eq!(publisher.acknowledged(), 1);
+
+        publisher.publish(Arc::new("two".to_owned()), 2);
+        assert_eq!(publisher.collect_retired(), 1);
+        assert_eq!(Arc::strong_count(&first), 2);
+        let (value, new) = reader.load();
+        assert_eq!((value.map(|n| n.value().as_str()), new), (Some("two"), true));
+        assert_eq!(publisher.collect_retired(), 0);
+        assert_eq!(Arc::strong_count(&first), 1);
+    }
+}

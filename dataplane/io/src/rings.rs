@@ -1,0 +1,56 @@
+//! The four rings of one queue, seen from above: frames come, frames go, frames come back.
+//!
+//! ```text
+//!            refill                poll_rx                 submit_tx               complete
+//!  free ───────────────▶ fill ───────────────▶ held ───────────────▶ transmit ───────────────▶ free
+//!    ▲                                          │
+//!    └──────────────── drop ────────────────────┘
+//! ```
+//!
+//! Two implementations: [`crate::xsk`] on real AF_XDP sockets, [`crate::memory`] in plain memory for tests and benches. The worker's
+//! loop knows only this trait.
+
+use margay_core::Frame;
+
+/// The device is gone, or the kernel refuses the socket for good.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the port's device is gone ({0}); remove the port, and add it again if the device comes back")]
+pub struct PortGone(pub String);
+
+/// The rings of one (device, queue).
+pub trait Rings {
+    /// What it carries. Dropping one frees its memory.
+    type Frame: Frame;
+
+    /// Appends up to `budget` received frames to `out`; returns how many.
+    fn poll_rx(&mut self, out: &mut Vec<Self::Frame>, budget: usize) -> usize;
+
+    /// Takes frames from the front of `frames` while the transmit ring has room; returns how many. The rest stays.
+    fn submit_tx(&mut self, frames: &mut Vec<Self::Frame>) -> usize;
+
+    /// Takes back frames that the kernel has sent; returns how many. Those that it still works on come later: never wait for them.
+    fn complete(&mut self) -> usize;
+
+    /// Gives up to `count` free frames to the kernel to receive into; returns how many.
+    fn refill(&mut self, count: usize) -> usize;
+
+    /// Tells the kernel that there is something to send.
+    ///
+    /// Errors: [`PortGone`] when there is no device to send through.
+    fn wakeup(&mut self) -> Result<(), PortGone>;
+
+    /// Returns the number of frames given to the kernel to receive into and not yet come back.
+    fn filled(&self) -> usize;
+
+    /// Returns the number of frames given to the kernel to send and not yet come back.
+    fn in_flight(&self) -> usize;
+
+    /// Returns the number of free frames of the memory behind these rings, and of all its frames.
+    fn pool(&self) -> (usize, usize);
+
+    /// Takes a free frame, empty, for a packet of our own.
+    fn take_spare(&mut self) -> Option<Self::Frame>;
+
+    /// Returns how many descriptors from the kernel were refused: outside their chunk, or of a chunk that was not the kernel's.
+    fn refused(&self) -> u64;
+}

@@ -1,0 +1,438 @@
+//! The programs that the kernel runs for us: loading, attaching, and what they look up.
+//!
+//! A program hangs on a device through a *link*, and a link is pinned as a file in a bpffs of the agent's own. So it stays when the
+//! agent is killed: with the heartbeat silent, pods are closed and the NIC belongs to the kernel. A new agent loads programs with maps
+//! of its own and exchanges the program inside each link in one step, so there is no moment without a program. The old maps vanish with
+//! the last old program; maps are therefore never pinned, and no new agent reads what an old one wrote.
+//!
+//! ```text
+//!  DIR/native/NAME@IFINDEX      the link, attached in the driver
+//!  DIR/generic/NAME@IFINDEX     the link, attached above a driver that has no XDP
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, XskMap};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::xdp::XdpLink;
+use aya::programs::{ProgramError, Xdp, XdpMode};
+use aya::{Ebpf, EbpfLoader};
+use ipnet::IpNet;
+use margay_core::Nanos;
+use nix::mount::MsFlags;
+
+/// The programs, compiled by the build.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ports.o"));
+
+/// Most queues of all devices together; `MAX_SLOTS` of the programs.
+const MAX_SLOTS: u32 = 4096;
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+
+/// A heartbeat older than this is silence; `HEARTBEAT_LIMIT_NS` of the programs.
+pub const HEARTBEAT_LIMIT: Nanos = Nanos::from_secs(1);
+
+/// Which program a device gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Our end of a pod's veth: everything to us, or dropped.
+    Pod,
+    /// Our end of the host's veth: everything to us, or dropped.
+    Host,
+    /// A NIC: pod traffic to us; everything else, and everything while we are silent, to the kernel.
+    Uplink,
+    /// A pod's device that the agent has not taken in yet: everything is dropped.
+    Closed,
+}
+
+impl Role {
+    fn program(self) -> &'static str {
+        match self {
+            Self::Pod => "pod_port",
+            Self::Host => "host_port",
+            Self::Uplink => "uplink",
+            Self::Closed => "closed_port",
+        }
+    }
+}
+
+/// How a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AttachMode {
+    /// In the driver.
+    Native,
+    /// Above a driver that has no XDP.
+    Generic,
+}
+
+impl AttachMode {
+    const BOTH: [Self; 2] = [Self::Native, Self::Generic];
+
+    /// Returns the name used in status and in the pin directory.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+
+    fn flag(self) -> XdpMode {
+        match self {
+            Self::Native => XdpMode::Driver,
+            Self::Generic => XdpMode::Skb,
+        }
+    }
+}
+
+/// Why a program or map could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SteerError {
+    /// No bpffs.
+    #[error(
+        "cannot use {path} as the agent's bpffs: {source}; mount one there (mount -t bpf bpf {path}), or run with CAP_SYS_ADMIN so that the agent can"
+    )]
+    BpfFs {
+        /// The directory.
+        path: String,
+        /// What failed.
+        source: io::Error,
+    },
+    /// The kernel did not take the programs.
+    #[error(
+        "the kernel refused the XDP programs: {0}; they need Linux 5.18 or newer with CONFIG_XDP_SOCKETS, and CAP_BPF with CAP_NET_ADMIN"
+    )]
+    Load(#[from] Box<aya::EbpfError>),
+    /// A program or map is not in the object.
+    #[error("the compiled programs have no {0:?}; rebuild the agent")]
+    Missing(&'static str),
+    /// A program could not be loaded or exchanged.
+    #[error(
+        "XDP program {program} on {name} (index {ifindex}): {source}; is another XDP program on the device? (ip -d link show)"
+    )]
+    Attach {
+        /// The program.
+        program: &'static str,
+        /// The pin's name.
+        name: String,
+        /// The device.
+        ifindex: u32,
+        /// The kernel's answer.
+        source: Box<ProgramError>,
+    },
+    /// The link could not be pinned.
+    #[error(
+        "cannot pin the link of {name} at {path}: {why}; the directory must be a bpffs and the name free of '/' and '@'"
+    )]
+    Pin {
+        /// The pin's name.
+        name: String,
+        /// The file.
+        path: String,
+        /// What failed.
+        why: String,
+    },
+    /// A map refused an entry.
+    #[error("map {map}: {source}; too many ports or prefixes, or CAP_BPF is missing")]
+    Map {
+        /// The map.
+        map: &'static str,
+        /// The kernel's answer.
+        source: Box<MapError>,
+    },
+    /// All slots are in use.
+    #[error("all {MAX_SLOTS} receive queues are in use; remove ports")]
+    Full,
+}
+
+/// Key of the `owners` map: device index, queue.
+type QueueKey = [u32; 2];
+/// Value of the `owners` map: slot, worker.
+type Owner = [u32; 2];
+
+/// Index into the kernel's map of sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Slot(u32);
+
+/// The heartbeat of one worker: the worker's thread owns it and stamps it.
+pub struct Heartbeat {
+    map: Array<MapData, u64>,
+    worker: u32,
+}
+
+impl Heartbeat {
+    /// Says "alive at `now`" to the programs. `now` is CLOCK_MONOTONIC, which is what they read.
+    ///
+    /// Errors: the kernel refuses the map update.
+    pub fn stamp(&mut self, now: Nanos) -> Result<(), SteerError> {
+        self.map
+            .set(self.worker, now.0, 0)
+            .map_err(|e| SteerError::Map { map: "heartbeat", source: Box::new(e) })
+    }
+}
+
+/// Makes sure that `directory` exists and is a bpffs; mounts one, readable by its owner only, when it is not.
+///
+/// Errors: no permission, or the kernel has no bpffs.
+pub fn mount_bpffs(directory: &Path) -> Result<(), SteerError> {
+    let failed = |source: io::Error| SteerError::BpfFs { path: directory.display().to_string(), source };
+    fs::create_dir_all(directory).map_err(failed)?;
+    let is_bpffs =
+        || nix::sys::statfs::statfs(directory).is_ok_and(|s| s.filesystem_type().0 as i64 == BPF_FS_MAGIC);
+    if is_bpffs() {
+        return Ok(());
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    nix::mount::mount(Some("bpf"), directory, Some("bpf"), flags, Some("mode=0700"))
+        .map_err(|e| failed(e.into()))
+}
+
+/// Loaded programs, their maps, and the pinned links.
+pub struct Steer {
+    programs: Ebpf,
+    directory: PathBuf,
+    sockets: XskMap<MapData>,
+    owners: HashMap<MapData, QueueKey, Owner>,
+    local: Prefixes,
+    cluster: Prefixes,
+    slots: BTreeSet<u32>,
+    owned: BTreeMap<(u32, u32), u32>,
+}
+
+struct Prefixes {
+    name: &'static str,
+    trie: LpmTrie<MapData, [u8; 16], u8>,
+    present: BTreeSet<IpNet>,
+}
+
+impl Prefixes {
+    /// Makes the trie hold `wanted`: what is new comes first, what is old goes last, what stays is not touched.
+    fn set(&mut self, wanted: &[IpNet]) -> Result<(), SteerError> {
+        let wanted: BTreeSet<IpNet> = wanted.iter().map(IpNet::trunc).collect();
+        let failed = |name, e: MapError| SteerError::Map { map: name, source: Box::new(e) };
+        for prefix in wanted.difference(&self.present.clone()) {
+            self.trie.insert(&key_of(prefix), 1, 0).map_err(|e| failed(self.name, e))?;
+            self.present.insert(*prefix);
+        }
+        for prefix in self.present.clone().difference(&wanted) {
+            self.trie.remove(&key_of(prefix)).map_err(|e| failed(self.name, e))?;
+            self.present.remove(prefix);
+        }
+        Ok(())
+    }
+}
+
+/// Writes a prefix of either family as the programs do: IPv4 as ::ffff:a.b.c.d.
+fn key_of(prefix: &IpNet) -> Key<[u8; 16]> {
+    let (length, address) = match prefix.network() {
+        IpAddr::V4(v4) => (96 + u32::from(prefix.prefix_len()), v4.to_ipv6_mapped()),
+        IpAddr::V6(v6) => (u32::from(prefix.prefix_len()), v6),
+    };
+    Key::new(length, address.octets())
+}
+
+impl Steer {
+    /// Loads the programs with fresh maps. `directory` must be a bpffs ([`mount_bpffs`]); links of earlier agents in it keep their old
+    /// programs until [`Steer::attach`] or [`Steer::retain_links`].
+    ///
+    /// Errors: the kernel refuses; the directory is no bpffs.
+    pub fn load(directory: &Path) -> Result<Self, SteerError> {
+        for mode in AttachMode::BOTH {
+            let path = directory.join(mode.as_str());
+            fs::create_dir_all(&path)
+                .map_err(|source| SteerError::BpfFs { path: directory.display().to_string(), source })?;
+        }
+        let mut programs = EbpfLoader::new().load(OBJECT).map_err(Box::new)?;
+        for role in [Role::Pod, Role::Host, Role::Uplink, Role::Closed] {
+            let failed = |source| SteerError::Attach {
+                program: role.program(),
+                name: "loading".to_owned(),
+                ifindex: 0,
+                source,
+            };
+            program(&mut programs, role)?.load().map_err(|e| failed(Box::new(e)))?;
+        }
+        let prefixes = |programs: &mut Ebpf, name: &'static str| -> Result<Prefixes, SteerError> {
+            let trie = take(programs, name)?;
+            Ok(Prefixes { name, trie, present: BTreeSet::new() })
+        };
+        Ok(Self {
+            sockets: take(&mut programs, "sockets")?,
+            owners: take(&mut programs, "owners")?,
+            local: prefixes(&mut programs, "local_pods")?,
+            cluster: prefixes(&mut programs, "cluster_pods")?,
+            programs,
+            directory: directory.to_owned(),
+            slots: BTreeSet::new(),
+            owned: BTreeMap::new(),
+        })
+    }
+
+    /// Returns the heartbeat for the worker's thread. Call it once: there is one worker.
+    ///
+    /// Errors: it was taken before.
+    pub fn take_heartbeat(&mut self, worker: u32) -> Result<Heartbeat, SteerError> {
+        Ok(Heartbeat { map: take(&mut self.programs, "heartbeat")?, worker })
+    }
+
+    /// Sends frames of (device, queue) to a socket, as soon as a program is attached.
+    ///
+    /// Errors: no slot left; the kernel refuses the socket.
+    pub fn own(
+        &mut self,
+        ifindex: u32,
+        queue: u32,
+        worker: u32,
+        socket: &impl AsRawFd,
+    ) -> Result<Slot, SteerError> {
+        let slot = (0..MAX_SLOTS).find(|slot| !self.slots.contains(slot)).ok_or(SteerError::Full)?;
+        self.sockets
+            .set(slot, socket.as_raw_fd(), 0)
+            .map_err(|e| SteerError::Map { map: "sockets", source: Box::new(e) })?;
+        self.owners
+            .insert([ifindex, queue], [slot, worker], 0)
+            .map_err(|e| SteerError::Map { map: "owners", source: Box::new(e) })?;
+        self.slots.insert(slot);
+        self.owned.insert((ifindex, queue), slot);
+        Ok(Slot(slot))
+    }
+
+    /// Ends what [`Steer::own`] began for every queue of a device. Its program, still attached, now drops (pod, host) or passes (uplink).
+    pub fn disown(&mut self, ifindex: u32) {
+        let mine: Vec<_> =
+            self.owned.range((ifindex, 0)..=(ifindex, u32::MAX)).map(|(k, v)| (*k, *v)).collect();
+        for ((ifindex, queue), slot) in mine {
+            // Either entry may be gone already: the kernel takes a closed socket out by itself.
+            let _ = self.owners.remove(&[ifindex, queue]);
+            let _ = self.sockets.unset(slot);
+            self.owned.remove(&(ifindex, queue));
+            self.slots.remove(&slot);
+        }
+    }
+
+    /// Puts the role's program on a device, whether the device is up or down, and pins the link under `name`. Where a link of that
+    /// name is already on the device, its program is exchanged in one step.
+    ///
+    /// Errors: the device does not exist, carries a foreign program, or takes none.
+    pub fn attach(&mut self, role: Role, ifindex: u32, name: &str) -> Result<AttachMode, SteerError> {
+        if name.is_empty() || name.contains(['/', '@']) {
+            let path = self.directory.display().to_string();
+            return Err(SteerError::Pin {
+                name: name.to_owned(),
+                path,
+                why: "not a usable file name".to_owned(),
+            });
+        }
+        for mode in AttachMode::BOTH {
+            let path = self.pin_path(mode, name, ifindex);
+            if path.exists() && self.exchange(role, &path) {
+                return Ok(mode);
+            }
+        }
+        // Links of that name on other devices: the name has moved on, so they end.
+        self.detach(name);
+        let program = program(&mut self.programs, role)?;
+        let mut last = None;
+        for mode in AttachMode::BOTH {
+            let path = self.directory.join(mode.as_str()).join(format!("{name}@{ifindex}"));
+            let pinned = |why: String| SteerError::Pin {
+                name: name.to_owned(),
+                path: path.display().to_string(),
+                why,
+            };
+            match program.attach_to_if_index(ifindex, mode.flag()) {
+                Ok(id) => {
+                    let link = program.take_link(id).map_err(|e| pinned(e.to_string()))?;
+                    // A kernel without XDP links fell back to netlink; such an attachment cannot outlive us, and is refused.
+                    let link: FdLink =
+                        link.try_into().map_err(|_| pinned("the kernel has no XDP links".to_owned()))?;
+                    link.pin(&path).map_err(|e| pinned(e.to_string()))?;
+                    return Ok(mode);
+                }
+                Err(error) => last = Some(error),
+            }
+        }
+        let source = Box::new(last.unwrap_or(ProgramError::NotAttached));
+        Err(SteerError::Attach { program: role.program(), name: name.to_owned(), ifindex, source })
+    }
+
+    /// Exchanges the program in a pinned link; `false` when the link is dead (its device is gone) or not a link.
+    fn exchange(&mut self, role: Role, path: &Path) -> bool {
+        let Ok(program) = program(&mut self.programs, role) else { return false };
+        let Ok(pinned) = PinnedLink::from_pin(path) else { return false };
+        let Ok(link) = XdpLink::try_from(FdLink::from(pinned)) else { return false };
+        // Taken out again and closed: the pin keeps the link.
+        match program.attach_to_link(link) {
+            Ok(id) => program.take_link(id).is_ok(),
+            Err(_) => false,
+        }
+    }
+
+    fn pin_path(&self, mode: AttachMode, name: &str, ifindex: u32) -> PathBuf {
+        self.directory.join(mode.as_str()).join(format!("{name}@{ifindex}"))
+    }
+
+    /// Returns every pinned link: name, path.
+    fn pins(&self) -> Vec<(String, PathBuf)> {
+        let mut found = Vec::new();
+        for mode in AttachMode::BOTH {
+            let Ok(entries) = fs::read_dir(self.directory.join(mode.as_str())) else { continue };
+            for entry in entries.flatten() {
+                let file = entry.file_name().to_string_lossy().into_owned();
+                if let Some((name, _)) = file.rsplit_once('@') {
+                    found.push((name.to_owned(), entry.path()));
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    /// Returns the names under which links are pinned, in order.
+    pub fn link_names(&self) -> BTreeSet<String> {
+        self.pins().into_iter().map(|(name, _)| name).collect()
+    }
+
+    /// Takes the program of that name off its device. Returns whether there was one.
+    pub fn detach(&mut self, name: &str) -> bool {
+        let mut any = false;
+        for (pinned, path) in self.pins() {
+            if pinned == name {
+                any |= fs::remove_file(path).is_ok();
+            }
+        }
+        any
+    }
+
+    /// Takes off every program whose name is not in `names`, and returns the names that ended: what a killed agent left for
+    /// devices that are no longer ours.
+    pub fn retain_links(&mut self, names: &BTreeSet<String>) -> Vec<String> {
+        let stale: BTreeSet<String> = self.link_names().difference(names).cloned().collect();
+        for name in &stale {
+            self.detach(name);
+        }
+        stale.into_iter().collect()
+    }
+
+    /// Makes uplinks send us what goes to `local` and what comes from `cluster`.
+    ///
+    /// Errors: too many prefixes.
+    pub fn set_uplink_prefixes(&mut self, local: &[IpNet], cluster: &[IpNet]) -> Result<(), SteerError> {
+        self.cluster.set(cluster)?;
+        self.local.set(local)
+    }
+}
+
+fn program(programs: &mut Ebpf, role: Role) -> Result<&mut Xdp, SteerError> {
+    let name = role.program();
+    let program = programs.program_mut(name).ok_or(SteerError::Missing(name))?;
+    program.try_into().map_err(|_| SteerError::Missing(name))
+}
+
+fn take<M: TryFrom<aya::maps::Map>>(programs: &mut Ebpf, name: &'static str) -> Result<M, SteerError> {
+    programs.take_map(name).and_then(|map| M::try_from(map).ok()).ok_or(SteerError::Missing(name))
+}

@@ -1,0 +1,358 @@
+//! The worker's thread: spin while there is work, sleep when there is none, and say "alive" either way.
+//!
+//! Everything of a worker lives on this thread: the frame pool, the rings, the core. The control side talks to it through a channel
+//! of [`Command`]s and a waker; what it publishes outward are atomics and bounded channels. It never takes a lock that another
+//! thread may hold for long, and never waits but in one place: `poll`, with a timeout far below the heartbeat's limit. The stamp comes
+//! from this very loop, so a worker that hangs falls silent and the kernel programs take over.
+
+use std::net::IpAddr;
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, Sender, TryRecvError};
+use margay_core::worker::FlowRecord;
+use margay_core::{Counters, DropReason, Nanos, PortIndex, Topology, View};
+use margay_policy_engine::snapshot::Snapshot;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use nix::time::{ClockId, clock_gettime};
+
+use crate::engine::{Engine, PortStatistics, Processor, RingId};
+use crate::publish::Subscriber;
+use crate::steer::Heartbeat;
+use crate::xsk::{Census, Pool, SocketSlot, SocketStatistics, UmemFrame, XskRings, XskSocket};
+
+const WAKER: Token = Token(usize::MAX);
+const TICK: Nanos = Nanos::from_millis(10);
+const STAMP: Nanos = Nanos::from_millis(5);
+/// Longest sleep: a tenth of the heartbeat's limit.
+const SLEEP: Duration = Duration::from_millis(100);
+/// Longest sleep while packets wait for a neighbour.
+const SLEEP_HELD: Duration = Duration::from_millis(10);
+/// Turns between two looks at events while there is work.
+const TURNS_PER_LOOK: u32 = 8;
+/// How long after a close a device may still be reading chunks that were to be sent.
+const SENT_PAUSE: Nanos = Nanos::from_secs(1);
+
+/// Returns CLOCK_MONOTONIC, the clock of the kernel programs.
+pub fn now() -> Nanos {
+    // The clock exists on every Linux; were it refused, time would stand still and the heartbeat fall silent, which is safe.
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map_or(Nanos(0), |t| Nanos(t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64))
+}
+
+/// What the control side asks of the worker.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Take these sockets to work.
+    Add {
+        port: PortIndex,
+        sockets: Vec<XskSocket>,
+        statistics: Arc<PortStatistics>,
+        done: Sender<std::io::Result<()>>,
+    },
+    /// Give the sockets of a port back; they are closed by the caller, who then says [`Command::Reclaim`].
+    Remove { port: PortIndex, taken: Sender<Vec<(XskSocket, SocketSlot)>> },
+    /// These sockets are closed: their chunks are free.
+    Reclaim { slots: Vec<SocketSlot> },
+    /// A piece of the flow table.
+    Flows { cursor: usize, limit: usize, reply: Sender<(Vec<FlowRecord>, Option<usize>)> },
+    /// The kernel's counters of every socket.
+    Statistics { reply: Sender<Vec<(PortIndex, SocketStatistics)>> },
+    /// Where the chunks are.
+    Census { reply: Sender<Census> },
+    /// End.
+    Stop,
+}
+
+/// A worker's counters, stored by it once a burst, read by anyone.
+#[derive(Debug)]
+pub struct SharedCounters {
+    plain: [AtomicU64; 9],
+    drops: Vec<AtomicU64>,
+    /// Times that the thread woke from sleep.
+    pub wakeups: AtomicU64,
+    /// Turns of the loop.
+    pub turns: AtomicU64,
+    /// Drop events that found the channel full.
+    pub events_lost: AtomicU64,
+    /// Frames whose port was not there any more when they were to be sent.
+    pub portless: AtomicU64,
+    /// The heartbeat could not be written.
+    pub heartbeat_failures: AtomicU64,
+}
+
+impl Default for SharedCounters {
+    fn default() -> Self {
+        Self {
+            plain: Default::default(),
+            drops: DropReason::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
+            wakeups: AtomicU64::new(0),
+            turns: AtomicU64::new(0),
+            events_lost: AtomicU64::new(0),
+            portless: AtomicU64::new(0),
+            heartbeat_failures: AtomicU64::new(0),
+        }
+    }
+}
+
+impl SharedCounters {
+    fn store(&self, counters: &Counters) {
+        let c = counters;
+        let values = [
+            c.received,
+            c.forwarded,
+            c.answered,
+            c.held,
+            c.icmp_errors_sent,
+            c.flow_hits,
+            c.flow_misses,
+            c.flow_rejudged,
+            c.flows,
+        ];
+        for (to, value) in self.plain.iter().zip(values) {
+            to.store(value, Relaxed);
+        }
+        for (to, value) in self.drops.iter().zip(counters.drops) {
+            to.store(value, Relaxed);
+        }
+    }
+
+    /// Returns the counters as of the last burst. Fields are read one by one, so sums may be off by the burst under way.
+    pub fn load(&self) -> Counters {
+        let mut counters = Counters::default();
+        let [received, forwarded, answered, held, errors, hits, misses, rejudged, flows] =
+            std::array::from_fn(|at| self.plain[at].load(Relaxed));
+        counters.received = received;
+        counters.forwarded = forwarded;
+        counters.answered = answered;
+        counters.held = held;
+        counters.icmp_errors_sent = errors;
+        counters.flow_hits = hits;
+        counters.flow_misses = misses;
+        counters.flow_rejudged = rejudged;
+        counters.flows = flows;
+        for (to, from) in counters.drops.iter_mut().zip(&self.drops) {
+            *to = from.load(Relaxed);
+        }
+        counters
+    }
+}
+
+/// What a thread is born with.
+pub(crate) struct Birth {
+    pub poll: Poll,
+    pub pool: Rc<Pool>,
+    pub heartbeat: Heartbeat,
+    pub commands: Receiver<Command>,
+    pub snapshots: Subscriber<Snapshot>,
+    pub topologies: Subscriber<Topology>,
+    pub counters: Arc<SharedCounters>,
+    pub wanted: Sender<Vec<(PortIndex, IpAddr)>>,
+    pub spin: Duration,
+}
+
+/// The token of the waker that the control side holds.
+pub(crate) fn waker(poll: &Poll) -> std::io::Result<mio::Waker> {
+    mio::Waker::new(poll.registry(), WAKER)
+}
+
+struct Loop<P> {
+    birth: Birth,
+    engine: Engine<XskRings, P>,
+    next_slot: u16,
+    /// Slots of closed sockets whose chunks to be sent are not yet free, each with the time when they are.
+    closing: Vec<(SocketSlot, Nanos)>,
+    wanted: Vec<(PortIndex, IpAddr)>,
+}
+
+/// Runs until told to stop.
+pub(crate) fn run<P: Processor<UmemFrame>>(birth: Birth, engine: Engine<XskRings, P>) {
+    let mut this = Loop { birth, engine, next_slot: 0, closing: Vec::new(), wanted: Vec::new() };
+    let nothing = Topology::default();
+    let mut events = Events::with_capacity(256);
+    let mut last_work = now();
+    let (mut next_tick, mut next_stamp) = (Nanos(0), Nanos(0));
+    let spin = Nanos(this.birth.spin.as_nanos() as u64);
+    let mut turns = 0u32;
+    loop {
+        let time = now();
+        if time >= next_stamp {
+            if this.birth.heartbeat.stamp(time).is_err() {
+                this.birth.counters.heartbeat_failures.fetch_add(1, Relaxed);
+            }
+            next_stamp = time + STAMP;
+        }
+        if !this.obey(time) {
+            break;
+        }
+
+        let (topology, new_topology) = this.birth.topologies.load();
+        let (snapshot, _) = this.birth.snapshots.load();
+        let view = View {
+            snapshot: snapshot.map(|s| s.value()),
+            topology: topology.map_or(&nothing, |t| t.value()),
+        };
+        let received = this.engine.turn(view, time);
+        if received > 0 {
+            last_work = time;
+        }
+        let ticked = new_topology || time >= next_tick;
+        if ticked {
+            this.engine.tick(view, time);
+            next_tick = time + TICK;
+        }
+        if ticked || received > 0 {
+            this.birth.counters.store(this.engine.processor().counters());
+            this.birth.counters.turns.fetch_add(1, Relaxed);
+        }
+        if ticked {
+            this.house_keeping(time);
+        }
+
+        turns += 1;
+        let idle = time - last_work >= spin;
+        if idle || received == 0 || turns % TURNS_PER_LOOK == 0 {
+            let held = this.engine.processor().counters().held > 0;
+            let timeout = match (idle, held) {
+                (false, _) => Duration::ZERO,
+                (true, true) => SLEEP_HELD,
+                (true, false) => SLEEP,
+            };
+            this.look(&mut events, timeout, idle);
+        }
+    }
+}
+
+impl<P: Processor<UmemFrame>> Loop<P> {
+    /// Waits for events up to `timeout` and puts ports with one back to work.
+    fn look(&mut self, events: &mut Events, timeout: Duration, sleeping: bool) {
+        // An interrupted wait is like a timeout; any other failure leaves `events` empty, and the loop goes on by time alone.
+        let _ = self.birth.poll.poll(events, Some(timeout));
+        if sleeping {
+            self.birth.counters.wakeups.fetch_add(1, Relaxed);
+        }
+        let time = now();
+        for event in events.iter() {
+            if event.token() == WAKER {
+                continue;
+            }
+            let id = RingId(event.token().0);
+            if event.is_error() {
+                // ENETDOWN: the device is gone, or down. Which of both shows when something is to be sent.
+                if self.engine.rings_mut(id).is_some_and(|rings| crate::rings::Rings::wakeup(rings).is_err())
+                {
+                    self.engine.mark_gone(id);
+                    continue;
+                }
+            }
+            self.engine.activate(id, time);
+        }
+    }
+
+    /// Does what the control side asks. Returns `false` at the end.
+    fn obey(&mut self, time: Nanos) -> bool {
+        loop {
+            let command = match self.birth.commands.try_recv() {
+                Ok(command) => command,
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            };
+            // An asker that is gone needs no answer, so failed replies are dropped.
+            match command {
+                Command::Add { port, sockets, statistics, done } => {
+                    let result = self.add(port, sockets, &statistics, time);
+                    let _ = done.send(result);
+                }
+                Command::Remove { port, taken } => {
+                    let lines = self.engine.remove(port);
+                    for rings in &lines {
+                        // The kernel forgets a closed descriptor by itself; this only spares events until then.
+                        let _ = self.birth.poll.registry().deregister(&mut SourceFd(&rings.as_raw_fd()));
+                    }
+                    let sockets = lines.into_iter().map(XskRings::into_socket).collect();
+                    let _ = taken.send(sockets);
+                }
+                Command::Reclaim { slots } => {
+                    for slot in slots {
+                        self.birth.pool.reclaim_filled(slot);
+                        self.closing.push((slot, time + SENT_PAUSE));
+                    }
+                }
+                Command::Flows { cursor, limit, reply } => {
+                    let nothing = Topology::default();
+                    let (topology, _) = self.birth.topologies.load();
+                    let (snapshot, _) = self.birth.snapshots.load();
+                    let topology = topology.map_or(&nothing, |t| t.value());
+                    let view = View { snapshot: snapshot.map(|s| s.value()), topology };
+                    let _ = reply.send(self.engine.processor().flows(view, time, cursor, limit));
+                }
+                Command::Statistics { reply } => {
+                    let each = self
+                        .engine
+                        .lines()
+                        .filter_map(|(port, _, rings)| Some((port, rings.statistics().ok()?)));
+                    let _ = reply.send(each.collect());
+                }
+                Command::Census { reply } => {
+                    let _ = reply.send(self.birth.pool.census());
+                }
+                Command::Stop => return false,
+            }
+        }
+    }
+
+    fn add(
+        &mut self,
+        port: PortIndex,
+        sockets: Vec<XskSocket>,
+        statistics: &Arc<PortStatistics>,
+        time: Nanos,
+    ) -> std::io::Result<()> {
+        for socket in sockets {
+            let slot = self.free_slot().ok_or_else(|| std::io::Error::other("too many sockets"))?;
+            let rings = XskRings::new(socket, Rc::clone(&self.birth.pool), slot);
+            let fd = rings.as_raw_fd();
+            let id = self.engine.add(port, rings, Arc::clone(statistics), time);
+            self.birth.poll.registry().register(&mut SourceFd(&fd), Token(id.0), Interest::READABLE)?;
+        }
+        Ok(())
+    }
+
+    fn free_slot(&mut self) -> Option<SocketSlot> {
+        let taken = |slot: SocketSlot, this: &Self| {
+            this.closing.iter().any(|(s, _)| *s == slot)
+                || this.engine.lines().any(|(_, _, rings)| rings.slot() == slot)
+        };
+        for _ in 0..SocketSlot::MAX {
+            let slot = SocketSlot(self.next_slot);
+            self.next_slot = (self.next_slot + 1) % SocketSlot::MAX;
+            if !taken(slot, self) {
+                return Some(slot);
+            }
+        }
+        None
+    }
+
+    fn house_keeping(&mut self, time: Nanos) {
+        let pool = &self.birth.pool;
+        self.closing.retain(|(slot, at)| {
+            let over = time >= *at;
+            if over {
+                pool.reclaim_sent(*slot);
+            }
+            !over
+        });
+        let (events_lost, portless) = self.engine.losses();
+        self.birth.counters.events_lost.store(events_lost, Relaxed);
+        self.birth.counters.portless.store(portless, Relaxed);
+        let wanted = self.engine.processor().wanted_neighbours();
+        // A full channel is tried again at the next tick.
+        if wanted != self.wanted && self.birth.wanted.try_send(wanted.clone()).is_ok() {
+            self.wanted = wanted;
+        }
+    }
+}
