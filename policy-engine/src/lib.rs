@@ -10,10 +10,12 @@
 //! * [`selector`] is the label-expression language.
 //! * [`engine`] owns the Model, follows changes, and publishes a numbered [`snapshot::Snapshot`].
 //! * [`oracle`] answers the same question from the Model alone; it never looks at a table.
+//! * [`explain`] tells the oracle's reasons beside the tables' verdict.
 
 mod compile;
 pub mod decode;
 pub mod engine;
+pub mod explain;
 pub mod model;
 pub mod oracle;
 pub mod packet;
