@@ -138,7 +138,6 @@ impl Netlink {
         ours: &VethEnd<'_>,
         theirs: &VethEnd<'_>,
         mtu: u32,
-        alias: Option<&str>,
     ) -> Result<(), NetError> {
         let end = |end: &VethEnd<'_>| {
             let mut message = LinkMessage::default();
@@ -160,15 +159,15 @@ impl Netlink {
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(end(theirs)))),
         ]));
         self.request(RouteNetlinkMessage::NewLink(message), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
-            .map_err(|e| NetError::new(format!("make the veth pair {} / {}", ours.name, theirs.name), e))?;
-        if let Some(alias) = alias {
-            // The kernel ignores an alias given at creation.
-            let index = self.existing(ours.name)?.index;
-            self.change(index, &format!("note the owner of {}", ours.name), |m| {
-                m.attributes.push(LinkAttribute::IfAlias(alias.to_owned()));
-            })?;
-        }
-        Ok(())
+            .map(drop)
+            .map_err(|e| NetError::new(format!("make the veth pair {} / {}", ours.name, theirs.name), e))
+    }
+
+    /// Attaches a free text to a device. The kernel ignores one given at creation.
+    pub fn set_alias(&mut self, index: u32, alias: &str) -> Result<(), NetError> {
+        self.change(index, &format!("mark interface {index} as {alias:?}"), |m| {
+            m.attributes.push(LinkAttribute::IfAlias(alias.to_owned()));
+        })
     }
 
     /// Makes a bridge, down.
