@@ -312,6 +312,15 @@ pub fn print_explanation(explanation: &Explanation, format: Format) -> Result<()
     }
 }
 
+fn place_in_tier(at: &Decider) -> String {
+    let slash = if at.namespace.is_empty() { "" } else { "/" };
+    match (at.kind.as_str(), at.rule) {
+        ("", _) => "end of tier".to_owned(),
+        (kind, rule) if rule < 0 => format!("{kind} {}{slash}{}", at.namespace, at.name),
+        (kind, rule) => format!("{kind} {}{slash}{} rule {rule}", at.namespace, at.name),
+    }
+}
+
 fn render_explanation(explanation: &Explanation) -> String {
     use std::fmt::Write as _;
     let mut text = String::new();
@@ -328,14 +337,16 @@ fn render_explanation(explanation: &Explanation) -> String {
             continue;
         };
         let _ = writeln!(text, "\n{name} of {}: {} by {}", leg.endpoint, leg.verdict, leg.decided_by);
+        if let Some(other) = &leg.disagreement {
+            let _ = writeln!(text, "  read literally, the rules say otherwise: {other}; please report this");
+        }
         let mut tier: Option<&str> = None;
         for step in &leg.steps {
             if tier != Some(&step.at.tier) {
                 tier = Some(&step.at.tier);
                 let _ = writeln!(text, "  tier {}", step.at.tier);
             }
-            let within = Decider { tier: String::new(), ..step.at.clone() };
-            let _ = writeln!(text, "   {within}: {}", step.outcome);
+            let _ = writeln!(text, "    {}: {}", place_in_tier(&step.at), step.outcome);
         }
     }
     let why = explanation.reason.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"));

@@ -1,3 +1,257 @@
-//! Verdicts without packets.
+//! Verdicts without packets: a list of probes against manifests, for a user's own tests of policy.
+//!
+//! ```text
+//!  manifests ─▶ Model ─▶ compiled tables ─┐
+//!                 └────▶ oracle ──────────┼─▶ one line of JSON per probe, in order
+//!  probes ────▶ question ─────────────────┘
+//! ```
+//!
+//! The whole cluster is taken as one node with every pod on it, so both legs of a packet are judged. Nothing is asked of a running
+//! agent or of the kernel.
 
 pub mod probe;
+pub mod world;
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use margay_control::{Severity, manifests};
+use margay_core::worker::EndpointToHost;
+use margay_policy_engine::engine::Engine;
+use margay_policy_engine::oracle;
+use margay_policy_engine::snapshot::Snapshot;
+use serde::Serialize;
+
+use probe::Probe;
+use world::{Answer, Question, World};
+
+/// Longest line of a probes file in bytes.
+const MAX_LINE: u64 = 1 << 20;
+
+/// Who answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Judge {
+    /// The tables that a node enforces.
+    #[default]
+    Compiled,
+    /// The rules read literally.
+    Oracle,
+    /// Both, compared.
+    Both,
+}
+
+/// What a pod may do to its own node, on the command line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum HostAction {
+    /// Drop, as the agent does unless told otherwise.
+    #[default]
+    Drop,
+    /// Accept, as the usual Kubernetes installations configure.
+    Accept,
+}
+
+impl From<HostAction> for EndpointToHost {
+    fn from(from: HostAction) -> Self {
+        match from {
+            HostAction::Drop => Self::Drop,
+            HostAction::Accept => Self::Accept,
+        }
+    }
+}
+
+/// Why there are no answers at all.
+#[derive(Debug, thiserror::Error)]
+pub enum SimulateError {
+    /// The probes cannot be opened.
+    #[error("probes {path}: cannot be opened; name a file with one JSON object a line, or - for standard input")]
+    Probes {
+        /// The path.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Reading or writing failed on the way.
+    #[error("probes cannot be read, or answers cannot be written")]
+    Io(#[from] io::Error),
+    /// An answer could not be put into JSON.
+    #[error("answer cannot be written as JSON")]
+    Json(#[from] serde_json::Error),
+}
+
+/// What to simulate.
+#[derive(Debug)]
+pub struct Simulation {
+    /// Files and folders with manifests.
+    pub manifests: Vec<PathBuf>,
+    /// Probes, one JSON object a line; `-` is standard input.
+    pub probes: PathBuf,
+    /// Who answers.
+    pub judge: Judge,
+    /// Whether wrong manifests are only reported.
+    pub lenient: bool,
+    /// What a pod may do to its own node.
+    pub endpoint_to_host: HostAction,
+}
+
+/// A line of output.
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(flatten)]
+    answer: &'a Answer,
+    /// The other opinion, where it differs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    oracle: Option<&'a Answer>,
+}
+
+#[derive(Serialize)]
+struct ErrorLine<'a> {
+    error: &'a str,
+    line: usize,
+}
+
+/// The world of some manifests, with both ways to ask about it.
+#[derive(Debug)]
+pub struct Simulator {
+    engine: Engine,
+    snapshot: Arc<Snapshot>,
+    /// The names in it.
+    pub world: World,
+    /// Whether any manifest is wrong, warnings aside.
+    pub has_errors: bool,
+}
+
+impl Simulator {
+    /// Reads the manifests and compiles them. What is wrong with them goes to `complaints`, one line each.
+    pub fn load(
+        manifests: &[PathBuf],
+        endpoint_to_host: HostAction,
+        complaints: &mut impl Write,
+    ) -> io::Result<Self> {
+        let (model, problems) = manifests::load(manifests);
+        for problem in &problems {
+            writeln!(complaints, "{problem}")?;
+        }
+        let has_errors = problems.iter().any(|problem| problem.severity >= Severity::Error);
+        let mut engine = Engine::with_all_pods_local(model);
+        let snapshot = engine.publish();
+        let world = World::new(engine.model(), engine.locals(), endpoint_to_host.into());
+        Ok(Self { engine, snapshot, world, has_errors })
+    }
+
+    /// Returns the answer of the compiled tables.
+    pub fn compiled(&self, question: &Question) -> Answer {
+        question.answer(|leg, direction, packet| {
+            let judgement = self.snapshot.judge(leg.endpoint, direction, packet)?;
+            Some((judgement.verdict, self.snapshot.attribution(judgement.rule)?.clone()))
+        })
+    }
+
+    /// Returns the answer of the rules read literally.
+    pub fn oracle(&self, question: &Question) -> Answer {
+        question.answer(|leg, direction, packet| {
+            let (model, locals) = (self.engine.model(), self.engine.locals());
+            let decision = oracle::evaluate(model, locals, direction, &leg.pod, packet)?;
+            Some((decision.verdict, decision.attribution))
+        })
+    }
+
+    /// Returns the compiled tables.
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// Returns the engine behind it.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+}
+
+/// How often what happened.
+#[derive(Debug, Default)]
+struct Tally {
+    bad_probes: usize,
+    differences: usize,
+}
+
+/// Runs the simulation with answers on standard output and complaints on standard error.
+///
+/// Returns 3 when the engines differ, else 2 when a probe is wrong, else 1 when a manifest is wrong and `lenient` is off, else 0.
+pub fn run(simulation: &Simulation) -> Result<ExitCode, SimulateError> {
+    let simulator =
+        Simulator::load(&simulation.manifests, simulation.endpoint_to_host, &mut io::stderr().lock())?;
+    let probes: Box<dyn Read> = if simulation.probes == Path::new("-") {
+        Box::new(io::stdin().lock())
+    } else {
+        let opened = File::open(&simulation.probes);
+        Box::new(opened.map_err(|source| SimulateError::Probes { path: simulation.probes.clone(), source })?)
+    };
+    let probes = BufReader::with_capacity(1 << 16, probes);
+    let tally = answer_all(&simulator, simulation.judge, probes, io::stdout().lock())?;
+    if tally.differences > 0 {
+        eprintln!("{} probes on which the compiled tables and the oracle differ", tally.differences);
+    }
+    Ok(ExitCode::from(match tally {
+        Tally { differences: 1.., .. } => 3,
+        Tally { bad_probes: 1.., .. } => 2,
+        _ if simulator.has_errors && !simulation.lenient => 1,
+        _ => 0,
+    }))
+}
+
+fn answer_all(
+    simulator: &Simulator,
+    judge: Judge,
+    mut probes: BufReader<impl Read>,
+    out: impl Write,
+) -> Result<Tally, SimulateError> {
+    let mut out = BufWriter::with_capacity(1 << 16, out);
+    let mut tally = Tally::default();
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        if probes.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
+            break;
+        }
+        let text = line.trim_ascii();
+        if text.is_empty() {
+            continue;
+        }
+        let parsed = serde_json::from_slice::<Probe>(text).map_err(|error| format!("not a probe: {error}"));
+        match parsed.and_then(|probe| simulator.world.question(&probe)) {
+            Ok(question) => {
+                tally.differences += usize::from(write_answer(simulator, judge, &question, &mut out)?);
+            }
+            Err(error) => {
+                tally.bad_probes += 1;
+                serde_json::to_writer(&mut out, &ErrorLine { error: &error, line: number })?;
+            }
+        }
+        out.write_all(b"\n")?;
+        // A program that writes a probe and waits for its answer gets it; a long file is answered in large pieces.
+        if probes.buffer().is_empty() {
+            out.flush()?;
+        }
+    }
+    out.flush()?;
+    Ok(tally)
+}
+
+/// Writes the answer; returns whether the engines differ.
+fn write_answer(
+    simulator: &Simulator,
+    judge: Judge,
+    question: &Question,
+    out: &mut impl Write,
+) -> Result<bool, SimulateError> {
+    let answer = match judge {
+        Judge::Compiled | Judge::Both => simulator.compiled(question),
+        Judge::Oracle => simulator.oracle(question),
+    };
+    let second = (judge == Judge::Both).then(|| simulator.oracle(question));
+    let differing = second.as_ref().filter(|second| **second != answer);
+    serde_json::to_writer(out, &Line { answer: &answer, oracle: differing })?;
+    Ok(differing.is_some())
+}

@@ -1,0 +1,275 @@
+//! What can be written on the command line, and who answers.
+//!
+//! Exit codes, everywhere: 0 done; 1 something is wrong with what was looked at; 2 the command or its input is wrong; 3 `simulate` found
+//! two engines that differ; 4 no agent answers.
+
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::admin::client::{self, ClientError, Format};
+use crate::admin::report::{DropFilter, FlowFilter};
+use crate::explain;
+use crate::simulate::probe::{IcmpProbe, Probe, ProbeProtocol};
+use crate::simulate::{self, HostAction, Judge, Simulation, Simulator};
+
+/// A Kubernetes network-policy dataplane on AF_XDP.
+#[derive(Debug, Parser)]
+#[command(name = "margay", version, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Every command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Verdicts for a list of probes against manifests, without any packet
+    #[command(after_long_help = SIMULATE_HELP)]
+    Simulate(SimulateArgs),
+    /// Why one packet is allowed or denied, tier by tier, rule by rule
+    #[command(after_long_help = EXPLAIN_HELP)]
+    Explain(ExplainArgs),
+    /// The health of the running node: policy, ports, pods, drops, problems
+    #[command(after_long_help = "Example:\n  margay status -o json | jq .problems\n\nExit code 1 when the node is not ready, 4 when no agent answers.")]
+    Status(AskArgs),
+    /// The live flows of the running node, with the rules that let them pass
+    #[command(after_long_help = "Example:\n  margay flows --pod shop/web --port 443")]
+    Flows(FlowsArgs),
+    /// Dropped packets of the running node, each with its reason and, where policy decided, tier, policy and rule
+    #[command(after_long_help = "Example:\n  margay drops --follow --pod shop/web")]
+    Drops(DropsArgs),
+    /// Completion for a shell, to be sourced
+    #[command(after_long_help = "Example:\n  margay completion bash > /etc/bash_completion.d/margay")]
+    Completion {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+const SIMULATE_HELP: &str = r#"Example:
+  $ cat probes.jsonl
+  {"from":"shop/web","to":"shop/db","protocol":"TCP","port":5432}
+  {"from":"ip:203.0.113.7","to":"shop/web","protocol":"TCP","port":443}
+  {"from":"host:node-a","to":"shop/web","protocol":"ICMP","icmp":{"type":8,"code":0}}
+  $ margay simulate --manifests policies/ cluster.yaml --probes probes.jsonl
+  {"verdict":"allow","egress":{"verdict":"allow","tier":"default","kind":"KubernetesNetworkPolicy",…},"ingress":{…}}
+
+The cluster: Pods (status.podIPs, spec.nodeName, hostNetwork, container ports), Nodes, Namespaces, ServiceAccounts and policies as
+ordinary manifests, YAML or JSON, also `kind: List` (such as `kubectl get pods -A -o json`).
+
+A probe: `from` and `to` are namespace/pod, ip:ADDRESS or host:NODE; an address of a pod or node means that pod or node. `protocol` is
+TCP, UDP, SCTP, UDPLite, ICMP, ICMPv6 or a number. Optional: `port`, `sport` (else 49152), `icmp` (else an echo request), `family` (4 or
+6; else 4 where both ends have it).
+
+An answer: `verdict`, and for both legs who decided. A leg that no policy is asked about is null: the peer is no pod, a node reaches its
+own pod, or a pod itself. `rule` -1 is the end of a tier. A pod that reaches its own node needs its egress policy and --endpoint-to-host
+accept; the agent's default is drop, most Kubernetes installations configure accept. `reason` appears where no rule decided.
+A probe that cannot be understood is answered with {"error":…,"line":…}; the others are answered all the same.
+
+Manifests that are wrong are reported on standard error as FILE:LINE: Kind/namespace/name: field: reason. Every probe is answered
+nevertheless, with invalid policies in their closed form, as on a node that has never seen a valid one.
+
+Exit code: 3 when --engine both finds a difference (the line then carries the other answer as "oracle"), else 2 when a probe is wrong,
+else 1 when a manifest is wrong (not with --lenient), else 0."#;
+
+const EXPLAIN_HELP: &str = r#"Examples:
+  margay explain --from shop/web --to shop/db --protocol TCP --port 5432
+  margay explain --manifests policies/ cluster.yaml --from ip:203.0.113.7 --to shop/web --port 443 -o json
+
+Without --manifests the running agent is asked, about the policy in force on its node; a leg of a pod on another node is judged there.
+With --manifests no agent is needed. Exit code 0 when the question was answered, whatever the verdict."#;
+
+/// `margay simulate`.
+#[derive(Debug, Args)]
+pub struct SimulateArgs {
+    /// Files and folders with manifests (.yaml, .yml, .json)
+    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+    manifests: Vec<PathBuf>,
+    /// File with one probe a line as JSON; - is standard input
+    #[arg(long, value_name = "FILE")]
+    probes: PathBuf,
+    /// Who answers
+    #[arg(long, value_enum, default_value_t)]
+    engine: Judge,
+    /// Report wrong manifests without failing
+    #[arg(long)]
+    lenient: bool,
+    /// What a pod's packets to its own node meet after its egress policy (defaultEndpointToHostAction)
+    #[arg(long, value_enum, default_value_t, value_name = "ACTION")]
+    endpoint_to_host: HostAction,
+}
+
+/// Where the agent is, and how to print.
+#[derive(Debug, Args)]
+pub struct AskArgs {
+    /// The agent's admin socket
+    #[arg(long, default_value = crate::admin::DEFAULT_SOCKET, value_name = "PATH")]
+    socket: PathBuf,
+    /// How to print
+    #[arg(short = 'o', long = "output", value_enum, default_value_t, value_name = "FORMAT")]
+    format: Format,
+}
+
+/// `margay explain`.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// Sender: namespace/pod, ip:ADDRESS or host:NODE
+    #[arg(long, value_name = "PEER")]
+    from: String,
+    /// Receiver: namespace/pod, ip:ADDRESS or host:NODE
+    #[arg(long, value_name = "PEER")]
+    to: String,
+    /// TCP, UDP, SCTP, UDPLite, ICMP, ICMPv6 or a number
+    #[arg(long, default_value = "TCP")]
+    protocol: ProbeProtocol,
+    /// Destination port
+    #[arg(long)]
+    port: Option<u16>,
+    /// Source port [default: an ephemeral one]
+    #[arg(long)]
+    sport: Option<u16>,
+    /// ICMP type, or TYPE/CODE [default: echo request]
+    #[arg(long, value_name = "TYPE[/CODE]", value_parser = parse_icmp)]
+    icmp: Option<IcmpProbe>,
+    /// 4 or 6, where both ends have addresses of both families
+    #[arg(long, value_parser = clap::value_parser!(u8).range(4..=6))]
+    family: Option<u8>,
+    /// Files and folders with manifests; without them the running agent is asked
+    #[arg(long, num_args = 1.., value_name = "PATH")]
+    manifests: Vec<PathBuf>,
+    /// With --manifests: what a pod's packets to its own node meet after its egress policy
+    #[arg(long, value_enum, default_value_t, value_name = "ACTION")]
+    endpoint_to_host: HostAction,
+    #[command(flatten)]
+    ask: AskArgs,
+}
+
+/// `margay flows`.
+#[derive(Debug, Args)]
+pub struct FlowsArgs {
+    /// Either end has this address
+    #[arg(long)]
+    address: Option<IpAddr>,
+    /// Either end is this pod
+    #[arg(long, value_name = "NAMESPACE/POD")]
+    pod: Option<String>,
+    /// Protocol name or number
+    #[arg(long)]
+    protocol: Option<ProbeProtocol>,
+    /// Either port
+    #[arg(long)]
+    port: Option<u16>,
+    /// Most flows listed
+    #[arg(long, default_value_t = 10_000)]
+    limit: usize,
+    #[command(flatten)]
+    ask: AskArgs,
+}
+
+/// `margay drops`.
+#[derive(Debug, Args)]
+pub struct DropsArgs {
+    /// Go on as packets are dropped, until interrupted
+    #[arg(long, short)]
+    follow: bool,
+    /// Only this reason, such as policy_ingress
+    #[arg(long)]
+    reason: Option<String>,
+    /// Either end has this address
+    #[arg(long)]
+    address: Option<IpAddr>,
+    /// Either end is this pod
+    #[arg(long, value_name = "NAMESPACE/POD")]
+    pod: Option<String>,
+    #[command(flatten)]
+    ask: AskArgs,
+}
+
+fn parse_icmp(text: &str) -> Result<IcmpProbe, String> {
+    let (kind, code) = text.split_once('/').unwrap_or((text, "0"));
+    let number = |text: &str| text.parse().map_err(|_| format!("{text:?} is not a number from 0 to 255"));
+    Ok(IcmpProbe { kind: number(kind)?, code: number(code)? })
+}
+
+/// Does what `cli` says.
+pub fn run(cli: Cli) -> ExitCode {
+    match cli.command {
+        Command::Simulate(args) => simulate_command(args),
+        Command::Explain(args) => explain_command(args),
+        Command::Status(ask) => match client::status(&ask.socket, ask.format) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::from(1),
+            Err(error) => failed(&error),
+        },
+        Command::Flows(args) => {
+            let FlowsArgs { address, pod, protocol, port, limit, ask } = args;
+            let protocol = protocol.map(|protocol| protocol.0);
+            finish(client::flows(&ask.socket, FlowFilter { address, pod, protocol, port, limit }, ask.format))
+        }
+        Command::Drops(args) => {
+            let DropsArgs { follow, reason, address, pod, ask } = args;
+            finish(client::drops(&ask.socket, follow, DropFilter { reason, address, pod }, ask.format))
+        }
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "margay", &mut io::stdout());
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn simulate_command(args: SimulateArgs) -> ExitCode {
+    let SimulateArgs { manifests, probes, engine, lenient, endpoint_to_host } = args;
+    let simulation = Simulation { manifests, probes, judge: engine, lenient, endpoint_to_host };
+    simulate::run(&simulation).unwrap_or_else(|error| complain(&error, 2))
+}
+
+fn explain_command(args: ExplainArgs) -> ExitCode {
+    let ExplainArgs { from, to, protocol, port, sport, icmp, family, manifests, endpoint_to_host, ask } = args;
+    let probe = Probe { from, to, protocol, port, sport, icmp, family };
+    if manifests.is_empty() {
+        return finish(client::explain(&ask.socket, probe, ask.format));
+    }
+    let simulator = match Simulator::load(&manifests, endpoint_to_host, &mut io::stderr().lock()) {
+        Ok(simulator) => simulator,
+        Err(error) => return complain(&error, 2),
+    };
+    match explain::explain(simulator.engine(), simulator.snapshot(), &simulator.world, &probe) {
+        Ok(explanation) => finish(client::print_explanation(&explanation, ask.format)),
+        Err(reason) => failed(&ClientError::Refused(reason)),
+    }
+}
+
+fn finish(result: Result<(), ClientError>) -> ExitCode {
+    result.map_or_else(|error| failed(&error), |()| ExitCode::SUCCESS)
+}
+
+fn failed(error: &ClientError) -> ExitCode {
+    match error {
+        // The reader of our output has seen enough (`margay drops | head`).
+        ClientError::Broken(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        ClientError::NotThere { .. } | ClientError::NotAllowed { .. } => complain(error, 4),
+        ClientError::Refused(_) => complain(error, 2),
+        ClientError::Broken(_) | ClientError::NotUnderstood(_) => complain(error, 1),
+    }
+}
+
+/// Prints `error` with everything behind it.
+fn complain(error: &dyn std::error::Error, code: u8) -> ExitCode {
+    let mut text = format!("margay: {error}");
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.ends_with(&inner_text) {
+            text.push_str(&format!(": {inner_text}"));
+        }
+        cause = inner.source();
+    }
+    // Nobody is left to tell when standard error is gone.
+    let _ = writeln!(io::stderr(), "{text}");
+    ExitCode::from(code)
+}
