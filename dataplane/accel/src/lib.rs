@@ -24,11 +24,31 @@ pub fn prefetch_lines(bytes: &[u8], lines: usize) {
     scalar::prefetch_lines(bytes, lines);
 }
 
+/// Asks for every cache line of `items[index]`; an index past the end asks for nothing.
+#[inline(always)]
+pub fn prefetch_item<T>(items: &[T], index: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(item) = items.get(index) {
+        let start = core::ptr::from_ref(item).cast::<i8>();
+        for offset in (0..size_of::<T>().max(1)).step_by(CACHE_LINE) {
+            // SAFETY: the address lies within a live item, and `prefetcht0` reads nothing that the program can see and faults on no
+            // address. SSE, which it needs, is part of every x86_64.
+            unsafe { core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(start.wrapping_add(offset)) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    scalar::prefetch_item(items, index);
+}
+
 /// The same functions without help from the processor.
 pub mod scalar {
     /// Does nothing: a hint may always be left out.
     #[inline(always)]
     pub fn prefetch_lines(_bytes: &[u8], _lines: usize) {}
+
+    /// Does nothing: a hint may always be left out.
+    #[inline(always)]
+    pub fn prefetch_item<T>(_items: &[T], _index: usize) {}
 }
 
 #[cfg(test)]
@@ -44,6 +64,10 @@ mod tests {
                 prefetch_lines(&bytes[from..to], lines);
                 scalar::prefetch_lines(&bytes[from..to], lines);
             }
+        }
+        for index in [0, 1, 31, 32, usize::MAX] {
+            prefetch_item(bytes.as_chunks::<128>().0, index);
+            scalar::prefetch_item(bytes.as_chunks::<128>().0, index);
         }
         assert_eq!(bytes, original);
     }

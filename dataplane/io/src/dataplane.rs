@@ -335,6 +335,7 @@ impl Dataplane {
 
     /// Lets a port go: its sockets are closed and its memory is free again. The program stays on the device, if that still exists, and
     /// drops (pod, host) or passes (uplink) everything; [`Dataplane::detach`] takes it off. Works when the device is gone already.
+    /// The port that was added first cannot come back: its socket is the packet memory's own and is closed with it.
     ///
     /// Errors: no such port; a silent worker.
     pub fn remove_port(&self, index: PortIndex) -> Result<(), DataplaneError> {

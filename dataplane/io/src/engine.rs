@@ -242,11 +242,11 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
         Some(line.port)
     }
 
-    /// Frames that an idle port may hold: with many ports less than usual, so that half of the memory stays for traffic.
+    /// Frames that an idle port may hold: with many ports less than usual, so that most of the memory stays for traffic.
     fn idle_fill(&self) -> usize {
         let ports = self.lines.iter().flatten().count().max(1);
         let total = self.lines.iter().flatten().next().map_or(0, |line| line.rings.pool().1);
-        IDLE_FILL.min(total / (2 * ports)).max(4)
+        IDLE_FILL.min(total / (4 * ports)).max(8)
     }
 
     /// Takes one burst from each active port through the processor and sends what came of it. Returns the number of frames received.
@@ -272,17 +272,18 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
                 self.processor.handle_frame(view, now, port, frame, &mut self.out);
             }
             self.flush();
-            self.grow(at);
+            self.grow(at, count);
         }
         received
     }
 
-    /// After a burst: a port that came near to emptying its fill ring gets a larger one while memory is plentiful.
-    fn grow(&mut self, at: usize) {
+    /// After a burst: a port that had more to give than one turn takes, or that came near to emptying its fill ring, gets a larger one
+    /// while memory is plentiful.
+    fn grow(&mut self, at: usize, received: usize) {
         let Some(line) = self.lines[at].as_mut() else { return };
         let (free, total) = line.rings.pool();
         let filled = line.rings.filled();
-        if filled < line.target / 2 && free > total / 4 {
+        if (received == BURST || filled < line.target / 2) && free > total / 4 {
             line.target = (line.target * 2).min(BUSY_FILL);
         }
         line.rings.refill(line.target.saturating_sub(filled));

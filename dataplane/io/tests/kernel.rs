@@ -4,11 +4,14 @@ mod support;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
 use margay_core::PortIndex;
-use margay_io::{Dataplane, Role};
+use margay_core::topology::TopologyBuilder;
+use margay_io::xsk::UmemHandle;
+use margay_io::{AttachMode, Dataplane, DataplaneError, Role};
+use margay_policy_engine::snapshot::Snapshot;
 use support::{Far, Patch, config, frame, in_namespaces, spec, veth};
 
 const SOON: Duration = Duration::from_secs(2);
@@ -48,5 +51,271 @@ fn two_ports_exchange_frames() {
         let census = memory.chunks;
         assert_eq!(census.free + census.held + census.fill + census.transmit, 4096);
         assert_eq!(census.transmit, 0);
+    });
+}
+
+#[test]
+fn a_silent_worker_closes_pods_and_frees_the_uplink() {
+    in_namespaces("a_silent_worker_closes_pods_and_frees_the_uplink", |directory| {
+        for name in ["host0", "a0", "up0"] {
+            veth(name);
+        }
+        let (dataplane, hang) = patched(directory, &[(1, 2)]);
+        dataplane.add_port(spec(0, "host0", Role::Host)).unwrap();
+        dataplane.add_port(spec(1, "a0", Role::Pod)).unwrap();
+        dataplane.add_port(spec(2, "up0", Role::Uplink)).unwrap();
+        let net = |text: &str| text.parse().unwrap();
+        dataplane.set_uplink_prefixes(&[net("10.1.0.0/24")], &[net("10.1.0.0/16")]).unwrap();
+        let (pod, wire, kernel) = (Far::new("a0-far"), Far::new("up0-far"), Far::new("up0"));
+        // What a packet socket on our end of the pod's veth sees has passed the program.
+        let leak = Far::new("a0");
+
+        let ours = frame([192, 168, 1, 1], [10, 1, 0, 5], 1);
+        let from_cluster = frame([10, 1, 7, 7], [192, 168, 1, 1], 2);
+        let foreign = frame([192, 168, 1, 1], [192, 168, 1, 2], 3);
+        let leaving = frame([10, 1, 0, 5], [192, 168, 1, 1], 4);
+        let check_alive = || {
+            for sent in [&ours, &from_cluster] {
+                wire.send(sent);
+                assert_eq!(pod.receive(SOON).as_ref(), Some(sent));
+            }
+            pod.send(&leaving);
+            assert_eq!(wire.receive(SOON).as_ref(), Some(&leaving));
+            kernel.drain();
+            wire.send(&foreign);
+            assert_eq!(kernel.receive(SOON).as_ref(), Some(&foreign));
+            assert_eq!(pod.receive(SOON / 20), None);
+        };
+        check_alive();
+        leak.drain();
+
+        hang.store(true, SeqCst);
+        wire.send(&ours);
+        std::thread::sleep(Duration::from_millis(1200));
+        kernel.drain();
+        for sent in [&ours, &from_cluster, &foreign] {
+            wire.send(sent);
+            assert_eq!(kernel.receive(SOON).as_ref(), Some(sent));
+        }
+        pod.send(&leaving);
+        assert_eq!(leak.receive(SOON / 10), None);
+
+        // The worker goes on, by itself.
+        hang.store(false, SeqCst);
+        std::thread::sleep(Duration::from_millis(300));
+        pod.drain();
+        wire.drain();
+        check_alive();
+    });
+}
+
+#[test]
+fn programs_stay_when_the_agent_is_gone_and_are_taken_over() {
+    in_namespaces("programs_stay_when_the_agent_is_gone_and_are_taken_over", |directory| {
+        for name in ["host0", "a0", "b0"] {
+            veth(name);
+        }
+        let (dataplane, _) = patched(directory, &[(1, 2)]);
+        for (index, name, role) in [(0, "host0", Role::Host), (1, "a0", Role::Pod), (2, "b0", Role::Pod)] {
+            dataplane.add_port(spec(index, name, role)).unwrap();
+        }
+        dataplane.shutdown();
+        let (a, leak) = (Far::new("a0-far"), Far::new("a0"));
+        let sent = frame([10, 0, 0, 1], [10, 0, 0, 2], 1);
+        a.send(&sent);
+        assert_eq!(leak.receive(SOON / 10), None, "closed at once");
+        std::thread::sleep(Duration::from_millis(1100));
+        a.send(&sent);
+        assert_eq!(leak.receive(SOON / 10), None, "closed after the heartbeat ended");
+
+        let (dataplane, _) = patched(directory, &[(1, 2)]);
+        assert_eq!(dataplane.link_names().into_iter().collect::<Vec<_>>(), ["pin-a0", "pin-b0", "pin-host0"]);
+        a.send(&sent);
+        assert_eq!(leak.receive(SOON / 10), None, "a new agent opens nothing by starting");
+        dataplane.add_port(spec(0, "host0", Role::Host)).unwrap();
+        dataplane.add_port(spec(1, "a0", Role::Pod)).unwrap();
+        let stale = dataplane.retain_links(&["pin-host0".to_owned(), "pin-a0".to_owned()].into());
+        assert_eq!(stale, ["pin-b0"]);
+        dataplane.add_port(spec(2, "b0", Role::Pod)).unwrap();
+        let b = Far::new("b0-far");
+        a.send(&sent);
+        assert_eq!(b.receive(SOON).as_ref(), Some(&sent));
+
+        assert!(dataplane.detach("pin-a0"));
+        assert!(!dataplane.detach("pin-a0"));
+        leak.drain();
+        a.send(&sent);
+        assert_eq!(leak.receive(SOON).as_ref(), Some(&sent), "detached: the kernel has the device again");
+    });
+}
+
+#[test]
+fn pods_come_and_go() {
+    in_namespaces("pods_come_and_go", |directory| {
+        for name in ["host0", "a0", "b0"] {
+            veth(name);
+        }
+        let (dataplane, _) = patched(directory, &[(1, 2)]);
+        dataplane.add_port(spec(0, "host0", Role::Host)).unwrap();
+        dataplane.add_port(spec(1, "a0", Role::Pod)).unwrap();
+        dataplane.add_port(spec(2, "b0", Role::Pod)).unwrap();
+        let b = Far::new("b0-far");
+        for round in 0..4 {
+            let a = Far::new("a0-far");
+            for number in 0..50 {
+                let sent = frame([10, 0, 0, 1], [10, 0, 0, 2], 100 * round + number);
+                a.send(&sent);
+                assert_eq!(b.receive(SOON).as_ref(), Some(&sent));
+            }
+            // The device goes first, with traffic to it under way; the port is removed only later.
+            support::ip("link del a0");
+            for number in 0..50 {
+                b.send(&frame([10, 0, 0, 2], [10, 0, 0, 1], number));
+            }
+            let deadline = Instant::now() + SOON;
+            while !dataplane.port_counters().unwrap()[&PortIndex(1)].gone {
+                assert!(Instant::now() < deadline, "the worker did not notice");
+                b.send(&frame([10, 0, 0, 2], [10, 0, 0, 1], 0));
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            dataplane.remove_port(PortIndex(1)).unwrap();
+            assert!(matches!(dataplane.remove_port(PortIndex(1)), Err(DataplaneError::NoPort(1))));
+            veth("a0");
+            dataplane.add_port(spec(1, "a0", Role::Pod)).unwrap();
+        }
+        // The first pod of all goes too, and another comes.
+        support::ip("link del b0");
+        dataplane.remove_port(PortIndex(2)).unwrap();
+        veth("c0");
+        dataplane.add_port(spec(2, "c0", Role::Pod)).unwrap();
+        let (a, c) = (Far::new("a0-far"), Far::new("c0-far"));
+        let sent = frame([10, 0, 0, 1], [10, 0, 0, 3], 7);
+        a.send(&sent);
+        assert_eq!(c.receive(SOON).as_ref(), Some(&sent));
+
+        // Every chunk is somewhere, and none is left with a closed socket.
+        std::thread::sleep(Duration::from_millis(1300));
+        let census = dataplane.memory().unwrap().chunks;
+        assert_eq!(census.free + census.held + census.fill + census.transmit, 4096);
+        assert_eq!(census.transmit, 0);
+        assert!(census.fill <= 3 * 64 && census.held <= 16, "{census:?}");
+    });
+}
+
+#[test]
+fn a_busy_queue_is_waited_for() {
+    in_namespaces("a_busy_queue_is_waited_for", |directory| {
+        for name in ["host0", "a0"] {
+            veth(name);
+        }
+        let (dataplane, _) = patched(directory, &[(0, 1)]);
+        dataplane.add_port(spec(0, "host0", Role::Host)).unwrap();
+        let (other, _chunks) = UmemHandle::new(2048, 64).unwrap();
+        let holder = other.bind("a0", 0, Duration::ZERO).unwrap();
+        let release = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            // The first socket of a packet memory is closed with it, not before.
+            drop((holder, other));
+        });
+        let started = Instant::now();
+        dataplane.add_port(spec(1, "a0", Role::Pod)).unwrap();
+        assert!(started.elapsed() >= Duration::from_millis(250));
+        release.join().unwrap();
+        // The kernel frees a closed socket's queue later than the close returns.
+        for _ in 0..10 {
+            dataplane.remove_port(PortIndex(1)).unwrap();
+            dataplane.add_port(spec(1, "a0", Role::Pod)).unwrap();
+        }
+        let (host, a) = (Far::new("host0-far"), Far::new("a0-far"));
+        let sent = frame([10, 0, 0, 1], [10, 0, 0, 2], 1);
+        host.send(&sent);
+        assert_eq!(a.receive(SOON).as_ref(), Some(&sent));
+        assert!(matches!(
+            dataplane.add_port(spec(1, "a0", Role::Pod)),
+            Err(DataplaneError::PortExists(1, _))
+        ));
+        assert!(matches!(
+            dataplane.add_port(spec(9, "nosuch0", Role::Pod)),
+            Err(DataplaneError::NoDevice { .. })
+        ));
+    });
+}
+
+#[test]
+fn a_device_is_taken_in_before_it_is_up() {
+    in_namespaces("a_device_is_taken_in_before_it_is_up", |directory| {
+        veth("host0");
+        veth("b0");
+        support::ip("link add a0 type veth peer name a0-far");
+        let (dataplane, _) = patched(directory, &[(1, 2)]);
+        dataplane.add_port(spec(0, "host0", Role::Host)).unwrap();
+        dataplane.add_port(spec(2, "b0", Role::Pod)).unwrap();
+        let mode = dataplane.attach_closed(support::ifindex("a0"), "pin-a0").unwrap();
+        assert_eq!(mode, AttachMode::Native);
+        support::ip("link set a0 up");
+        support::ip("link set a0-far up");
+        let (a, b, leak) = (Far::new("a0-far"), Far::new("b0-far"), Far::new("a0"));
+        let sent = frame([10, 0, 0, 1], [10, 0, 0, 2], 1);
+        a.send(&sent);
+        assert_eq!(leak.receive(SOON / 10), None, "closed before it is a port");
+        support::ip("link set a0 down");
+        let report = dataplane.add_port(spec(1, "a0", Role::Pod)).unwrap();
+        assert_eq!((report.mode, report.queues), (AttachMode::Native, 1));
+        support::ip("link set a0 up");
+        a.send(&sent);
+        assert_eq!(b.receive(SOON).as_ref(), Some(&sent));
+        leak.drain();
+        // A device whose driver has no XDP.
+        assert_eq!(dataplane.attach_closed(support::ifindex("lo"), "pin-lo").unwrap(), AttachMode::Generic);
+        assert!(matches!(
+            dataplane.attach_closed(support::ifindex("lo"), "a/b"),
+            Err(DataplaneError::Steer(_))
+        ));
+    });
+}
+
+#[test]
+fn every_queue_of_a_device_is_taken() {
+    in_namespaces("every_queue_of_a_device_is_taken", |directory| {
+        veth("host0");
+        veth("a0");
+        support::ip(
+            "link add q0 numrxqueues 3 numtxqueues 3 type veth peer name q0-far numrxqueues 3 numtxqueues 3",
+        );
+        support::ip("link set q0 up");
+        support::ip("link set q0-far up");
+        let (dataplane, _) = patched(directory, &[(1, 2)]);
+        dataplane.add_port(spec(0, "host0", Role::Host)).unwrap();
+        dataplane.add_port(spec(1, "a0", Role::Pod)).unwrap();
+        let report = dataplane.add_port(spec(2, "q0", Role::Host)).unwrap();
+        assert_eq!(report.queues, 3);
+        assert_eq!(dataplane.memory().unwrap().sockets, 5);
+        let (a, q) = (Far::new("a0-far"), Far::new("q0-far"));
+        for number in 0..64 {
+            let sent = frame([10, 0, (number % 8) as u8, 1], [10, 0, 0, 2], number);
+            q.send(&sent);
+            assert_eq!(a.receive(SOON).as_ref(), Some(&sent));
+            a.send(&sent);
+            assert_eq!(q.receive(SOON).as_ref(), Some(&sent));
+        }
+        dataplane.remove_port(PortIndex(2)).unwrap();
+        assert_eq!(dataplane.memory().unwrap().sockets, 2);
+    });
+}
+
+#[test]
+fn publications_are_acknowledged() {
+    in_namespaces("publications_are_acknowledged", |directory| {
+        let (dataplane, _) = patched(directory, &[]);
+        assert!(!dataplane.wait_for_topology(1, Duration::ZERO));
+        for generation in 1..=100 {
+            dataplane.publish_topology(Arc::new(TopologyBuilder::default().build(generation)));
+        }
+        assert!(dataplane.wait_for_topology(100, SOON));
+        let snapshot = Arc::new(Snapshot::default());
+        dataplane.publish_snapshot(Arc::clone(&snapshot));
+        assert!(dataplane.wait_for_snapshot(snapshot.generation(), SOON));
+        assert_eq!(dataplane.acknowledged().1, 100);
+        assert_eq!(dataplane.flows(0, 10).unwrap().1, None);
     });
 }

@@ -1,0 +1,275 @@
+//! The engine over rings in memory: thousands of frames, none lost, no root.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use crossbeam::channel::bounded;
+use margay_core::worker::FlowRecord;
+use margay_core::{Counters, DropEvent, DropReason, Frame, Nanos, Output, PortIndex, Topology, View};
+use margay_io::engine::{Engine, PortStatistics, Processor};
+use margay_io::memory::{MemoryPool, MemoryRings, PooledFrame, Wire};
+use margay_io::rings::Rings;
+
+/// Sends every frame to the port named by its first byte; drops, holds or doubles some.
+#[derive(Default)]
+struct Switch {
+    counters: Counters,
+    held: VecDeque<PooledFrame>,
+    doubled: u64,
+    no_spare: Rc<Cell<u64>>,
+}
+
+impl Processor<PooledFrame> for Switch {
+    fn handle_frame(
+        &mut self,
+        _: View<'_>,
+        _: Nanos,
+        port: PortIndex,
+        frame: PooledFrame,
+        out: &mut Output<PooledFrame>,
+    ) {
+        self.counters.received += 1;
+        match frame.data()[1] {
+            0 => {
+                self.counters.drops[DropReason::Multicast as usize] += 1;
+                if out.events.len() < Output::<PooledFrame>::MAX_EVENTS {
+                    out.events.push(event(port));
+                }
+                out.recycle.push(frame);
+            }
+            1 => self.held.push_back(frame),
+            2 => {
+                match out.spare.pop() {
+                    Some(mut copy) => {
+                        assert!(copy.set_len(frame.data().len()));
+                        copy.data_mut().copy_from_slice(frame.data());
+                        out.transmit.push((PortIndex(u16::from(frame.data()[0])), copy));
+                        self.doubled += 1;
+                    }
+                    None => self.no_spare.set(self.no_spare.get() + 1),
+                }
+                out.transmit.push((PortIndex(u16::from(frame.data()[0])), frame));
+                self.counters.forwarded += 1;
+            }
+            _ => {
+                self.counters.forwarded += 1;
+                out.transmit.push((PortIndex(u16::from(frame.data()[0])), frame));
+            }
+        }
+        self.counters.held = self.held.len() as u64;
+    }
+
+    fn handle_timeout(&mut self, _: View<'_>, _: Nanos, out: &mut Output<PooledFrame>) {
+        for frame in self.held.drain(..) {
+            self.counters.forwarded += 1;
+            out.transmit.push((PortIndex(u16::from(frame.data()[0])), frame));
+        }
+        self.counters.held = 0;
+    }
+
+    fn wanted_neighbours(&self) -> Vec<(PortIndex, IpAddr)> {
+        Vec::new()
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    fn flows(&self, _: View<'_>, _: Nanos, _: usize, _: usize) -> (Vec<FlowRecord>, Option<usize>) {
+        (Vec::new(), None)
+    }
+}
+
+fn event(port: PortIndex) -> DropEvent {
+    DropEvent {
+        port,
+        reason: DropReason::Multicast,
+        source: None,
+        destination: None,
+        protocol: 0,
+        source_port: 0,
+        destination_port: 0,
+        attribution: None,
+        leg: "",
+    }
+}
+
+struct Bench {
+    pool: Rc<MemoryPool>,
+    engine: Engine<MemoryRings, Switch>,
+    into: Vec<Wire>,
+    from: Vec<Wire>,
+    statistics: Vec<Arc<PortStatistics>>,
+    events: crossbeam::channel::Receiver<DropEvent>,
+    no_spare: Rc<Cell<u64>>,
+}
+
+fn bench(ports: u16, frames: usize) -> Bench {
+    let (sender, events) = bounded(8);
+    let no_spare = Rc::new(Cell::new(0));
+    let switch = Switch { no_spare: Rc::clone(&no_spare), ..Switch::default() };
+    let mut engine = Engine::new(switch, sender);
+    let pool = MemoryPool::new(frames, 2048);
+    let (mut into, mut from, mut statistics) = (Vec::new(), Vec::new(), Vec::new());
+    for port in 0..ports {
+        let (i, f) = (Wire::default(), Wire::default());
+        let numbers = Arc::new(PortStatistics::default());
+        engine.add(PortIndex(port), MemoryRings::new(&pool, &i, &f, 512), Arc::clone(&numbers), Nanos(0));
+        into.push(i);
+        from.push(f);
+        statistics.push(numbers);
+    }
+    Bench { pool, engine, into, from, statistics, events, no_spare }
+}
+
+/// A small generator with a fixed seed, so runs repeat.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+}
+
+#[test]
+fn thousands_of_frames_and_none_is_lost() {
+    let mut b = bench(10, 4096);
+    let topology = Topology::default();
+    let view = View { snapshot: None, topology: &topology };
+    let mut dice = Dice(1);
+    let (mut sent, mut dropped, mut arrived) = (0u64, 0u64, 0u64);
+    let mut time = Nanos(0);
+    for turn in 0..4000 {
+        for wire in &b.into {
+            for _ in 0..dice.below(20) {
+                let kind = dice.below(6) as u8;
+                let to = dice.below(10) as u8;
+                wire.borrow_mut().push_back(vec![to, kind, 0, 0]);
+                sent += 1;
+                dropped += u64::from(kind == 0);
+            }
+        }
+        b.engine.turn(view, time);
+        time = time + Nanos(50_000);
+        if turn % 50 == 0 {
+            b.engine.tick(view, time);
+        }
+        for wire in &b.from {
+            arrived += wire.borrow_mut().drain(..).len() as u64;
+        }
+        let lost: u64 = b.engine.lines().map(|(_, _, rings)| rings.lost()).sum();
+        assert_eq!(lost, 0, "turn {turn}");
+    }
+    // Silence: what is under way ends, and what ports hold shrinks to what is given to idle ones.
+    for _ in 0..200 {
+        b.engine.turn(view, time);
+        time = time + Nanos::from_millis(10);
+        b.engine.tick(view, time);
+    }
+    for wire in &b.from {
+        arrived += wire.borrow_mut().drain(..).len() as u64;
+    }
+    let switch = b.engine.processor();
+    assert_eq!(switch.counters.received, sent);
+    assert_eq!(switch.counters.endings(), sent);
+    assert_eq!(arrived + dropped, sent + switch.doubled);
+    assert!(switch.doubled > 0);
+    let (events_lost, portless) = b.engine.losses();
+    assert_eq!((events_lost + b.events.len() as u64, portless), (dropped, 0));
+    let received: u64 = b.statistics.iter().map(|s| s.rx_packets.load(Relaxed)).sum();
+    let transmitted: u64 = b.statistics.iter().map(|s| s.tx_packets.load(Relaxed)).sum();
+    assert_eq!((received, transmitted), (sent, arrived));
+
+    let with_kernel: usize = b.engine.lines().map(|(_, _, rings)| rings.filled() + rings.in_flight()).sum();
+    assert!(b.engine.lines().all(|(_, _, rings)| rings.in_flight() == 0));
+    let spares = b.pool.total() - b.pool.free() - with_kernel;
+    assert!(spares <= 16, "{spares} frames are nowhere");
+    // Everything comes back in the end.
+    for port in 0..10 {
+        assert_eq!(b.engine.remove(PortIndex(port)).len(), 1);
+    }
+    drop(b.engine);
+    assert_eq!(b.pool.free(), b.pool.total());
+}
+
+#[test]
+fn many_idle_ports_leave_most_of_the_memory_free() {
+    for ports in [2, 30, 110, 250] {
+        let b = bench(ports, 16_384);
+        let free = b.pool.free();
+        assert!(free > 16_384 / 3, "{ports} ports leave {free}");
+        assert!(b.engine.lines().all(|(_, _, rings)| rings.filled() >= 8), "{ports}");
+    }
+}
+
+#[test]
+fn a_busy_port_grows_and_shrinks_again() {
+    let mut b = bench(2, 4096);
+    let topology = Topology::default();
+    let view = View { snapshot: None, topology: &topology };
+    let mut time = Nanos(0);
+    let before = b.engine.lines().next().unwrap().2.filled();
+    for _ in 0..50 {
+        for _ in 0..64 {
+            b.into[0].borrow_mut().push_back(vec![1, 9, 0, 0]);
+        }
+        b.engine.turn(view, time);
+        time = time + Nanos(10_000);
+    }
+    let busy = b.engine.lines().next().unwrap().2.filled();
+    assert!(busy >= 256 && before <= 64, "{before} then {busy}");
+    // Quiet, then a trickle: what it no longer needs is used up and not replaced.
+    for _ in 0..600 {
+        time = time + Nanos::from_millis(10);
+        b.engine.tick(view, time);
+        b.into[0].borrow_mut().push_back(vec![1, 9, 0, 0]);
+        let first = b.engine.lines().next().unwrap().1;
+        b.engine.activate(first, time);
+        b.engine.turn(view, time);
+    }
+    let after = b.engine.lines().next().unwrap().2.filled();
+    assert!(after <= 128, "{after}");
+}
+
+#[test]
+fn a_silent_port_is_polled_only_after_its_event() {
+    let mut b = bench(2, 1024);
+    let topology = Topology::default();
+    let view = View { snapshot: None, topology: &topology };
+    let time = Nanos::from_millis(5);
+    b.engine.tick(view, time);
+    b.into[0].borrow_mut().push_back(vec![1, 9]);
+    assert_eq!(b.engine.turn(view, time), 0);
+    let first = b.engine.lines().next().unwrap().1;
+    b.engine.activate(first, time);
+    assert_eq!(b.engine.turn(view, time), 1);
+    assert_eq!(b.from[1].borrow().len(), 1);
+}
+
+#[test]
+fn an_unplugged_port_loses_its_frames_and_no_memory() {
+    let mut b = bench(2, 1024);
+    let topology = Topology::default();
+    let view = View { snapshot: None, topology: &topology };
+    let second = b.engine.lines().nth(1).unwrap().1;
+    b.engine.rings_mut(second).unwrap().unplug();
+    for _ in 0..10 {
+        b.into[0].borrow_mut().push_back(vec![1, 9]);
+    }
+    assert_eq!(b.engine.turn(view, Nanos(0)), 10);
+    assert!(b.statistics[1].gone.load(Relaxed));
+    // Frames for a port that is gone, and for one that never was.
+    b.into[0].borrow_mut().push_back(vec![1, 9]);
+    b.into[0].borrow_mut().push_back(vec![200, 9]);
+    b.engine.turn(view, Nanos(0));
+    assert!(b.statistics[1].tx_failed.load(Relaxed) >= 1);
+    assert_eq!(b.engine.losses().1, 1);
+    assert_eq!(b.no_spare.get(), 0);
+    drop(b.engine);
+    assert_eq!(b.pool.free(), b.pool.total());
+}
