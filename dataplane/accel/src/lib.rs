@@ -33,7 +33,11 @@ pub fn prefetch_item<T>(items: &[T], index: usize) {
         for offset in (0..size_of::<T>().max(1)).step_by(CACHE_LINE) {
             // SAFETY: the address lies within a live item, and `prefetcht0` reads nothing that the program can see and faults on no
             // address. SSE, which it needs, is part of every x86_64.
-            unsafe { core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(start.wrapping_add(offset)) };
+            unsafe {
+                core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(
+                    start.wrapping_add(offset),
+                )
+            };
         }
     }
     #[cfg(not(target_arch = "x86_64"))]

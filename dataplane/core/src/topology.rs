@@ -104,7 +104,8 @@ impl TopologyBuilder {
     ///
     /// Of two pods with one address the one with the smaller port index keeps it; the CNI plug-in never lets that happen.
     pub fn build(self, generation: u64) -> Topology {
-        let mut topology = Topology { generation, local_pod_cidrs: self.local_pod_cidrs, ..Topology::default() };
+        let mut topology =
+            Topology { generation, local_pod_cidrs: self.local_pod_cidrs, ..Topology::default() };
         for port in self.ports {
             match &port.kind {
                 PortKind::Pod { addresses, .. } => {

@@ -174,7 +174,8 @@ fn encapsulation_redirects_and_router_advertisements_from_pods_are_dropped() {
     let mut node = Node::new();
     let vxlan = build::udp(Node::macs(POD_A), (ip("10.0.1.2"), 5), (ip("192.168.0.1"), 4789), b"");
     assert_eq!(node.send(POD_A, &vxlan), Err(DropReason::Encapsulation));
-    let ipip = build::ip(Node::macs(POD_A), ip("10.0.1.2"), ip("192.168.0.1"), protocol::IPIP, &[0x45; 40], 64);
+    let ipip =
+        build::ip(Node::macs(POD_A), ip("10.0.1.2"), ip("192.168.0.1"), protocol::IPIP, &[0x45; 40], 64);
     assert_eq!(node.send(POD_A, &ipip), Err(DropReason::Encapsulation));
     let redirect = build::icmp(Node::macs(POD_A), ip("10.0.1.2"), ip("10.0.1.3"), 5, 0, &[0; 32], 64);
     assert_eq!(node.send(POD_A, &redirect), Err(DropReason::Redirect));
@@ -218,7 +219,8 @@ fn arp_is_answered_for_the_gateway_and_for_nothing_else() {
     assert_eq!(node.send(POD_A, &ask([10, 0, 1, 2], [10, 0, 1, 2])), Err(DropReason::BadArp), "gratuitous");
     let reply = build::arp(macs, 2, (peer_mac(POD_A), [169, 254, 1, 1]), (MacAddr::default(), [10, 0, 1, 2]));
     assert_eq!(node.send(POD_A, &reply), Err(DropReason::BadArp));
-    let forged = build::arp(macs, 1, (peer_mac(POD_B), [10, 0, 1, 2]), (MacAddr::default(), [169, 254, 1, 1]));
+    let forged =
+        build::arp(macs, 1, (peer_mac(POD_B), [10, 0, 1, 2]), (MacAddr::default(), [169, 254, 1, 1]));
     assert_eq!(node.send(POD_A, &forged), Err(DropReason::BadArp));
 }
 
@@ -240,16 +242,30 @@ fn neighbour_discovery_is_answered_for_the_gateway_and_forgeries_are_named() {
     let (port, reply) = node.forward(POD_A, &solicit("fd00:1::2", "ff02::1:ff00:1", "fe80::1", own));
     assert_eq!(port, POD_A);
     let ip_headers = headers(&reply);
-    assert_eq!((ip_headers.source, ip_headers.destination, ip_headers.ttl), (ip("fe80::1"), ip("fd00:1::2"), 255));
+    assert_eq!(
+        (ip_headers.source, ip_headers.destination, ip_headers.ttl),
+        (ip("fe80::1"), ip("fd00:1::2"), 255)
+    );
     assert_sums(&reply);
     assert_eq!(reply[reply.len() - 6..], our_mac(POD_A).0);
 
     let bad = Err(DropReason::BadNeighbourDiscovery);
     assert_eq!(node.send(POD_A, &solicit("fd00:1::2", "ff02::1:ff00:3", "fd00:1::3", own)), bad);
-    assert_eq!(node.send(POD_A, &solicit("fd00:1::2", "ff02::1:ff00:1", "fe80::1", Some(peer_mac(POD_B)))), bad);
-    assert_eq!(node.send(POD_A, &solicit("::", "ff02::1:ff00:1", "fe80::1", None)), bad, "claims the gateway");
+    assert_eq!(
+        node.send(POD_A, &solicit("fd00:1::2", "ff02::1:ff00:1", "fe80::1", Some(peer_mac(POD_B)))),
+        bad
+    );
+    assert_eq!(
+        node.send(POD_A, &solicit("::", "ff02::1:ff00:1", "fe80::1", None)),
+        bad,
+        "claims the gateway"
+    );
     let quiet = Err(DropReason::DiscoveryConsumed);
-    assert_eq!(node.send(POD_A, &solicit("::", "ff02::1:ff00:2", "fd00:1::2", None)), quiet, "address detection");
+    assert_eq!(
+        node.send(POD_A, &solicit("::", "ff02::1:ff00:2", "fd00:1::2", None)),
+        quiet,
+        "address detection"
+    );
     let mut body = vec![0x20, 0, 0, 0];
     body.extend_from_slice(&"fe80::1".parse::<std::net::Ipv6Addr>().expect("v6").octets());
     let claim = build::icmp(Node::macs(POD_A), ip("fd00:1::2"), ip("ff02::1"), 136, 0, &body, 255);
@@ -301,7 +317,11 @@ fn a_live_flow_is_judged_again_when_its_policy_changes_and_only_then() {
     node.apply(deny.clone());
     assert_eq!(node.send(POD_A, &data), Err(DropReason::PolicyIngress));
     let answer = build::tcp(Node::macs(POD_B), b, a, ACK, b"y");
-    assert_eq!(node.send(POD_B, &answer), Err(DropReason::PolicyIngress), "both directions of a refused flow");
+    assert_eq!(
+        node.send(POD_B, &answer),
+        Err(DropReason::PolicyIngress),
+        "both directions of a refused flow"
+    );
     node.delete(&deny);
     assert_eq!(node.forward(POD_A, &data).0, POD_B, "and back again");
 }

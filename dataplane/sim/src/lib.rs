@@ -18,7 +18,9 @@ use std::sync::Arc;
 
 use margay_core::frame::MemoryFrame;
 use margay_core::topology::{Port, PortKind, Route, TopologyBuilder};
-use margay_core::{Counters, DropReason, Frame, Nanos, Output, PortIndex, Topology, View, Worker, WorkerConfig};
+use margay_core::{
+    Counters, DropReason, Frame, Nanos, Output, PortIndex, Topology, View, Worker, WorkerConfig,
+};
 use margay_policy_engine::engine::{Change, Engine, LocalEndpoint};
 use margay_policy_engine::model::{Namespace, NamespacedName, Object, Pod};
 use margay_policy_engine::packet::EndpointId;
@@ -203,14 +205,18 @@ impl Cluster {
             node_addresses: vec![node_address(node, false), node_address(node, true)],
             local_pod_cidrs: cidrs(node).to_vec(),
             routes: ["192.168.0.0/24", "fdff::/64"]
-                .map(|text| (text.parse().expect("written right here"), Route::Port { port: UPLINK, gateway: None }))
+                .map(|text| {
+                    (text.parse().expect("written right here"), Route::Port { port: UPLINK, gateway: None })
+                })
                 .to_vec(),
             ..TopologyBuilder::default()
         };
         for other in (0..nodes).filter(|other| *other != node) {
             let addresses = vec![node_address(other, false), node_address(other, true)];
             builder.remote_pod_cidrs.extend(cidrs(other).map(|cidr| (cidr, addresses.clone())));
-            builder.neighbours.extend(addresses.into_iter().map(|address| (UPLINK, address, mac(1, other, 0))));
+            builder
+                .neighbours
+                .extend(addresses.into_iter().map(|address| (UPLINK, address, mac(1, other, 0))));
         }
         for at in 0..nodes {
             for pod in 0..pods {
@@ -326,7 +332,11 @@ impl Cluster {
         at.out.recycle.clear();
         at.out.events.clear();
         let counters = at.worker.counters();
-        assert_eq!(counters.received, counters.endings(), "every received frame has exactly one ending (node {node})");
+        assert_eq!(
+            counters.received,
+            counters.endings(),
+            "every received frame has exactly one ending (node {node})"
+        );
         for (port, frame) in at.out.transmit.drain(..) {
             let bytes = frame.data().to_vec();
             if port == UPLINK {

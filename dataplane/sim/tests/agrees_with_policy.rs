@@ -87,7 +87,10 @@ fn scenario(seed: u64) {
         for pod in cluster.pods().into_iter().filter(|pod| pod.node == node) {
             engine.apply(Change::Endpoint(margay_policy_engine::engine::LocalEndpoint {
                 id: EndpointId(pod.pod as u32 + 2),
-                pod: margay_policy_engine::model::NamespacedName { namespace: pod.namespace(), name: pod.name() },
+                pod: margay_policy_engine::model::NamespacedName {
+                    namespace: pod.namespace(),
+                    name: pod.name(),
+                },
                 uid: String::new(),
                 addresses: vec![pod.address(false), pod.address(true)],
             }));

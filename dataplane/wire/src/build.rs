@@ -9,7 +9,12 @@ use crate::{MacAddr, protocol};
 /// Ethernet addresses of a frame: (source, destination).
 pub type Macs = (MacAddr, MacAddr);
 
-fn start(macs: Macs, from: IpAddr, to: IpAddr, ttl: u8) -> etherparse::PacketBuilderStep<etherparse::IpHeaders> {
+fn start(
+    macs: Macs,
+    from: IpAddr,
+    to: IpAddr,
+    ttl: u8,
+) -> etherparse::PacketBuilderStep<etherparse::IpHeaders> {
     let ethernet = PacketBuilder::ethernet2(macs.0.0, macs.1.0);
     match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => ethernet.ipv4(from.octets(), to.octets(), ttl),
@@ -69,7 +74,11 @@ pub fn icmp(macs: Macs, from: IpAddr, to: IpAddr, kind: u8, code: u8, body: &[u8
     let mut message = vec![kind, code, 0, 0];
     message.extend_from_slice(body);
     let number = if from.is_ipv4() { protocol::ICMP } else { protocol::ICMPV6 };
-    let sum = if from.is_ipv4() { 0 } else { crate::checksum::pseudo_header(from, to, number, message.len() as u32) };
+    let sum = if from.is_ipv4() {
+        0
+    } else {
+        crate::checksum::pseudo_header(from, to, number, message.len() as u32)
+    };
     let sum = !crate::checksum::fold(crate::checksum::add(sum, &message));
     message[2..4].copy_from_slice(&sum.to_be_bytes());
     ip(macs, from, to, number, &message, ttl)

@@ -30,7 +30,11 @@ pub struct ParseMacError(pub String);
 
 impl fmt::Display for ParseMacError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} is not an Ethernet address; write six hexadecimal octets such as 02:00:5e:10:00:01", self.0)
+        write!(
+            f,
+            "{:?} is not an Ethernet address; write six hexadecimal octets such as 02:00:5e:10:00:01",
+            self.0
+        )
     }
 }
 
@@ -44,7 +48,9 @@ impl FromStr for MacAddr {
         let mut parts = text.split(':');
         for octet in &mut octets {
             let part = parts.next().filter(|p| (1..=2).contains(&p.len()));
-            *octet = part.and_then(|p| u8::from_str_radix(p, 16).ok()).ok_or_else(|| ParseMacError(text.to_owned()))?;
+            *octet = part
+                .and_then(|p| u8::from_str_radix(p, 16).ok())
+                .ok_or_else(|| ParseMacError(text.to_owned()))?;
         }
         if parts.next().is_some() {
             return Err(ParseMacError(text.to_owned()));

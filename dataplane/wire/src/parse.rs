@@ -144,7 +144,9 @@ impl IpHeaders {
     /// Returns whether this is an ICMP or ICMPv6 error message (RFC 1122 §3.2.2, RFC 4443 §2.1).
     pub fn is_icmp_error(&self) -> bool {
         match self.transport {
-            Transport::Icmp { kind, .. } if self.protocol == protocol::ICMP => matches!(kind, 3 | 4 | 5 | 11 | 12),
+            Transport::Icmp { kind, .. } if self.protocol == protocol::ICMP => {
+                matches!(kind, 3 | 4 | 5 | 11 | 12)
+            }
             Transport::Icmp { kind, .. } => kind < 128,
             _ => false,
         }
@@ -202,7 +204,11 @@ pub fn parse(frame: &[u8]) -> Result<Parsed, ParseError> {
         0x8100 | 0x88a8 | 0x9100 => return Err(ParseError::VlanTagged),
         other => return Err(ParseError::UnknownEtherType(other)),
     };
-    Ok(Parsed { destination: MacAddr([d0, d1, d2, d3, d4, d5]), source: MacAddr([s0, s1, s2, s3, s4, s5]), packet })
+    Ok(Parsed {
+        destination: MacAddr([d0, d1, d2, d3, d4, d5]),
+        source: MacAddr([s0, s1, s2, s3, s4, s5]),
+        packet,
+    })
 }
 
 /// How much of the packet is expected to be there.
@@ -255,7 +261,9 @@ fn parse_ipv4(frame: &[u8], at: usize, depth: Depth) -> Result<IpHeaders, ParseE
     let fragment = match (offset, more) {
         (0, false) => Fragment::None,
         (0, true) => Fragment::First { id },
-        _ if offset + payload > 65_535 || payload == 0 || (more && payload % 8 != 0) => return Err(ParseError::BadFragment),
+        _ if offset + payload > 65_535 || payload == 0 || (more && payload % 8 != 0) => {
+            return Err(ParseError::BadFragment);
+        }
         _ => Fragment::Later { id },
     };
     let [.., s0, s1, s2, s3, d0, d1, d2, d3] = *header;
@@ -286,7 +294,9 @@ fn check_ipv4_options(mut options: &[u8]) -> Result<(), ParseError> {
             1 => options = rest,
             131 | 137 => return Err(ParseError::SourceRouting),
             _ => match rest.first() {
-                Some(&len) if len >= 2 && usize::from(len) <= options.len() => options = &options[usize::from(len)..],
+                Some(&len) if len >= 2 && usize::from(len) <= options.len() => {
+                    options = &options[usize::from(len)..]
+                }
                 _ => return Err(ParseError::BadIpv4Header),
             },
         }
@@ -373,7 +383,13 @@ fn parse_ipv6(frame: &[u8], at: usize, depth: Depth) -> Result<IpHeaders, ParseE
 }
 
 /// Reads the transport header at `offset`, where there is one.
-fn finish(frame: &[u8], offset: usize, end: usize, depth: Depth, mut ip: IpHeaders) -> Result<IpHeaders, ParseError> {
+fn finish(
+    frame: &[u8],
+    offset: usize,
+    end: usize,
+    depth: Depth,
+    mut ip: IpHeaders,
+) -> Result<IpHeaders, ParseError> {
     ip.transport_offset = offset as u16;
     if matches!(ip.fragment, Fragment::Later { .. }) {
         return Ok(ip);
@@ -382,7 +398,8 @@ fn finish(frame: &[u8], offset: usize, end: usize, depth: Depth, mut ip: IpHeade
     let short = if ip.fragment == Fragment::None { ParseError::Truncated } else { ParseError::BadFragment };
     let segment = frame.get(offset..end.min(frame.len())).ok_or(ParseError::Truncated)?;
     // A first fragment must hold the whole transport header, or rules could be cheated (RFC 1858 §3, RFC 7112).
-    let need = |len: usize| if segment.len() < if whole { len } else { len.min(8) } { Err(short) } else { Ok(()) };
+    let need =
+        |len: usize| if segment.len() < if whole { len } else { len.min(8) } { Err(short) } else { Ok(()) };
     ip.transport = match ip.protocol {
         protocol::TCP => {
             need(20)?;
@@ -394,7 +411,8 @@ fn finish(frame: &[u8], offset: usize, end: usize, depth: Depth, mut ip: IpHeade
                 }
                 let core = flags & (tcp_flags::FIN | tcp_flags::SYN | tcp_flags::RST | tcp_flags::ACK);
                 let both = |bits: u8| core & bits == bits;
-                if core == 0 || both(tcp_flags::SYN | tcp_flags::FIN) || both(tcp_flags::SYN | tcp_flags::RST) {
+                if core == 0 || both(tcp_flags::SYN | tcp_flags::FIN) || both(tcp_flags::SYN | tcp_flags::RST)
+                {
                     return Err(ParseError::BadTransport);
                 }
             }
@@ -407,7 +425,11 @@ fn finish(frame: &[u8], offset: usize, end: usize, depth: Depth, mut ip: IpHeade
             if plain && (length < 8 || length > segment.len()) {
                 return Err(ParseError::BadTransport);
             }
-            Transport::Udp { source: be16(segment, 0), destination: be16(segment, 2), checksum: be16(segment, 6) }
+            Transport::Udp {
+                source: be16(segment, 0),
+                destination: be16(segment, 2),
+                checksum: be16(segment, 6),
+            }
         }
         protocol::SCTP => {
             need(12)?;
@@ -434,7 +456,8 @@ fn parse_arp(body: &[u8]) -> Result<Arp, ParseError> {
     if arp[..6] != [0, 1, 8, 0, 6, 4] {
         return Err(ParseError::BadArp);
     }
-    let [_, _, _, _, _, _, o0, o1, m0, m1, m2, m3, m4, m5, s0, s1, s2, s3, _, _, _, _, _, _, t0, t1, t2, t3] = *arp;
+    let [_, _, _, _, _, _, o0, o1, m0, m1, m2, m3, m4, m5, s0, s1, s2, s3, _, _, _, _, _, _, t0, t1, t2, t3] =
+        *arp;
     Ok(Arp {
         operation: u16::from_be_bytes([o0, o1]),
         sender_mac: MacAddr([m0, m1, m2, m3, m4, m5]),

@@ -23,25 +23,27 @@ pub struct End {
     pub port: u16,
 }
 
-/// Both ends of a flow in a fixed order, and the protocol.
+/// Both ends of a flow in a fixed order, and the protocol. Shape: index 0 is the lower end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct FlowKey {
-    /// The lower end.
-    pub low: End,
-    /// The higher end.
-    pub high: End,
+    addresses: [u128; 2],
+    ports: [u16; 2],
     /// IP protocol number.
     pub protocol: u8,
 }
 
 impl Hash for FlowKey {
+    #[inline]
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u128(self.low.address);
-        state.write_u128(self.high.address);
-        state.write_u64(u64::from(self.low.port) << 24 | u64::from(self.high.port) << 8 | u64::from(self.protocol));
+        let [low, high] = self.ports;
+        state.write_u128(self.addresses[0]);
+        state.write_u128(self.addresses[1]);
+        state.write_u64(u64::from(low) << 24 | u64::from(high) << 8 | u64::from(self.protocol));
     }
 }
 
+#[inline]
 fn number(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(v4) => 0xffff_0000_0000 | u128::from(u32::from(v4)),
@@ -56,16 +58,16 @@ pub fn address(number: u128) -> IpAddr {
 }
 
 impl FlowKey {
+    /// No packet's key: a frame that is not IP.
+    pub const NONE: Self = Self { addresses: [0; 2], ports: [0; 2], protocol: 0 };
+
     /// Returns the key, and the side that sent a packet with these ends.
     #[inline]
     pub fn new(source: (IpAddr, u16), destination: (IpAddr, u16), protocol: u8) -> (Self, Side) {
         let from = End { address: number(source.0), port: source.1 };
         let to = End { address: number(destination.0), port: destination.1 };
-        if from <= to {
-            (Self { low: from, high: to, protocol }, Side::Low)
-        } else {
-            (Self { low: to, high: from, protocol }, Side::High)
-        }
+        let (low, high, side) = if from <= to { (from, to, Side::Low) } else { (to, from, Side::High) };
+        (Self { addresses: [low.address, high.address], ports: [low.port, high.port], protocol }, side)
     }
 
     /// Returns the key of the flow that `ip` belongs to, and the side that sent it.
@@ -80,9 +82,10 @@ impl FlowKey {
 
     /// Returns (sender, receiver) when `side` sends.
     pub fn ends(&self, side: Side) -> (End, End) {
+        let [low, high] = [0, 1].map(|at| End { address: self.addresses[at], port: self.ports[at] });
         match side {
-            Side::Low => (self.low, self.high),
-            Side::High => (self.high, self.low),
+            Side::Low => (low, high),
+            Side::High => (high, low),
         }
     }
 

@@ -8,7 +8,11 @@
 //! identities renew the entry in place; different endpoints end it (an address that went to another pod never inherits,
 //! policy model 28 row 11); anything else judges that packet again with the flow's original orientation (PM-D10). There is no sweep.
 //!
-//! Memory: entries live in a slab, the index holds 32-bit slots; both are bounded by `max_flows`.
+//! **Where it came from.** The sanity stage is a pure function of topology, port, Ethernet source, addresses and ports. A flow remembers
+//! per direction which (port, source, topology) passed it, and only exactly those are spared a second check.
+//!
+//! Memory: 256 bytes an entry, the first three of its four cache lines are all that a known packet touches. Entries live in a slab, the
+//! index holds 32-bit slots; both are reserved for `max_flows` at the start, so nothing is ever moved or hashed again.
 
 pub mod key;
 pub mod table;
@@ -48,15 +52,6 @@ pub struct JudgedBy {
     pub destination: IdentityId,
 }
 
-/// Whether the flow may pass, and who said no.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// Both legs approved.
-    Approved,
-    /// A later judgement refused it; its packets are dropped until a newer one approves.
-    Refused(DropReason, Option<RuleRef>),
-}
-
 /// The way out in one direction; good while the topology has the generation it was found under.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Path {
@@ -67,11 +62,22 @@ pub struct Path {
     /// The next hop's.
     pub destination_mac: MacAddr,
     /// Largest IP packet, in bytes.
-    pub mtu: u32,
+    pub mtu: u16,
     /// Whether the TTL is decremented: not on the last hop inside this node.
     pub decrement_ttl: bool,
-    /// Topology it was found under.
-    pub topology: u64,
+    /// Low half of the topology's generation that it was found under.
+    pub topology: u32,
+}
+
+/// Whose packets of one direction have passed the sanity stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arrival {
+    /// The port.
+    pub port: u16,
+    /// The Ethernet source.
+    pub mac: MacAddr,
+    /// Low half of the topology's generation; zero is none.
+    pub topology: u32,
 }
 
 /// Connection state by protocol.
@@ -88,29 +94,36 @@ pub enum State {
 
 /// One flow.
 #[derive(Clone, Debug)]
+#[repr(C, align(64))]
 pub struct Flow {
     /// Both ends, in order.
     pub key: FlowKey,
+    /// When it is forgotten unless packets come.
+    pub expires: Nanos,
     /// Which end opened it.
     pub opener: Side,
-    /// ICMP type and code of the opening packet, for judging again.
-    pub icmp: Option<(u8, u8)>,
-    /// Whether it may pass.
-    pub standing: Standing,
-    /// What that was judged by.
-    pub judged_by: JudgedBy,
+    /// Connection state.
+    pub state: State,
+    /// Both legs approve. While they do not, packets are dropped until a newer judgement approves.
+    pub approved: bool,
+    /// Ways out: from the opener, towards the opener.
+    pub paths: [Option<Path>; 2],
     /// Snapshot that last confirmed it.
     pub snapshot: Generation,
     /// Topology that last confirmed it.
     pub topology: u64,
-    /// Connection state.
-    pub state: State,
-    /// When it is forgotten unless packets come.
-    pub expires: Nanos,
-    /// Ways out: from the opener, towards the opener.
-    pub paths: [Option<Path>; 2],
     /// Packets by direction.
     pub packets: [u64; 2],
     /// IP bytes by direction.
     pub bytes: [u64; 2],
+    /// Who has passed the sanity stage, by direction.
+    pub arrivals: [Arrival; 2],
+    /// ICMP type and code of the opening packet, for judging again.
+    pub icmp: Option<(u8, u8)>,
+    /// What it was judged by.
+    pub judged_by: JudgedBy,
+    /// Who refused it, while it is not approved; `RuleRef(u32::MAX)` where no rule did.
+    pub refusal: Option<(DropReason, RuleRef)>,
 }
+
+const _: () = assert!(size_of::<Flow>() == 256, "a flow is four cache lines");

@@ -45,8 +45,15 @@ impl<F: Frame> Worker<F> {
     }
 
     /// Answers neighbour solicitations and pings for the gateway; other link-local messages of a pod end here.
-    pub(super) fn answer_for_gateway(&mut self, port: &Port, frame: &mut F, ip: &IpHeaders) -> Result<Ending, Dropped> {
-        let Transport::Icmp { kind, .. } = ip.transport else { return Err(DropReason::LinkLocalDestination.into()) };
+    pub(super) fn answer_for_gateway(
+        &mut self,
+        port: &Port,
+        frame: &mut F,
+        ip: &IpHeaders,
+    ) -> Result<Ending, Dropped> {
+        let Transport::Icmp { kind, .. } = ip.transport else {
+            return Err(DropReason::LinkLocalDestination.into());
+        };
         if ip.protocol == protocol::ICMPV6 && matches!(kind, 130..=136 | 143) {
             return self.answer_discovery(port, frame, ip, kind);
         }
@@ -57,7 +64,13 @@ impl<F: Frame> Worker<F> {
         Err(DropReason::LinkLocalDestination.into())
     }
 
-    fn answer_discovery(&mut self, port: &Port, frame: &mut F, ip: &IpHeaders, kind: u8) -> Result<Ending, Dropped> {
+    fn answer_discovery(
+        &mut self,
+        port: &Port,
+        frame: &mut F,
+        ip: &IpHeaders,
+        kind: u8,
+    ) -> Result<Ending, Dropped> {
         let PortKind::Pod { pod_mac, addresses, .. } = &port.kind else {
             return Err(DropReason::DiscoveryConsumed.into());
         };
@@ -73,12 +86,21 @@ impl<F: Frame> Worker<F> {
         if kind == ndisc::NEIGHBOUR_ADVERTISEMENT {
             // Announcing oneself is harmless, claiming the gateway or somebody else is not.
             let claim = own && !is_gateway;
-            return Err(if claim { DropReason::DiscoveryConsumed } else { DropReason::BadNeighbourDiscovery }.into());
+            return Err(if claim {
+                DropReason::DiscoveryConsumed
+            } else {
+                DropReason::BadNeighbourDiscovery
+            }
+            .into());
         }
         if ip.source.is_unspecified() {
             // Duplicate address detection (RFC 4862 §5.4): nobody else is on this link.
-            return Err(if own && !is_gateway { DropReason::DiscoveryConsumed } else { DropReason::BadNeighbourDiscovery }
-                .into());
+            return Err(if own && !is_gateway {
+                DropReason::DiscoveryConsumed
+            } else {
+                DropReason::BadNeighbourDiscovery
+            }
+            .into());
         }
         if !is_gateway {
             return Err(DropReason::BadNeighbourDiscovery.into());

@@ -44,9 +44,9 @@ pub(super) fn finish<F: Frame>(
         let error = Some(icmp::Error::TimeExceeded);
         return Err(Dropped { reason: DropReason::TtlExpired, rule: None, error });
     }
-    let too_big = u32::from(ip.total_len) > path.mtu;
+    let too_big = ip.total_len > path.mtu;
     if too_big && (ip.dont_fragment || path.mtu < 68) {
-        let error = Some(icmp::Error::TooBig(path.mtu));
+        let error = Some(icmp::Error::TooBig(path.mtu.into()));
         return Err(Dropped { reason: DropReason::PacketTooBig, rule: None, error });
     }
     if matches!(arrival.kind, PortKind::Pod { .. } | PortKind::Host { .. }) {
@@ -83,14 +83,14 @@ fn decrement_ttl(bytes: &mut [u8], ip: &IpHeaders) {
 fn fragment<F: Frame>(frame: &mut F, path: &Path, out: &mut Output<F>) -> Result<Ending, Dropped> {
     let bytes = frame.data();
     let refused = || {
-        let error = Some(icmp::Error::TooBig(path.mtu));
+        let error = Some(icmp::Error::TooBig(path.mtu.into()));
         Dropped { reason: DropReason::PacketTooBig, rule: None, error }
     };
     if bytes[ETHERNET_LEN] != 0x45 {
         return Err(refused());
     }
     let payload_at = ETHERNET_LEN + 20;
-    let step = ((path.mtu as usize - 20) / 8) * 8;
+    let step = ((usize::from(path.mtu) - 20) / 8) * 8;
     let payload = &bytes[payload_at..];
     if out.spare.len() < payload.len().div_ceil(step) {
         return Err(Dropped { error: None, ..refused() });
@@ -198,16 +198,22 @@ impl<F: Frame> Worker<F> {
         let gateway = if ip.source.is_ipv4() { self.config.gateway_v4 } else { self.config.gateway_v6 };
         let source = match port.kind {
             PortKind::Host { .. } => gateway,
-            PortKind::Pod { .. } | PortKind::Uplink => view.topology.node_address_like(ip.source).unwrap_or(gateway),
+            PortKind::Pod { .. } | PortKind::Uplink => {
+                view.topology.node_address_like(ip.source).unwrap_or(gateway)
+            }
         };
         if matches!(ip.fragment, Fragment::Later { .. }) {
             return false;
         }
         let data = frame.data();
-        let Some(sender) = data.get(6..12).and_then(|mac| <[u8; 6]>::try_from(mac).ok()) else { return false };
+        let Some(sender) = data.get(6..12).and_then(|mac| <[u8; 6]>::try_from(mac).ok()) else {
+            return false;
+        };
         let scratch = &mut self.scratch[..];
         let to = margay_wire::MacAddr(sender);
-        let Some(len) = icmp::write_error(scratch, data, ip, error, source, port.mac, to) else { return false };
+        let Some(len) = icmp::write_error(scratch, data, ip, error, source, port.mac, to) else {
+            return false;
+        };
         if !frame.set_len(len) {
             return false;
         }

@@ -36,7 +36,15 @@ impl FirstFragments {
     }
 
     /// Remembers that the datagram's first fragment passed as part of the flow `key`.
-    pub fn remember(&mut self, ip: &IpHeaders, id: u32, key: FlowKey, direction: usize, opener: Side, now: Nanos) {
+    pub fn remember(
+        &mut self,
+        ip: &IpHeaders,
+        id: u32,
+        key: FlowKey,
+        direction: usize,
+        opener: Side,
+        now: Nanos,
+    ) {
         if self.seen.len() >= LIMIT {
             self.expire(now);
         }

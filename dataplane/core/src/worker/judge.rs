@@ -105,7 +105,12 @@ pub fn unchanged(view: View<'_>, old: &JudgedBy, tuple: &PacketTuple) -> bool {
 /// Judges the packet that opens a flow.
 ///
 /// Errors: the named drop of the leg that refused, with the deciding rule; `NoPolicyYet` while a party has no table.
-pub fn judge(view: View<'_>, config: &WorkerConfig, tuple: &PacketTuple, parties: &Parties) -> Result<JudgedBy, Dropped> {
+pub fn judge(
+    view: View<'_>,
+    config: &WorkerConfig,
+    tuple: &PacketTuple,
+    parties: &Parties,
+) -> Result<JudgedBy, Dropped> {
     let by = evidence(view, tuple, parties).ok_or(DropReason::NoPolicyYet)?;
     let legs = [
         (by.egress, Direction::Egress, DropReason::PolicyEgress),

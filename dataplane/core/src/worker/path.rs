@@ -50,7 +50,9 @@ pub fn resolve(topology: &Topology, arrival: &Port, destination: IpAddr) -> Resu
         return Err(unreachable(icmp::Error::NoRoute));
     }
     match topology.route(destination) {
-        Some(Route::Port { port, gateway }) => through(topology, *port, gateway.unwrap_or(destination), !from_host),
+        Some(Route::Port { port, gateway }) => {
+            through(topology, *port, gateway.unwrap_or(destination), !from_host)
+        }
         Some(Route::Host) => to_host(topology, arrival),
         Some(Route::Unreachable) | None => Err(unreachable(icmp::Error::NoRoute)),
     }
@@ -66,7 +68,12 @@ fn to_host(topology: &Topology, arrival: &Port) -> Result<Next, Dropped> {
     Ok(Next::Ready(path(topology, port, kernel_mac, false)))
 }
 
-fn through(topology: &Topology, port: PortIndex, next_hop: IpAddr, decrement_ttl: bool) -> Result<Next, Dropped> {
+fn through(
+    topology: &Topology,
+    port: PortIndex,
+    next_hop: IpAddr,
+    decrement_ttl: bool,
+) -> Result<Next, Dropped> {
     let port = topology.port(port).ok_or(DropReason::NoPort)?;
     Ok(match topology.neighbour(port.index, next_hop) {
         Some(mac) => Next::Ready(path(topology, port, mac, decrement_ttl)),
@@ -79,8 +86,8 @@ fn path(topology: &Topology, port: &Port, destination_mac: MacAddr, decrement_tt
         port: port.index,
         source_mac: port.mac,
         destination_mac,
-        mtu: port.mtu,
+        mtu: port.mtu.min(0xffff) as u16,
         decrement_ttl,
-        topology: topology.generation(),
+        topology: topology.generation() as u32,
     }
 }

@@ -94,7 +94,8 @@ pub fn addresses(
         return Err(DropReason::MartianDestination);
     }
     match (ip.protocol, ip.transport) {
-        (protocol::ICMP, Transport::Icmp { kind: 5, .. }) | (protocol::ICMPV6, Transport::Icmp { kind: 137, .. }) => {
+        (protocol::ICMP, Transport::Icmp { kind: 5, .. })
+        | (protocol::ICMPV6, Transport::Icmp { kind: 137, .. }) => {
             return Err(DropReason::Redirect);
         }
         (protocol::ICMPV6, Transport::Icmp { kind: 134, .. }) => return Err(DropReason::RouterAdvertisement),
@@ -140,7 +141,8 @@ fn from_pod(
         return Err(DropReason::SpoofedPodSource);
     }
     // Either could be decapsulated by the node and so leave by the back door (policy model 12.9).
-    let vxlan = matches!(ip.transport, Transport::Udp { destination: 4789, .. }) && ip.protocol == protocol::UDP;
+    let vxlan =
+        matches!(ip.transport, Transport::Udp { destination: 4789, .. }) && ip.protocol == protocol::UDP;
     if vxlan || ip.protocol == protocol::IPIP {
         return Err(DropReason::Encapsulation);
     }
@@ -155,7 +157,11 @@ fn from_host(topology: &Topology, ip: &IpHeaders, group: bool) -> Result<Class, 
         return Err(DropReason::SpoofedHostSource);
     }
     if group || is_discovery(ip) {
-        return Err(if is_discovery(ip) { DropReason::DiscoveryConsumed } else { group_outcome(ip.destination) });
+        return Err(if is_discovery(ip) {
+            DropReason::DiscoveryConsumed
+        } else {
+            group_outcome(ip.destination)
+        });
     }
     if is_link_local(ip.destination) {
         return Err(DropReason::LinkLocalDestination);

@@ -10,7 +10,8 @@ use margay_core::worker::EndpointToHost;
 use margay_core::{DropReason, Frame, Nanos, Output, PortIndex, Topology, View, Worker, WorkerConfig};
 use margay_policy_engine::engine::{Change, Engine, LocalEndpoint};
 use margay_policy_engine::model::{
-    Action, Entity, Namespace, NamespacedName, Object, Order, Pod, Policy, PolicyFlags, PolicyKey, PolicyKind, Rule,
+    Action, Entity, Namespace, NamespacedName, Object, Order, Pod, Policy, PolicyFlags, PolicyKey,
+    PolicyKind, Rule,
 };
 use margay_policy_engine::packet::EndpointId;
 use margay_policy_engine::selector::Selector;
@@ -106,7 +107,11 @@ pub fn policy(name: &str, app: &str, ingress: Option<Vec<Rule>>, egress: Option<
 
 impl Node {
     pub fn new() -> Self {
-        Self::with(WorkerConfig { endpoint_to_host: EndpointToHost::Accept, adoption_window: Nanos(0), ..Default::default() })
+        Self::with(WorkerConfig {
+            endpoint_to_host: EndpointToHost::Accept,
+            adoption_window: Nanos(0),
+            ..Default::default()
+        })
     }
 
     pub fn with(config: WorkerConfig) -> Self {
@@ -125,7 +130,13 @@ impl Node {
                     mac: our_mac(HOST),
                     mtu: 1500,
                 },
-                Port { index: UPLINK, name: "eth0".into(), kind: PortKind::Uplink, mac: our_mac(UPLINK), mtu: 1400 },
+                Port {
+                    index: UPLINK,
+                    name: "eth0".into(),
+                    kind: PortKind::Uplink,
+                    mac: our_mac(UPLINK),
+                    mtu: 1400,
+                },
             ],
             node_addresses: vec![ip("192.168.0.1"), ip("fd00::1")],
             local_pod_cidrs: vec!["10.0.1.0/24".parse().unwrap(), "fd00:1::/64".parse().unwrap()],
@@ -136,7 +147,10 @@ impl Node {
             routes: vec![
                 ("192.168.0.0/24".parse().unwrap(), Route::Port { port: UPLINK, gateway: None }),
                 ("fd00::/64".parse().unwrap(), Route::Port { port: UPLINK, gateway: None }),
-                ("0.0.0.0/0".parse().unwrap(), Route::Port { port: UPLINK, gateway: Some(ip("192.168.0.254")) }),
+                (
+                    "0.0.0.0/0".parse().unwrap(),
+                    Route::Port { port: UPLINK, gateway: Some(ip("192.168.0.254")) },
+                ),
                 ("10.9.0.0/16".parse().unwrap(), Route::Unreachable),
                 ("172.16.0.0/16".parse().unwrap(), Route::Host),
             ],
@@ -205,7 +219,8 @@ impl Node {
         let after = self.worker.counters();
         assert_eq!(after.received, after.endings(), "every received frame has exactly one ending");
         let dropped = DropReason::ALL.iter().find(|r| after.dropped(**r) != before.dropped(**r));
-        let sent: Vec<_> = self.out.transmit.drain(..).map(|(port, frame)| (port, frame.data().to_vec())).collect();
+        let sent: Vec<_> =
+            self.out.transmit.drain(..).map(|(port, frame)| (port, frame.data().to_vec())).collect();
         self.out.recycle.clear();
         self.out.events.clear();
         match dropped {
