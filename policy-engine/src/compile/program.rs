@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use super::rows::{IcmpRows, PortRows, ProtocolRows, Shape};
-use super::rules::{CompiledRule, RuleList};
+use super::rules::{CompiledRule, RuleList, Side};
 use crate::model::{Action, TierDefault};
 use crate::snapshot::Attribution;
 
@@ -159,16 +159,8 @@ impl Program {
         let protocol = ProtocolRows::build(shape, &protocols, |bit, is_ipv4, protocol| {
             every(bit, &|rule| rule.matches_protocol(is_ipv4, protocol))
         });
-        let source_port = known().any(|rule| rule.source.has_port_criteria()).then(|| {
-            let starts = known().flat_map(|rule| rule.source.port_starts()).collect();
-            PortRows::build(shape, starts, |bit, port| every(bit, &|rule| rule.source.may_match_port(port)))
-        });
-        let destination_port = known().any(|rule| rule.destination.has_port_criteria()).then(|| {
-            let starts = known().flat_map(|rule| rule.destination.port_starts()).collect();
-            PortRows::build(shape, starts, |bit, port| {
-                every(bit, &|rule| rule.destination.may_match_port(port))
-            })
-        });
+        let source_port = port_rows(shape, &rules, |rule| &rule.source);
+        let destination_port = port_rows(shape, &rules, |rule| &rule.destination);
         let icmp = known()
             .any(|rule| rule.icmp.is_some() || rule.not_icmp.is_some())
             .then(|| IcmpRows::build(shape, |bit, view| every(bit, &|rule| rule.may_match_icmp(view))));
@@ -182,6 +174,23 @@ impl Program {
             .collect();
         Self { points, steps, shape, protocol, source_port, destination_port, icmp }
     }
+}
+
+fn port_rows(
+    shape: Shape,
+    rules: &[Option<&CompiledRule>],
+    side: impl Fn(&CompiledRule) -> &Side,
+) -> Option<PortRows> {
+    let sides: Vec<Option<&Side>> = rules.iter().map(|rule| rule.map(&side)).collect();
+    sides.iter().flatten().any(|side| side.has_port_criteria()).then(|| {
+        PortRows::build(
+            shape,
+            |bit| sides[bit].into_iter().flat_map(Side::port_ranges),
+            |bit, port| sides[bit].is_none_or(|side| side.may_match_port(Some(port))),
+            |bit| sides[bit].is_none_or(Side::may_match_unnamed_port),
+            |bit| sides[bit].is_none_or(|side| side.may_match_port(None)),
+        )
+    })
 }
 
 fn end_of_tier(default_action: TierDefault) -> Option<Outcome> {

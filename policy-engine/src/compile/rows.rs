@@ -37,6 +37,16 @@ impl Shape {
         row
     }
 
+    /// Changes one bit of a row; the summary follows.
+    fn set(self, row: &mut [u64], bit: usize, value: bool) {
+        let (word, mask) = (bit / WORD, 1u64 << (bit % WORD));
+        let slot = &mut row[self.summary + word];
+        *slot = if value { *slot | mask } else { *slot & !mask };
+        let (filled, mask) = (*slot != 0, 1u64 << (word % WORD));
+        let summary = &mut row[word / WORD];
+        *summary = if filled { *summary | mask } else { *summary & !mask };
+    }
+
     /// Returns the first bit at or after `from` that every row has.
     #[inline]
     pub(crate) fn first<const N: usize>(self, rows: [&[u64]; N], from: usize) -> Option<usize> {
@@ -77,7 +87,17 @@ impl Rows {
 
     /// Returns the number of the row with exactly these bits.
     pub(crate) fn add(&mut self, bit: impl FnMut(usize) -> bool) -> u32 {
-        let row = self.shape.build(bit);
+        self.add_row(self.shape.build(bit))
+    }
+
+    /// Returns the number of the row that is like row `number` except for `bits`.
+    pub(crate) fn add_like(&mut self, number: u32, bits: impl Iterator<Item = (usize, bool)>) -> u32 {
+        let mut row = self.row(number).to_vec();
+        bits.for_each(|(bit, value)| self.shape.set(&mut row, bit, value));
+        self.add_row(row)
+    }
+
+    fn add_row(&mut self, row: Vec<u64>) -> u32 {
         let next = self.numbers.len() as u32;
         let data = &mut self.data;
         *self.numbers.entry(row).or_insert_with_key(|row| {
@@ -141,19 +161,34 @@ pub(crate) struct PortRows {
 }
 
 impl PortRows {
-    /// `starts` are the ports at which the answer may change; `matches(bit, port)`, where `None` is a packet without known ports.
-    pub(crate) fn build(
+    /// `ranges(bit)` are the ports that the bit's criteria name, and `matches(bit, port)` is the answer for one port; all ports that a
+    /// bit does not name are answered by `unnamed(bit)`, packets without known ports by `none(bit)`.
+    pub(crate) fn build<R: Iterator<Item = (u16, u16)>>(
         shape: Shape,
-        mut starts: Vec<u16>,
-        matches: impl Fn(usize, Option<u16>) -> bool,
+        ranges: impl Fn(usize) -> R,
+        matches: impl Fn(usize, u16) -> bool,
+        unnamed: impl Fn(usize) -> bool,
+        none: impl Fn(usize) -> bool,
     ) -> Self {
         let mut rows = Rows::new(shape);
-        let none = rows.add(|bit| matches(bit, None));
+        let none = rows.add(none);
+        let all = (0..shape.bits).flat_map(&ranges);
+        let mut starts: Vec<u16> =
+            all.flat_map(|(first, last)| [Some(first), last.checked_add(1)]).flatten().collect();
         starts.push(0);
         starts.sort_unstable();
         starts.dedup();
-        let classes: Vec<u32> =
-            starts.iter().map(|start| rows.add(|bit| matches(bit, Some(*start)))).collect();
+        let mut intervals = vec![shape.build(unnamed); starts.len()];
+        for bit in 0..shape.bits {
+            for (first, last) in ranges(bit) {
+                let inside = starts.partition_point(|start| *start < first)
+                    ..starts.partition_point(|start| *start <= last);
+                for interval in inside {
+                    shape.set(&mut intervals[interval], bit, matches(bit, starts[interval]));
+                }
+            }
+        }
+        let classes: Vec<u32> = intervals.into_iter().map(|row| rows.add_row(row)).collect();
         let mut top = Vec::with_capacity(256);
         let mut pages: Vec<[u32; 256]> = Vec::new();
         let mut class = 0;
@@ -249,19 +284,12 @@ mod tests {
     fn every_port_finds_its_interval() {
         let shape = Shape::new(3);
         let ranges = [(80, 80), (0, 1023), (443, u16::MAX)];
-        let starts = ranges
-            .iter()
-            .flat_map(|(first, last)| [Some(*first), u16::checked_add(*last, 1)])
-            .flatten()
-            .collect();
-        let inside = |bit: usize, port: Option<u16>| {
-            port.is_some_and(|port| (ranges[bit].0..=ranges[bit].1).contains(&port))
-        };
-        let rows = PortRows::build(shape, starts, inside);
+        let inside = |bit: usize, port: u16| (ranges[bit].0..=ranges[bit].1).contains(&port);
+        let rows = PortRows::build(shape, |bit| [ranges[bit]].into_iter(), inside, |_| false, |_| false);
         for port in 0..=u16::MAX {
             let row = rows.row(Some(port));
             for bit in 0..3 {
-                assert_eq!(row[1] >> bit & 1 == 1, inside(bit, Some(port)), "port {port} bit {bit}");
+                assert_eq!(row[1] >> bit & 1 == 1, inside(bit, port), "port {port} bit {bit}");
             }
         }
         assert_eq!(rows.row(None)[1], 0);

@@ -142,10 +142,14 @@ impl Side {
         }
     }
 
-    /// Ports at which [`Side::may_match_port`] may change.
-    pub(crate) fn port_starts(&self) -> impl Iterator<Item = u16> {
-        let ranges = self.ports.ranges.iter().chain(&self.not_ports.ranges);
-        ranges.flat_map(|(first, last)| [Some(*first), last.checked_add(1)]).flatten()
+    /// The same for every port that no range of the side names.
+    pub(crate) fn may_match_unnamed_port(&self) -> bool {
+        self.ports.is_empty() || !self.ports.named.is_empty()
+    }
+
+    /// Every range that the side names.
+    pub(crate) fn port_ranges(&self) -> impl Iterator<Item = (u16, u16)> {
+        self.ports.ranges.iter().chain(&self.not_ports.ranges).copied()
     }
 
     pub(crate) fn has_port_criteria(&self) -> bool {

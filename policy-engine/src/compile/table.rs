@@ -1,6 +1,6 @@
 //! A program with the rows of every identity that exists: all that a verdict needs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
@@ -18,8 +18,8 @@ use crate::packet::{Epoch, IdentityId, PacketTuple, Verdict};
 /// Identities that differ only in sets that the program never mentions share a row.
 #[derive(Clone, Debug)]
 struct Identified {
-    /// Sets that the side mentions. Empty: one row fits all.
-    relevant: Arc<BTreeSet<SetId>>,
+    /// Sets that the side mentions, each with the bits that mention it. Empty: one row fits all.
+    relevant: Arc<BTreeMap<SetId, Vec<u32>>>,
     rows: Arc<Rows>,
     /// By relevant sets.
     known: Arc<HashMap<Vec<SetId>, u32, foldhash::fast::FixedState>>,
@@ -29,15 +29,22 @@ struct Identified {
 
 impl Identified {
     fn new(program: &Program, side: impl Fn(&CompiledRule) -> &Side) -> Self {
-        let rules = program.points.iter().filter_map(|point| point.rule.as_deref());
-        let relevant: BTreeSet<SetId> = rules.flat_map(|rule| side(rule).sets()).collect();
+        let mut relevant: BTreeMap<SetId, Vec<u32>> = BTreeMap::new();
+        for (bit, point) in (0..).zip(&program.points) {
+            for set in point.rule.iter().flat_map(|rule| side(rule).sets()) {
+                relevant.entry(set).or_default().push(bit);
+            }
+        }
         let mut identified = Self {
             relevant: Arc::new(relevant),
             rows: Arc::new(Rows::new(program.shape)),
             known: Arc::default(),
             by_identity: Paged::default(),
         };
-        identified.row_of(program, &side, &Membership::default());
+        // Row zero: belongs to nothing. Every other row differs from it only in bits that mention a set of the identity.
+        let nothing = Membership::default();
+        Arc::make_mut(&mut identified.rows).add(|bit| may_match(program, &side, bit, &nothing));
+        Arc::make_mut(&mut identified.known).insert(Vec::new(), 0);
         identified
     }
 
@@ -49,14 +56,14 @@ impl Identified {
         membership: &Membership,
     ) -> u32 {
         let relevant: Vec<SetId> =
-            membership.sets.iter().copied().filter(|set| self.relevant.contains(set)).collect();
+            membership.sets.iter().copied().filter(|set| self.relevant.contains_key(set)).collect();
         if let Some(number) = self.known.get(&relevant) {
             return *number;
         }
-        let number = Arc::make_mut(&mut self.rows).add(|bit| {
-            let rule = program.points[bit].rule.as_deref();
-            rule.is_none_or(|rule| side(rule).may_match_address(membership))
-        });
+        let mentioned =
+            relevant.iter().filter_map(|set| self.relevant.get(set)).flatten().map(|bit| *bit as usize);
+        let bits = mentioned.map(|bit| (bit, may_match(program, side, bit, membership)));
+        let number = Arc::make_mut(&mut self.rows).add_like(0, bits);
         Arc::make_mut(&mut self.known).insert(relevant, number);
         number
     }
@@ -86,6 +93,15 @@ impl Identified {
         }
         self.by_identity.get(identity.0).map(|number| self.rows.row(number.get() - 1))
     }
+}
+
+fn may_match(
+    program: &Program,
+    side: &impl Fn(&CompiledRule) -> &Side,
+    bit: usize,
+    membership: &Membership,
+) -> bool {
+    program.points[bit].rule.as_deref().is_none_or(|rule| side(rule).may_match_address(membership))
 }
 
 /// The compiled policy of one direction, shared by every endpoint that is governed alike.
