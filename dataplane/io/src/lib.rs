@@ -16,6 +16,7 @@
 //! | [`memory`] | those rings in plain memory |
 //! | [`engine`] | bursts from rings through the core and back, without clock or system call |
 //! | [`thread`] | the loop around an engine: spin, sleep, heartbeat |
+//! | [`netlink`] | what this machine's kernel knows: links, addresses, routes, neighbours |
 //! | [`publish`] | how a snapshot reaches the worker, and who frees it |
 //!
 //! All devices belong to the network namespace of the thread that calls [`Dataplane::start`], and so do all calls on the handle.
@@ -25,6 +26,7 @@
 pub mod dataplane;
 pub mod engine;
 pub mod memory;
+pub mod netlink;
 pub mod publish;
 pub mod rings;
 pub mod steer;
