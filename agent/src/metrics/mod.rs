@@ -1,0 +1,250 @@
+//! The node's numbers for Prometheus, and its health for Kubernetes, over plain HTTP.
+//!
+//! ```text
+//!  GET /metrics   counters and gauges, OpenMetrics text
+//!  GET /healthz   200 while the process can answer: it is alive
+//!  GET /readyz    200 when policy is in force and every worker is alive, else 503 with the reasons
+//! ```
+//!
+//! Every answer is made from one [`NodeView::status`], the value that `margay status` shows, at the moment of the request; there is no
+//! registry that could be forgotten in an update. Nothing here is about single pods or flows, so the number of series is bounded by the
+//! node's ports and the fixed list of drop reasons.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::thread::JoinHandle;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::registry::{Registry, Unit};
+use tokio::sync::oneshot;
+
+use crate::admin::report::{NodeView, StatusReport};
+
+/// Why the metrics page cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum MetricsError {
+    /// The address is taken or not ours.
+    #[error("metrics address {address}: cannot listen; choose a free address of this machine, or stop who uses it")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// No thread or no event loop.
+    #[error("metrics address {address}: the server cannot be started")]
+    Start {
+        /// The address.
+        address: SocketAddr,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+/// A served metrics page; dropping it closes the listener.
+#[derive(Debug)]
+pub struct MetricsServer {
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl MetricsServer {
+    /// Begins to serve on `address`; port 0 takes any free port, see [`MetricsServer::address`].
+    ///
+    /// Errors: [`MetricsError`], before anything is served.
+    pub fn start(address: SocketAddr, view: Arc<dyn NodeView>) -> Result<Self, MetricsError> {
+        let listen = |source| MetricsError::Listen { address, source };
+        let start = |source| MetricsError::Start { address, source };
+        let listener = std::net::TcpListener::bind(address).map_err(listen)?;
+        listener.set_nonblocking(true).map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(start)?;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let thread = std::thread::Builder::new()
+            .name("margay-metrics".to_owned())
+            .spawn(move || {
+                let served = runtime.block_on(async {
+                    let listener = tokio::net::TcpListener::from_std(listener)?;
+                    tokio::select! {
+                        served = axum::serve(listener, router(view)).into_future() => served,
+                        _ = stopped => Ok(()),
+                    }
+                });
+                if let Err(error) = served {
+                    tracing::warn!(%error, "the metrics page is gone; restart the agent to have it back");
+                }
+            })
+            .map_err(start)?;
+        Ok(Self { address, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// Returns the address that is listened on.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for MetricsServer {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic there was printed there.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn router(view: Arc<dyn NodeView>) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .with_state(view)
+}
+
+async fn metrics(State(view): State<Arc<dyn NodeView>>) -> impl IntoResponse {
+    match render(&view.status()) {
+        Ok(text) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            (StatusCode::OK, [(header::CONTENT_TYPE, kind)], text)
+        }
+        Err(error) => {
+            let text = format!("metrics cannot be written: {error}\n");
+            (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], text)
+        }
+    }
+}
+
+async fn ready(State(view): State<Arc<dyn NodeView>>) -> impl IntoResponse {
+    let status = view.status();
+    if status.ready {
+        return (StatusCode::OK, "ok\n".to_owned());
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{}\n", status.not_ready.join("\n")))
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+/// Writes the metrics of `status` as OpenMetrics text. The sum of endings equals `packets_received_total`.
+pub fn render(status: &StatusReport) -> Result<String, std::fmt::Error> {
+    let mut registry = Registry::with_prefix("margay");
+    let counters = &status.counters;
+    let mut count = |name: &str, help: &str, value: u64| registry.register(name, help, ConstCounter::new(value));
+    count("packets_received", "Packets taken from all ports", counters.received);
+    count("packets_forwarded", "Packets sent on to another port", counters.forwarded);
+    count("packets_answered", "Packets answered by the node itself", counters.answered);
+    count("icmp_errors_sent", "ICMP errors sent about dropped packets", counters.icmp_errors_sent);
+    count("flow_hits", "Packets answered by a remembered flow", counters.flow_hits);
+    count("flow_misses", "Packets judged by policy tables", counters.flow_misses);
+    count("flow_rejudged", "Flows judged again because policy changed", counters.flow_rejudged);
+
+    let drops = counters.drops.iter().map(|(reason, count)| (vec![("reason", reason.clone())], *count));
+    counters_by(&mut registry, "packets_dropped", "Packets dropped, by reason", drops);
+    let of_port = |value: fn(&crate::admin::report::PortReport) -> u64| {
+        let rows = status.ports.iter().map(move |port| (vec![("port", port.name.clone()), ("kind", port.kind.clone())], value(port)));
+        rows.collect::<Vec<_>>().into_iter()
+    };
+    counters_by(&mut registry, "port_received_packets", "Packets taken from a port", of_port(|port| port.rx_packets));
+    counters_by(&mut registry, "port_sent_packets", "Packets sent to a port", of_port(|port| port.tx_packets));
+    counters_by(
+        &mut registry,
+        "port_ring_lost_packets",
+        "Packets lost between the kernel and a port's rings",
+        of_port(|port| port.ring_drops),
+    );
+
+    let mut gauge = |name: &str, help: &str, value: u64| {
+        registry.register(name, help, ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)));
+    };
+    gauge("packets_held", "Packets waiting for a next hop's address", counters.held);
+    gauge("flow_entries", "Flows alive", counters.flows);
+    gauge("policy_generation", "Number of the snapshot in force; zero before the first", status.generation);
+    gauge("policy_endpoints", "Pods that have an interface on this node", status.endpoints.len() as u64);
+    gauge("ready", "1 when policy is in force and every worker is alive", u64::from(status.ready));
+    gauge("policy_stale", "1 when the source of truth does not answer and earlier policy is in force", u64::from(status.stale));
+    let seconds = |value: f64| ConstGauge::new(value);
+    registry.register_with_unit("policy_compile", "Time of the last compilation", Unit::Seconds, seconds(status.compile_seconds));
+    let uptime = ConstGauge::new(i64::try_from(status.uptime_seconds).unwrap_or(i64::MAX));
+    registry.register_with_unit("agent_uptime", "Time since the agent started", Unit::Seconds, uptime);
+
+    let memory = [
+        ("resident", status.memory.resident_bytes),
+        ("packets", status.memory.umem_bytes),
+        ("kernel", status.memory.kernel_bytes),
+    ];
+    let memory = memory.into_iter().map(|(area, bytes)| (vec![("area", area.to_owned())], bytes));
+    gauges_by(&mut registry, "memory_bytes", "Memory in use; packets is part of resident, kernel is outside", memory);
+    let objects = status.objects.iter().map(|(kind, count)| (vec![("kind", kind.clone())], *count));
+    gauges_by(&mut registry, "policy_objects", "Objects known, by kind", objects);
+    let mut problems: BTreeMap<&str, u64> = [("warning", 0), ("error", 0), ("critical", 0)].into();
+    for problem in &status.problems {
+        *problems.entry(problem.severity.as_str()).or_default() += 1;
+    }
+    let problems = problems.into_iter().map(|(severity, count)| (vec![("severity", severity.to_owned())], count));
+    gauges_by(&mut registry, "source_problems", "Things wrong with objects of the source of truth", problems);
+    let heartbeats = status.workers.iter().map(|w| (vec![("worker", w.index.to_string())], w.heartbeat_age_ms));
+    gauges_by(&mut registry, "worker_heartbeat_age_milliseconds", "Time since a worker's last heartbeat", heartbeats);
+
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+fn counters_by(registry: &mut Registry, name: &str, help: &str, rows: impl Iterator<Item = (Labels, u64)>) {
+    use prometheus_client::metrics::counter::Counter;
+    let family = Family::<Labels, Counter<u64, AtomicU64>>::default();
+    for (labels, value) in rows {
+        family.get_or_create(&labels).inc_by(value);
+    }
+    registry.register(name, help, family);
+}
+
+fn gauges_by(registry: &mut Registry, name: &str, help: &str, rows: impl Iterator<Item = (Labels, u64)>) {
+    let family = Family::<Labels, Gauge>::default();
+    for (labels, value) in rows {
+        family.get_or_create(&labels).set(i64::try_from(value).unwrap_or(i64::MAX));
+    }
+    registry.register(name, help, family);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use margay_core::{Counters, DropReason};
+
+    #[test]
+    fn sum_of_endings_on_the_page_equals_packets_received() {
+        let mut counters = Counters { received: 100, forwarded: 60, answered: 5, held: 2, ..Counters::default() };
+        counters.drops[DropReason::PolicyIngress as usize] = 30;
+        counters.drops[DropReason::Multicast as usize] = 3;
+        let status = StatusReport { counters: (&counters).into(), ..StatusReport::default() };
+        let text = render(&status).unwrap();
+        let value = |line: &str| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap();
+        let sum: u64 = text
+            .lines()
+            .filter(|line| {
+                ["margay_packets_forwarded_total", "margay_packets_answered_total", "margay_packets_held", "margay_packets_dropped_total"]
+                    .iter()
+                    .any(|name| line.starts_with(name))
+            })
+            .map(value)
+            .sum();
+        let received = text.lines().find(|line| line.starts_with("margay_packets_received_total")).map(value);
+        assert_eq!(Some(sum), received, "{text}");
+        assert!(text.contains(r#"margay_packets_dropped_total{reason="policy_ingress"} 30"#), "{text}");
+        assert!(text.contains(r#"margay_packets_dropped_total{reason="truncated"} 0"#), "{text}");
+        assert!(text.ends_with("# EOF\n"));
+    }
+}
