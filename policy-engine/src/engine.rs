@@ -57,14 +57,18 @@ impl Engine {
 
     /// Returns an engine that starts from `model`, with nothing published and no local endpoint.
     pub fn with_model(model: Model) -> Self {
-        Self { model, touched: Touched { policies: true, anything: true }, ..Self::default() }
+        Self {
+            model,
+            touched: Touched { anything: true, policies: true, everywhere: true, ..Touched::default() },
+            ..Self::default()
+        }
     }
 
     /// Returns an engine for which every pod that has a network of its own is local: the whole cluster as one node, for `simulate`.
     /// Ids follow the order of the pods' names; each pod has the addresses that its status may claim (PM-D24).
     pub fn with_all_pods_local(model: Model) -> Self {
         let mut addresses: BTreeMap<NamespacedName, Vec<IpAddr>> = BTreeMap::new();
-        for (address, pod) in owners::claims(&model, |_| true) {
+        for (address, pod) in owners::claims(&model, |_| true, |_| true) {
             addresses.entry(pod.key.clone()).or_default().push(address);
         }
         let pods = model.pods.values().filter(|pod| !pod.host_network && !pod.finished);
@@ -80,19 +84,54 @@ impl Engine {
 
     /// Takes one change; nothing is published before [`Engine::publish`].
     pub fn apply(&mut self, change: Change) {
+        self.touched.anything = true;
         match change {
             Change::Upsert(object) => {
-                self.touched.policies |= decides_lists(&object.key());
+                let key = object.key();
+                self.touch_object(&key);
                 self.model.insert(object);
+                self.touch_object(&key);
             }
             Change::Delete(key) => {
-                self.touched.policies |= decides_lists(&key);
+                self.touch_object(&key);
                 self.model.remove(&key);
             }
-            Change::Endpoint(local) => drop(self.locals.insert(local.id, local)),
-            Change::EndpointGone(id) => drop(self.locals.remove(&id)),
+            Change::Endpoint(local) => {
+                self.touch_local(local.id);
+                let id = local.id;
+                self.locals.insert(id, local);
+                self.touch_local(id);
+            }
+            Change::EndpointGone(id) => {
+                self.touch_local(id);
+                self.locals.remove(&id);
+            }
         }
-        self.touched.anything = true;
+    }
+
+    /// Notes what the object, as it is now, has a say in.
+    fn touch_object(&mut self, key: &ObjectKey) {
+        let ObjectKey::Pod(pod) = key else {
+            self.touched.everywhere = true;
+            self.touched.policies |= decides_lists(key);
+            return;
+        };
+        self.touched.pods.insert(pod.clone());
+        self.touch_addresses_of(pod);
+    }
+
+    fn touch_local(&mut self, id: EndpointId) {
+        let pod = self.locals.get(&id).map(|local| local.pod.clone());
+        if let Some(pod) = pod {
+            self.touch_addresses_of(&pod);
+        }
+    }
+
+    /// Notes every address that the pod claims, by its status or as a local endpoint.
+    fn touch_addresses_of(&mut self, pod: &NamespacedName) {
+        let status = self.model.pods.get(pod).map(|pod| pod.addresses.iter());
+        let local = self.locals.values().filter(|local| local.pod == *pod).flat_map(|local| &local.addresses);
+        self.touched.addresses.extend(status.into_iter().flatten().chain(local));
     }
 
     /// Compiles what changed since the last call and returns the newest snapshot. The generation grows by one when a packet could notice
@@ -100,7 +139,7 @@ impl Engine {
     pub fn publish(&mut self) -> Arc<Snapshot> {
         let touched = std::mem::take(&mut self.touched);
         if touched.anything {
-            self.published = self.compiler.publish(&self.model, &self.locals, touched, &self.published);
+            self.published = self.compiler.publish(&self.model, &self.locals, &touched, &self.published);
         }
         Arc::clone(&self.published)
     }

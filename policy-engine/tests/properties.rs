@@ -7,7 +7,7 @@ mod support;
 use std::collections::BTreeMap;
 
 use margay_policy_engine::engine::{Change, Engine};
-use margay_policy_engine::model::NamespacedName;
+use margay_policy_engine::model::{NamespacedName, Object};
 use margay_policy_engine::packet::{Direction, EndpointId, PacketTuple, Verdict};
 use margay_policy_engine::snapshot::Attribution;
 use proptest::collection::vec;
@@ -122,6 +122,30 @@ proptest! {
         check_memory(&judge, &packets, &mut remembered)?;
         prop_assert_eq!(judge.engine.model(), straight.engine.model());
         prop_assert_eq!(decisions(&judge, &packets), decisions(&straight, &packets));
+    }
+
+    /// Pods and local endpoints come, change and go, one publication each: the short way through the compiler.
+    #[test]
+    fn pods_come_and_go(bytes in vec(any::<u8>(), 500..4_000), other in vec(any::<u8>(), 500..4_000), more in vec(any::<u8>(), 800)) {
+        let is_pod = |change: &Change| match change {
+            Change::Upsert(object) => matches!(object, Object::Pod(_)),
+            Change::Endpoint(_) => true,
+            Change::Delete(_) | Change::EndpointGone(_) => false,
+        };
+        let world = Chance::new(&bytes).world();
+        let mut changes: Vec<Change> = Chance::new(&other).world().into_iter().chain(world.clone()).filter(is_pod).collect();
+        changes.extend(changes.iter().map(undo).collect::<Vec<_>>());
+        let mut chance = Chance::new(&more);
+        let packets: Vec<PacketTuple> = (0..10).map(|_| chance.packet()).collect();
+        let mut judge = Judge::new(engine_of(&world));
+        let mut remembered = Remembered::new();
+        while !changes.is_empty() {
+            let index = chance.below(changes.len());
+            judge.engine.apply(changes.swap_remove(index));
+            judge.publish();
+            decisions(&judge, &packets);
+            check_memory(&judge, &packets, &mut remembered)?;
+        }
     }
 
     /// Fresh engines that saw the same objects in different orders number everything alike.

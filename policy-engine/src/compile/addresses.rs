@@ -54,9 +54,11 @@ impl<A: Bits> PartialEq for Family<A> {
 impl<A: Bits> Family<A> {
     #[inline]
     fn identity(&self, address: A) -> IdentityId {
-        if let Some(identity) = self.hosts.get(&address) {
-            return *identity;
-        }
+        self.hosts.get(&address).copied().unwrap_or_else(|| self.around(address))
+    }
+
+    /// What the address is by the prefixes around it, host entries aside.
+    fn around(&self, address: A) -> IdentityId {
         match self.starts.partition_point(|start| *start <= address) {
             0 => IdentityId(0),
             after => self.identities[after - 1],
@@ -149,6 +151,42 @@ impl Addresses {
             IpNet::V4(_) => None,
         });
         Self { v4, v6: Family::build(v6, identities, live) }
+    }
+
+    /// Returns what the address is by the prefixes around it, host entries aside.
+    pub(crate) fn around(&self, address: IpAddr) -> IdentityId {
+        match address {
+            IpAddr::V4(address) => self.v4.around(u32::from(address)),
+            IpAddr::V6(address) => self.v6.around(u128::from(address)),
+        }
+    }
+
+    /// Replaces the host entry of `address` and returns the former one.
+    pub(crate) fn set_host(&mut self, address: IpAddr, identity: Option<IdentityId>) -> Option<IdentityId> {
+        fn set<A: Bits>(
+            family: &mut Family<A>,
+            address: A,
+            identity: Option<IdentityId>,
+        ) -> Option<IdentityId> {
+            match identity {
+                Some(identity) => family.hosts.insert(address, identity),
+                None => family.hosts.remove(&address),
+            }
+        }
+        match address {
+            IpAddr::V4(address) => set(&mut self.v4, u32::from(address), identity),
+            IpAddr::V6(address) => set(&mut self.v6, u128::from(address), identity),
+        }
+    }
+
+    /// Counts the entries of each identity.
+    pub(crate) fn uses(&self) -> BTreeMap<IdentityId, usize> {
+        let mut uses = BTreeMap::new();
+        let hosts = self.v4.hosts.values().chain(self.v6.hosts.values());
+        for identity in hosts.chain(&self.v4.identities).chain(&self.v6.identities) {
+            *uses.entry(*identity).or_default() += 1;
+        }
+        uses
     }
 
     #[inline]

@@ -4,7 +4,10 @@
 //! identities, epochs) name contents and are never given to another content.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
+
+use ipnet::IpNet;
 
 use super::addresses::Addresses;
 use super::objects::Objects;
@@ -14,11 +17,11 @@ use super::rules::{CompiledRule, RuleList, referenced};
 use super::sets::{Identities, Membership, Sets};
 use super::table::Table;
 use crate::engine::LocalEndpoint;
-use crate::model::{Action, Entity, Labels, Model, Policy, PolicyKey, Profile, Rule};
+use crate::model::{Action, Entity, Labels, Model, NamespacedName, Policy, PolicyKey, Profile, Rule};
 use crate::packet::{Direction, EndpointId, Epoch, Generation, IdentityId};
 use crate::resolve::labels::{ALLOW_PROFILE, NAMESPACE_PROFILE, pod_profiles, service_account_of};
 use crate::resolve::order::{self, OrderedTier};
-use crate::resolve::owners;
+use crate::resolve::owners::{self, Owner};
 use crate::snapshot::{Attribution, EndpointTables, Snapshot};
 
 /// Whose rules a list holds.
@@ -49,6 +52,7 @@ impl ListSource {
 }
 
 type ListKey = (ListOwner, Direction);
+type Key = Arc<Vec<KeyPart>>;
 
 /// Compiled rule lists by what they were compiled from.
 #[derive(Debug, Default)]
@@ -97,6 +101,7 @@ struct Governed {
     labels: Arc<Labels>,
     profiles: Vec<String>,
     parts: [Vec<Part>; 2],
+    keys: [Key; 2],
     lists: BTreeSet<ListKey>,
 }
 
@@ -109,21 +114,30 @@ pub(crate) struct Compiler {
     lists: Lists,
     governed: BTreeMap<EndpointId, Governed>,
     tiers: Vec<OrderedTier>,
-    tables: BTreeMap<Vec<KeyPart>, Arc<Table>>,
+    tables: BTreeMap<Key, Arc<Table>>,
     live: BTreeMap<IdentityId, Arc<Membership>>,
     memberships: Paged<Arc<Membership>>,
-    prefixes: BTreeMap<ipnet::IpNet, Membership>,
+    /// How many entries of the address table have each identity.
+    uses: BTreeMap<IdentityId, usize>,
+    /// What prefixes mean, pods aside.
+    prefixes: BTreeMap<IpNet, Membership>,
     last_epoch: u64,
     next_base: u32,
 }
 
-/// What changed since the last publication, coarsely.
-#[derive(Clone, Copy, Debug, Default)]
+/// What changed since the last publication.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Touched {
-    /// Policies, tiers, profiles, or which namespaces and service accounts exist.
-    pub(crate) policies: bool,
     /// Anything at all.
     pub(crate) anything: bool,
+    /// Policies, tiers, profiles, or which namespaces and service accounts exist.
+    pub(crate) policies: bool,
+    /// Something beside pods and local endpoints: every address is looked at again.
+    pub(crate) everywhere: bool,
+    /// Pods that appeared, changed or went.
+    pub(crate) pods: BTreeSet<NamespacedName>,
+    /// Addresses that these pods, and local endpoints that came or went, claim or claimed.
+    pub(crate) addresses: BTreeSet<IpAddr>,
 }
 
 impl Compiler {
@@ -132,45 +146,44 @@ impl Compiler {
         &mut self,
         model: &Model,
         locals: &BTreeMap<EndpointId, LocalEndpoint>,
-        touched: Touched,
+        touched: &Touched,
         previous: &Arc<Snapshot>,
     ) -> Arc<Snapshot> {
         if touched.policies {
             self.tiers = order::tiers(model);
         }
-        self.objects.follow(model);
-        self.govern(model, locals, touched);
-        let used = referenced(self.lists.known.values().map(|(_, list)| list));
-        self.sets.retain(&used);
-        self.objects.ask(model, &self.sets);
-
-        let mut endpoints: BTreeMap<EndpointId, (Vec<KeyPart>, Vec<KeyPart>)> = BTreeMap::new();
-        let mut keys = BTreeSet::new();
-        for (endpoint, governed) in &self.governed {
-            let keyed = governed.parts.each_ref().map(|parts| (key(parts), parts));
-            for (key, parts) in &keyed {
+        if touched.everywhere {
+            self.objects.follow(model);
+        } else {
+            self.objects.follow_pods(model, touched.pods.iter());
+        }
+        if self.govern(model, locals, touched) {
+            let used = referenced(self.lists.known.values().map(|(_, list)| list));
+            self.sets.retain(&used);
+        }
+        let other_sets = self.objects.ask(model, &self.sets);
+        for governed in self.governed.values() {
+            for (key, parts) in governed.keys.iter().zip(&governed.parts) {
                 if !self.tables.contains_key(key) {
-                    let program = Program::build(parts);
-                    let mut table = Table::new(Epoch(self.last_epoch + 1), 0, program);
+                    let mut table = Table::new(Epoch(self.last_epoch + 1), 0, Program::build(parts));
                     table.base = allocate(&mut self.next_base, table.len(), &self.tables);
                     table.learn(&self.live);
                     self.last_epoch += 1;
-                    self.tables.insert(key.clone(), Arc::new(table));
+                    self.tables.insert(Arc::clone(key), Arc::new(table));
                 }
             }
-            let [ingress, egress] = keyed.map(|(key, _)| key);
-            endpoints.insert(*endpoint, (ingress.clone(), egress.clone()));
-            keys.extend([ingress, egress]);
         }
+        let keys: BTreeSet<&Key> = self.governed.values().flat_map(|governed| &governed.keys).collect();
         self.tables.retain(|key, _| keys.contains(key));
 
-        let addresses = self.address(model, locals, &previous.addresses);
-        let endpoints = endpoints
-            .into_iter()
-            .filter_map(|(endpoint, (ingress, egress))| {
-                let ingress = Arc::clone(self.tables.get(&ingress)?);
-                let egress = Arc::clone(self.tables.get(&egress)?);
-                Some((endpoint, EndpointTables { ingress, egress }))
+        let few = (!touched.everywhere && !other_sets).then_some(&touched.addresses);
+        let addresses = self.address(model, locals, few, &previous.addresses);
+        let endpoints = self
+            .governed
+            .iter()
+            .filter_map(|(endpoint, governed)| {
+                let [ingress, egress] = governed.keys.each_ref().map(|key| self.tables.get(key).cloned());
+                Some((*endpoint, EndpointTables { ingress: ingress?, egress: egress? }))
             })
             .collect();
         let mut tables: Vec<Arc<Table>> = self.tables.values().cloned().collect();
@@ -185,37 +198,40 @@ impl Compiler {
         if previous.generation.0 > 0 && same(previous, &next) { Arc::clone(previous) } else { Arc::new(next) }
     }
 
-    /// Finds what governs each local endpoint whose pod is known.
-    fn govern(&mut self, model: &Model, locals: &BTreeMap<EndpointId, LocalEndpoint>, touched: Touched) {
-        self.lists.used.clear();
+    /// Finds what governs each local endpoint whose pod is known. Returns whether any of that may differ from last time.
+    fn govern(
+        &mut self,
+        model: &Model,
+        locals: &BTreeMap<EndpointId, LocalEndpoint>,
+        touched: &Touched,
+    ) -> bool {
         let mut before = std::mem::take(&mut self.governed);
+        let mut changed = false;
         for (id, local) in locals {
             let Some(pod) = owners::pod_of(model, local) else { continue };
             let Some(labels) = self.objects.pod_labels(pod) else { continue };
             let profiles = pod_profiles(pod);
             let kept = before.remove(id).filter(|governed| {
-                !touched.policies
-                    && governed.profiles == profiles
-                    && (Arc::ptr_eq(&governed.labels, &labels) || governed.labels == labels)
+                let same_labels = Arc::ptr_eq(&governed.labels, &labels) || governed.labels == labels;
+                !touched.policies && governed.profiles == profiles && same_labels
             });
-            let governed = match kept {
-                Some(governed) => {
-                    self.lists.used.extend(governed.lists.iter().cloned());
-                    governed
-                }
-                None => {
-                    let others = std::mem::take(&mut self.lists.used);
-                    let parts = [Direction::Ingress, Direction::Egress]
-                        .map(|direction| self.parts(model, &labels, &profiles, direction));
-                    let lists = std::mem::replace(&mut self.lists.used, others);
-                    self.lists.used.extend(lists.iter().cloned());
-                    Governed { labels, profiles, parts, lists }
-                }
-            };
+            let governed = kept.unwrap_or_else(|| {
+                changed = true;
+                self.lists.used.clear();
+                let parts = [Direction::Ingress, Direction::Egress]
+                    .map(|direction| self.parts(model, &labels, &profiles, direction));
+                let keys = parts.each_ref().map(|parts| Arc::new(key(parts)));
+                Governed { labels, profiles, parts, keys, lists: std::mem::take(&mut self.lists.used) }
+            });
             self.governed.insert(*id, governed);
         }
-        let used = &self.lists.used;
-        self.lists.known.retain(|key, _| used.contains(key));
+        changed |= !before.is_empty();
+        if changed {
+            let used: BTreeSet<&ListKey> =
+                self.governed.values().flat_map(|governed| &governed.lists).collect();
+            self.lists.known.retain(|key, _| used.contains(key));
+        }
+        changed
     }
 
     fn parts(
@@ -285,51 +301,100 @@ impl Compiler {
         Part::Profile(self.lists.get(key, source, rules, attribution, &mut self.sets))
     }
 
-    /// Brings addresses, identities and the rows of every table up to date.
+    /// Brings addresses, identities and the rows of every table up to date. `few`: nothing but pods at these addresses changed.
     fn address(
         &mut self,
         model: &Model,
         locals: &BTreeMap<EndpointId, LocalEndpoint>,
+        few: Option<&BTreeSet<IpAddr>>,
         previous: &Arc<Addresses>,
     ) -> Arc<Addresses> {
-        let owners = owners::owners(model, locals);
-        let prefixes = self.objects.prefixes(model, &owners, &self.sets);
-        if prefixes == self.prefixes && self.memberships.get(0).is_some() {
-            return Arc::clone(previous);
-        }
         let mut live = BTreeMap::new();
-        let addresses = Addresses::build(&prefixes, &mut self.identities, &mut live);
+        let addresses = match few {
+            None => {
+                self.prefixes = self.objects.prefixes(model, &self.sets);
+                let mut all = self.prefixes.clone();
+                for (address, owner) in owners::owners(model, locals, |_| true) {
+                    if let Owner::Pod(pod) = owner
+                        && let Some(membership) = self.objects.of_pod(&pod)
+                    {
+                        all.entry(IpNet::from(address)).or_default().merge(membership);
+                    }
+                }
+                let addresses = Addresses::build(&all, &mut self.identities, &mut live);
+                self.uses = addresses.uses();
+                addresses
+            }
+            Some(few) if few.is_empty() => return Arc::clone(previous),
+            Some(few) => {
+                let owners = owners::owners(model, locals, |address| few.contains(address));
+                let mut addresses = Addresses::clone(previous);
+                for address in few {
+                    let own = self.prefixes.get(&IpNet::from(*address));
+                    let pod = match owners.get(address) {
+                        Some(Owner::Pod(pod)) => self.objects.of_pod(pod),
+                        Some(Owner::Nobody) | None => None,
+                    };
+                    let outer = self.live.get(&addresses.around(*address));
+                    let identity = (own.is_some() || pod.is_some()).then(|| {
+                        let mut membership = Membership::default();
+                        let parts = [own, pod, outer.map(|outer| &**outer)];
+                        parts.into_iter().flatten().for_each(|part| membership.merge(part));
+                        membership.normalise();
+                        let (identity, membership) = self.identities.number(membership);
+                        live.insert(identity, membership);
+                        identity
+                    });
+                    let former = addresses.set_host(*address, identity);
+                    if let Some(former) = former
+                        && let Some(uses) = self.uses.get_mut(&former)
+                    {
+                        *uses -= 1;
+                    }
+                    if let Some(identity) = identity {
+                        *self.uses.entry(identity).or_default() += 1;
+                    }
+                }
+                self.uses.retain(|_, uses| *uses > 0);
+                addresses
+            }
+        };
         live.entry(IdentityId(0)).or_default();
-        self.prefixes = prefixes;
+        self.uses.entry(IdentityId(0)).or_default();
+        self.learn(live);
+        if addresses == **previous { Arc::clone(previous) } else { Arc::new(addresses) }
+    }
+
+    /// Takes in what is `known` of the identities that [`Compiler::uses`] counts, and lets the others go.
+    fn learn(&mut self, known: BTreeMap<IdentityId, Arc<Membership>>) {
         let gone: Vec<IdentityId> =
-            self.live.keys().filter(|identity| !live.contains_key(identity)).copied().collect();
-        let new: BTreeMap<IdentityId, Arc<Membership>> = live
-            .iter()
-            .filter(|(identity, _)| !self.live.contains_key(identity))
-            .map(|(identity, membership)| (*identity, Arc::clone(membership)))
+            self.live.keys().filter(|identity| !self.uses.contains_key(identity)).copied().collect();
+        let new: BTreeMap<IdentityId, Arc<Membership>> = known
+            .into_iter()
+            .filter(|(identity, _)| self.uses.contains_key(identity) && !self.live.contains_key(identity))
             .collect();
         for identity in &gone {
             self.memberships.remove(identity.0);
+            self.live.remove(identity);
         }
         for (identity, membership) in &new {
             self.memberships.insert(identity.0, Arc::clone(membership));
+            self.live.insert(*identity, Arc::clone(membership));
         }
         if !gone.is_empty() || !new.is_empty() {
             for table in self.tables.values_mut().filter(|table| table.depends_on_addresses()) {
                 let table = Arc::make_mut(table);
                 table.forget(&gone);
                 table.learn(&new);
-                table.compact(&live);
+                table.compact(&self.live);
             }
         }
-        self.live = live;
         self.identities.tidy(&self.live);
-        if addresses == **previous { Arc::clone(previous) } else { Arc::new(addresses) }
     }
 }
 
 /// Finds `len` numbers for decision points that no live table uses, as far away from recently used ones as possible.
-fn allocate(next: &mut u32, len: u32, tables: &BTreeMap<Vec<KeyPart>, Arc<Table>>) -> u32 {
+fn allocate(next: &mut u32, len: u32, tables: &BTreeMap<Key, Arc<Table>>) -> u32 {
     let taken: BTreeMap<u32, u32> =
         tables.values().map(|table| (table.base, table.base.saturating_add(table.len()))).collect();
     let mut start = *next;

@@ -4,7 +4,6 @@
 //! when it appears. Both are the common small change: one pod, or one policy.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -12,7 +11,6 @@ use ipnet::IpNet;
 use super::sets::{Membership, SetId, SetKey, Sets, set_of, triple};
 use crate::model::{Labels, Model, NamedPort, NamespacedName, ObjectKey, Pod};
 use crate::resolve::labels;
-use crate::resolve::owners::Owner;
 use crate::selector::{Restriction, Selector};
 
 /// An object as the selectors see it.
@@ -44,19 +42,32 @@ pub(crate) struct Objects {
 }
 
 impl Objects {
-    /// Brings labels up to date with the Model.
+    /// Brings the labels of a few pods up to date with the Model; nothing else may have changed.
+    pub(crate) fn follow_pods<'a>(&mut self, model: &Model, pods: impl Iterator<Item = &'a NamespacedName>) {
+        for key in pods {
+            match model.pods.get(key) {
+                Some(pod) => self.see_pod(model, pod),
+                None => drop(self.known.remove(&ObjectKey::Pod(key.clone()))),
+            }
+        }
+    }
+
+    fn see_pod(&mut self, model: &Model, pod: &Arc<Pod>) {
+        let mut inputs: Vec<Arc<dyn std::any::Any + Send + Sync>> = vec![pod.clone() as _];
+        inputs.extend(model.namespaces.get(&pod.key.namespace).map(|o| o.clone() as _));
+        if let Some(name) = &pod.service_account {
+            let account = NamespacedName { namespace: pod.key.namespace.clone(), name: name.clone() };
+            inputs.extend(model.service_accounts.get(&account).map(|o| o.clone() as _));
+        }
+        self.see(&ObjectKey::Pod(pod.key.clone()), Witness(inputs), || labels::of_pod(model, pod));
+    }
+
+    /// Brings all labels up to date with the Model.
     pub(crate) fn follow(&mut self, model: &Model) {
         let mut present: BTreeSet<ObjectKey> = BTreeSet::new();
         for pod in model.pods.values() {
-            let key = ObjectKey::Pod(pod.key.clone());
-            let mut inputs: Vec<Arc<dyn std::any::Any + Send + Sync>> = vec![pod.clone() as _];
-            inputs.extend(model.namespaces.get(&pod.key.namespace).map(|o| o.clone() as _));
-            if let Some(name) = &pod.service_account {
-                let account = NamespacedName { namespace: pod.key.namespace.clone(), name: name.clone() };
-                inputs.extend(model.service_accounts.get(&account).map(|o| o.clone() as _));
-            }
-            self.see(&key, Witness(inputs), || labels::of_pod(model, pod));
-            present.insert(key);
+            self.see_pod(model, pod);
+            present.insert(ObjectKey::Pod(pod.key.clone()));
         }
         for endpoint in model.host_endpoints.values() {
             let key = ObjectKey::HostEndpoint(endpoint.name.clone());
@@ -96,11 +107,14 @@ impl Objects {
         self.known.get(&ObjectKey::Pod(pod.key.clone())).map(|known| Arc::clone(&known.labels))
     }
 
-    /// Asks every object about the sets that it has not been asked about, and forgets sets that are gone.
-    pub(crate) fn ask(&mut self, model: &Model, sets: &Sets) {
+    /// Asks every object about the sets that it has not been asked about, and forgets sets that are gone. Returns whether the sets are
+    /// other ones than last time.
+    pub(crate) fn ask(&mut self, model: &Model, sets: &Sets) -> bool {
         let wanted: BTreeSet<SetId> = sets.iter().map(|(_, set, _)| set).collect();
-        let added = Index::new(sets.iter().filter(|(_, set, _)| !self.asked.contains(set)));
+        let added =
+            Index::for_objects(self.known.len(), sets.iter().filter(|(_, set, _)| !self.asked.contains(set)));
         let any_gone = self.asked.iter().any(|set| !wanted.contains(set));
+        let fresh = self.known.values().filter(|known| known.membership.is_none()).count();
         let mut all = None;
         for (key, known) in &mut self.known {
             let ports = ports_of(model, key);
@@ -113,21 +127,24 @@ impl Objects {
                     added.ask(&known.labels, ports, membership);
                 }
                 membership => {
-                    let index = all.get_or_insert_with(|| Index::new(sets.iter()));
+                    let index = all.get_or_insert_with(|| Index::for_objects(fresh, sets.iter()));
                     index.ask(&known.labels, ports, membership.insert(Membership::default()));
                 }
             }
         }
+        let changed = self.asked != wanted;
         self.asked = wanted;
+        changed
     }
 
-    /// Returns what every prefix in the world means to the sets.
-    pub(crate) fn prefixes(
-        &self,
-        model: &Model,
-        owners: &BTreeMap<IpAddr, Owner>,
-        sets: &Sets,
-    ) -> BTreeMap<IpNet, Membership> {
+    /// Returns what a pod contributes to its addresses; nothing when no set has it.
+    pub(crate) fn of_pod(&self, pod: &NamespacedName) -> Option<&Membership> {
+        let known = self.known.get(&ObjectKey::Pod(pod.clone()))?;
+        known.membership.as_ref().filter(|membership| !membership.sets.is_empty())
+    }
+
+    /// Returns what every prefix in the world means to the sets, pods aside.
+    pub(crate) fn prefixes(&self, model: &Model, sets: &Sets) -> BTreeMap<IpNet, Membership> {
         let mut prefixes: BTreeMap<IpNet, Membership> = BTreeMap::new();
         let mut add = |net: IpNet, membership: &Membership| {
             if !membership.sets.is_empty() {
@@ -135,13 +152,6 @@ impl Objects {
             }
         };
         let contribution = |key: ObjectKey| self.known.get(&key).and_then(|known| known.membership.as_ref());
-        for (address, owner) in owners {
-            if let Owner::Pod(pod) = owner
-                && let Some(membership) = contribution(ObjectKey::Pod(pod.clone()))
-            {
-                add(IpNet::from(*address), membership);
-            }
-        }
         for endpoint in model.host_endpoints.values() {
             if let Some(membership) = contribution(ObjectKey::HostEndpoint(endpoint.name.clone())) {
                 endpoint.expected_ips.iter().for_each(|address| add(IpNet::from(*address), membership));
@@ -207,7 +217,11 @@ struct Index<'a> {
 }
 
 impl<'a> Index<'a> {
-    fn new(sets: impl Iterator<Item = (&'a SetKey, SetId, Option<&'a Selector>)>) -> Self {
+    /// Filing the sets is worth it for more than a few objects only.
+    fn for_objects(
+        count: usize,
+        sets: impl Iterator<Item = (&'a SetKey, SetId, Option<&'a Selector>)>,
+    ) -> Self {
         let mut index = Self::default();
         for entry @ (key, _, selector) in sets {
             if !matches!(key, SetKey::Selector(_) | SetKey::NamedPort(..)) {
@@ -215,7 +229,11 @@ impl<'a> Index<'a> {
             }
             let number = index.entries.len();
             index.entries.push(entry);
-            index.file(number, selector);
+            if count > 4 {
+                index.file(number, selector);
+            } else {
+                index.unrestricted.push(number);
+            }
         }
         index
     }

@@ -20,31 +20,39 @@ pub(crate) enum Owner {
     Nobody,
 }
 
-/// Returns the owner of every pod address.
-pub(crate) fn owners(model: &Model, locals: &BTreeMap<EndpointId, LocalEndpoint>) -> BTreeMap<IpAddr, Owner> {
+/// Returns the owner of every pod address that `concerns` admits.
+pub(crate) fn owners(
+    model: &Model,
+    locals: &BTreeMap<EndpointId, LocalEndpoint>,
+    concerns: impl Fn(&IpAddr) -> bool,
+) -> BTreeMap<IpAddr, Owner> {
     let local_pods: BTreeSet<&NamespacedName> = locals.values().map(|local| &local.pod).collect();
-    let claims = claims(model, |pod| pod.node.is_some() && !local_pods.contains(&pod.key));
+    let claims = claims(model, &concerns, |pod| pod.node.is_some() && !local_pods.contains(&pod.key));
     let mut owners: BTreeMap<IpAddr, Owner> =
         claims.into_iter().map(|(address, pod)| (address, Owner::Pod(pod.key.clone()))).collect();
     for local in locals.values() {
-        let owner = match pod_of(model, local) {
-            Some(pod) => Owner::Pod(pod.key.clone()),
-            None => Owner::Nobody,
-        };
-        for address in &local.addresses {
-            owners.insert(*address, owner.clone());
+        for address in local.addresses.iter().filter(|address| concerns(address)) {
+            let owner = pod_of(model, local).map_or(Owner::Nobody, |pod| Owner::Pod(pod.key.clone()));
+            owners.insert(*address, owner);
         }
     }
     owners
 }
 
 /// Returns which of the pods that `counts` admits holds each address, by status alone. Pods without a network of their own hold none.
-pub(crate) fn claims(model: &Model, counts: impl Fn(&Pod) -> bool) -> BTreeMap<IpAddr, &Arc<Pod>> {
+pub(crate) fn claims(
+    model: &Model,
+    concerns: impl Fn(&IpAddr) -> bool,
+    counts: impl Fn(&Pod) -> bool,
+) -> BTreeMap<IpAddr, &Arc<Pod>> {
     let of_nodes: BTreeSet<IpAddr> =
         model.nodes.values().flat_map(|node| node.addresses.iter().copied()).collect();
     let mut claims: BTreeMap<IpAddr, &Arc<Pod>> = BTreeMap::new();
-    for pod in model.pods.values().filter(|pod| !pod.host_network && !pod.finished && counts(pod)) {
-        for address in &pod.addresses {
+    for pod in model.pods.values().filter(|pod| !pod.host_network && !pod.finished) {
+        for address in pod.addresses.iter().filter(|address| concerns(address)) {
+            if !counts(pod) {
+                continue;
+            }
             if of_nodes.contains(address) || !in_pod_cidrs(model, pod, *address) {
                 continue;
             }
