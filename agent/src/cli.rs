@@ -43,6 +43,8 @@ pub enum Command {
     /// Dropped packets of the running node, each with its reason and, where policy decided, tier, policy and rule
     #[command(after_long_help = "Example:\n  margay drops --follow --pod shop/web")]
     Drops(DropsArgs),
+    /// The node agent: packet path, CNI socket, admin socket
+    Agent(Box<crate::node::args::AgentArgs>),
     /// Completion for a shell, to be sourced
     #[command(after_long_help = "Example:\n  margay completion bash > /etc/bash_completion.d/margay")]
     Completion {
@@ -214,6 +216,10 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Drops(args) => {
             let DropsArgs { follow, reason, address, pod, ask } = args;
             finish(client::drops(&ask.socket, follow, DropFilter { reason, address, pod }, ask.format))
+        }
+        Command::Agent(args) => {
+            crate::logging::start();
+            crate::node::run(&args)
         }
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "margay", &mut io::stdout());

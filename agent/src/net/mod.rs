@@ -6,6 +6,7 @@
 pub mod ethtool;
 pub mod netlink;
 pub mod netns;
+pub mod routes;
 pub mod sysctl;
 
 pub use netlink::{Link, Netlink, VethEnd};

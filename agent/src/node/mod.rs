@@ -25,7 +25,7 @@ use crossbeam::channel::{Sender, bounded, unbounded};
 use margay_control::{Directory, DirectoryConfig, Source};
 use margay_core::PortIndex;
 use margay_io::netlink::Follower;
-use margay_io::{Dataplane, DataplaneConfig, PortRole, PortSpec};
+use margay_io::{Dataplane, DataplaneConfig, PortSpec, Role as PortRole};
 
 use crate::admin::{AdminServer, DropHub};
 use crate::endpoints::{Registry, bind_private, serve_cni};
@@ -85,20 +85,27 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
 
     let dataplane = Arc::new(Dataplane::start(DataplaneConfig {
         worker: config.clone(),
-        bpf_directory: args.run_dir.join("bpf"),
-        cpu: args.cpu,
+        bpffs: args.run_dir.join("bpf"),
+        cpu: args.cpu.map(|cpu| cpu as usize),
         ..DataplaneConfig::default()
     })?);
 
     // The first socket anchors the packet memory, so it stands on a device that lives as long as the agent.
     let mut ports = Vec::new();
-    let spec = PortSpec { index: HOST, ifname: our_end.name.clone(), role: PortRole::Host, pin: "host".to_owned() };
+    let spec = PortSpec {
+        index: HOST,
+        device: our_end.name.clone(),
+        role: PortRole::Host,
+        pin: "host".to_owned(),
+        queues: Some(1),
+    };
     let report = dataplane.add_port(spec)?;
+    netlink.set_up(our_end.index, true)?;
     ports.push((reconciler::host_port(&kernel_end, &our_end), report, our_end.index));
     for (nth, link) in links.iter().enumerate() {
         let index = PortIndex(FIRST_UPLINK + nth as u16);
         let pin = format!("uplink-{}", link.name);
-        let spec = PortSpec { index, ifname: link.name.clone(), role: PortRole::Uplink, pin };
+        let spec = PortSpec { index, device: link.name.clone(), role: PortRole::Uplink, pin, queues: None };
         let report = dataplane.add_port(spec)?;
         ports.push((reconciler::uplink_port(nth, &link.name, link.mac, link.mtu), report, link.index));
     }
@@ -112,8 +119,8 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
         tracing::info!(pod = gone.pod.name, interface = gone.host_ifname, "an interface of an earlier run is gone");
     }
     let records: Vec<_> = registry.records().cloned().collect();
-    let mut pins: Vec<String> = records.iter().map(|record| record.pin.clone()).collect();
-    pins.push("host".to_owned());
+    let mut pins: std::collections::BTreeSet<String> = records.iter().map(|record| record.pin.clone()).collect();
+    pins.insert("host".to_owned());
     pins.extend(links.iter().map(|link| format!("uplink-{}", link.name)));
     dataplane.retain_links(&pins);
 
@@ -174,7 +181,7 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
     drop((cni, admin, metrics));
     let _ = commands.send(Command::Stop);
     let _ = control.join();
-    dataplane.shutdown();
+    drop(dataplane);
     Ok(())
 }
 

@@ -20,10 +20,10 @@ use ipnet::IpNet;
 use margay_control::{Batch, Problem};
 use margay_core::topology::{Port, PortKind, TopologyBuilder};
 use margay_core::{PortIndex, WorkerConfig};
-use margay_io::netlink::{Follower, Role, fill_topology};
-use margay_io::{Dataplane, PortReport, PortRole, PortSpec};
+use margay_io::netlink::{Address, Follower, Role, fill_topology};
+use margay_io::{Dataplane, PortReport, PortSpec, Role as PortRole};
 use margay_policy_engine::engine::{Change, Engine, LocalEndpoint};
-use margay_policy_engine::model::{Model, NamespacedName};
+use margay_policy_engine::model::NamespacedName;
 use margay_policy_engine::packet::{Direction, EndpointId};
 use margay_policy_engine::snapshot::Snapshot;
 use margay_wire::MacAddr;
@@ -64,7 +64,7 @@ pub enum Command {
     /// The kernel's links, addresses, routes or neighbours changed.
     KernelChanged,
     /// Runs on the control thread, for questions about the Model.
-    Inspect(Box<dyn FnOnce(&Model, &[LocalEndpoint]) + Send>),
+    Inspect(Box<dyn FnOnce(&Engine, Option<&Snapshot>) + Send>),
     /// End the thread.
     Stop,
 }
@@ -121,10 +121,13 @@ pub struct Reconciler {
     uplink_prefixes: (Vec<IpNet>, Vec<IpNet>),
     board: Board,
     policy_changed: bool,
+    names_changed: bool,
     topology_changed: bool,
     source_error: Option<String>,
     route_error: Option<String>,
     resolved: BTreeSet<(PortIndex, IpAddr)>,
+    wanted: Receiver<Vec<(PortIndex, IpAddr)>>,
+    asked: BTreeSet<(PortIndex, IpAddr)>,
 }
 
 /// What [`Reconciler::new`] starts from.
@@ -153,6 +156,7 @@ impl Reconciler {
         Self {
             node: from.node,
             config: from.config,
+            wanted: from.dataplane.wanted_neighbours(),
             dataplane: from.dataplane,
             follower: from.follower,
             netlink,
@@ -169,10 +173,12 @@ impl Reconciler {
             uplink_prefixes: Default::default(),
             board: from.board,
             policy_changed: false,
+            names_changed: true,
             topology_changed: true,
             source_error: None,
             route_error: None,
             resolved: BTreeSet::new(),
+            asked: BTreeSet::new(),
         }
     }
 
@@ -190,7 +196,15 @@ impl Reconciler {
     pub fn run(mut self, commands: &Receiver<Command>) {
         self.settle();
         loop {
-            let first = commands.recv_timeout(self.patience());
+            let wanted = self.wanted.clone();
+            let first = crossbeam::select! {
+                recv(commands) -> command => command.map_err(|_| RecvTimeoutError::Disconnected),
+                recv(wanted) -> list => {
+                    self.asked.extend(list.into_iter().flatten());
+                    Err(RecvTimeoutError::Timeout)
+                }
+                default(self.patience()) => Err(RecvTimeoutError::Timeout),
+            };
             let more = std::iter::from_fn(|| commands.try_recv().ok());
             let batch: Vec<Command> = match first {
                 Ok(command) => std::iter::once(command).chain(more.take(1_000)).collect(),
@@ -230,10 +244,7 @@ impl Reconciler {
                 let _ = reply.send(());
             }
             Command::KernelChanged => self.topology_changed = true,
-            Command::Inspect(ask) => {
-                let locals: Vec<LocalEndpoint> = self.endpoints.values().map(local_endpoint).collect();
-                ask(self.engine.model(), &locals);
-            }
+            Command::Inspect(ask) => ask(&self.engine, self.snapshot.as_deref()),
             Command::Stop => return false,
         }
         true
@@ -248,6 +259,7 @@ impl Reconciler {
         }
         self.complete |= batch.complete;
         self.policy_changed = true;
+        self.names_changed = true;
         // Node objects carry pod CIDRs and addresses.
         self.topology_changed = true;
         let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
@@ -258,11 +270,17 @@ impl Reconciler {
     fn open_port(&mut self, record: &EndpointRecord) -> Result<(), String> {
         let spec = PortSpec {
             index: record.port,
-            ifname: record.host_ifname.clone(),
+            device: record.host_ifname.clone(),
             role: PortRole::Pod,
             pin: record.pin.clone(),
+            queues: Some(1),
         };
+        // The device of a new pod is down until its program stands on it.
         let report = self.dataplane.add_port(spec).map_err(|e| chain(&e))?;
+        if let Err(error) = self.netlink.set_up(record.host_ifindex, true) {
+            let _ = self.dataplane.remove_port(record.port);
+            return Err(chain(&error));
+        }
         let port = Port {
             index: record.port,
             name: record.host_ifname.clone(),
@@ -279,6 +297,7 @@ impl Reconciler {
         self.endpoints.insert(record.id, record.clone());
         self.engine.apply(Change::Endpoint(local_endpoint(record)));
         self.policy_changed = true;
+        self.names_changed = true;
         self.topology_changed = true;
         Ok(())
     }
@@ -292,9 +311,15 @@ impl Reconciler {
         self.devices.remove(&record.port);
         self.topology_changed = true;
         self.policy_changed = true;
+        self.names_changed = true;
         self.publish_topology();
-        if let Err(error) = self.dataplane.remove_port(record.port) {
+        if self.dataplane.ports().iter().any(|(spec, _)| spec.index == record.port)
+            && let Err(error) = self.dataplane.remove_port(record.port)
+        {
             tracing::warn!(interface = record.host_ifname, error = chain(&error), "the port could not be closed");
+        }
+        if !record.device_exists() {
+            self.dataplane.detach(&record.pin);
         }
     }
 
@@ -386,7 +411,8 @@ impl Reconciler {
 
     /// Has the kernel resolve the other nodes' addresses and whatever packets wait for.
     fn resolve_neighbours(&mut self) {
-        let mut wanted: BTreeSet<(PortIndex, IpAddr)> = self.dataplane.wanted_neighbours().into_iter().collect();
+        let mut wanted: BTreeSet<(PortIndex, IpAddr)> = std::mem::take(&mut self.asked);
+        wanted.extend(self.wanted.try_iter().flatten());
         let view = self.follower.current();
         let uplinks: Vec<(PortIndex, u32)> = self
             .ports
@@ -397,8 +423,11 @@ impl Reconciler {
         for node in self.engine.model().nodes.values().filter(|node| node.name != self.node) {
             for address in &node.addresses {
                 for (port, device) in &uplinks {
-                    let on_link = view.addresses.iter().any(|(at, net)| at == device && net.contains(address));
-                    if on_link {
+                    let reaches = |at: &Address| {
+                        at.ifindex == *device
+                            && IpNet::new(at.ip, at.prefix).is_ok_and(|net| net.contains(address))
+                    };
+                    if view.addresses.iter().any(reaches) {
                         wanted.insert((*port, *address));
                     }
                 }
@@ -452,7 +481,7 @@ impl Reconciler {
     }
 
     /// Copies what others may ask for to the board.
-    fn show(&self) {
+    fn show(&mut self) {
         let model = self.engine.model();
         let mut not_ready = Vec::new();
         if !self.complete {
@@ -481,6 +510,10 @@ impl Reconciler {
         board.endpoints = self.endpoints.values().map(endpoint).collect();
         board.ports = self.ports.clone();
         board.objects = objects;
+        if !self.names_changed {
+            return;
+        }
+        self.names_changed = false;
         let mut names = BTreeMap::new();
         for pod in model.pods.values().filter(|pod| !pod.host_network) {
             let name = format!("{}/{}", pod.key.namespace, pod.key.name);

@@ -10,6 +10,8 @@ use margay_core::topology::PortKind;
 use margay_core::worker::FlowRecord;
 use margay_core::{DropEvent, PortIndex};
 use margay_io::Dataplane;
+use margay_policy_engine::engine::Engine;
+use margay_policy_engine::snapshot::Snapshot;
 
 use super::reconciler::{Board, Command, Shown};
 use crate::admin::DropHub;
@@ -19,6 +21,7 @@ use crate::admin::report::{
 };
 use crate::explain::Explanation;
 use crate::simulate::probe::Probe;
+use crate::simulate::world::World;
 
 /// Everything that a report needs.
 pub struct View {
@@ -125,10 +128,10 @@ impl NodeView for View {
         if age > STALE {
             not_ready.push(format!("the worker has not been seen for {} ms; pods are closed", age.as_millis()));
         }
-        let statistics = self.dataplane.port_statistics();
-        let memory = self.dataplane.memory();
+        let statistics = self.dataplane.port_counters().unwrap_or_default();
+        let memory = self.dataplane.memory().unwrap_or_default();
         let ports = board.ports.iter().map(|(index, (port, report))| {
-            let numbers = statistics.get(index).cloned().unwrap_or_default();
+            let numbers = statistics.get(index).copied().unwrap_or_default();
             PortReport {
                 name: port.name.clone(),
                 kind: match port.kind {
@@ -143,7 +146,7 @@ impl NodeView for View {
                 mtu: port.mtu,
                 rx_packets: numbers.rx_packets,
                 tx_packets: numbers.tx_packets,
-                ring_drops: numbers.ring_drops(),
+                ring_drops: numbers.tx_failed + numbers.kernel.rx_dropped + numbers.kernel.rx_ring_full,
             }
         });
         let endpoints = board.endpoints.iter().map(|(record, in_force)| EndpointReport {
@@ -175,7 +178,7 @@ impl NodeView for View {
             memory: MemoryReport {
                 resident_bytes: resident_bytes(),
                 umem_bytes: memory.umem_bytes,
-                kernel_bytes: memory.kernel_bytes,
+                kernel_bytes: memory.kernel_bytes + memory.ring_bytes,
             },
             objects: board.objects,
             compile_seconds: board.compile.as_secs_f64(),
@@ -189,7 +192,7 @@ impl NodeView for View {
         while let Some(from) = cursor
             && found.len() < filter.limit
         {
-            let Some((records, next)) = self.dataplane.flows(from, 1_024) else { break };
+            let Ok((records, next)) = self.dataplane.flows(from, 1_024) else { break };
             let reports = records.iter().map(|flow| flow_report(flow, &names));
             found.extend(reports.filter(|flow| filter.matches(flow)));
             cursor = next;
@@ -206,8 +209,15 @@ impl NodeView for View {
         let (reply, answer) = bounded(1);
         let probe = probe.clone();
         let to_host = self.endpoint_to_host;
-        let ask = move |model: &margay_policy_engine::model::Model, locals: &[_]| {
-            let _ = reply.send(crate::explain::explain(model, locals, to_host, &probe));
+        let ask = move |engine: &Engine, snapshot: Option<&Snapshot>| {
+            let answer = match snapshot {
+                Some(snapshot) => {
+                    let world = World::new(engine.model(), engine.locals(), to_host);
+                    crate::explain::explain(engine, snapshot, &world, &probe)
+                }
+                None => Err("no policy is in force yet: the first complete picture has not arrived".to_owned()),
+            };
+            let _ = reply.send(answer);
         };
         self.commands
             .send(Command::Inspect(Box::new(ask)))

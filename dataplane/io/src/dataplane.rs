@@ -433,6 +433,11 @@ impl Dataplane {
         &self.counters
     }
 
+    /// Returns the time since the worker's last heartbeat.
+    pub fn heartbeat_age(&self) -> Duration {
+        Duration::from_nanos((thread::now() - Nanos(self.counters.last_stamp.load(Relaxed))).0)
+    }
+
     /// Returns what each port did.
     ///
     /// Errors: a silent worker.

@@ -83,6 +83,8 @@ pub struct SharedCounters {
     pub portless: AtomicU64,
     /// The heartbeat could not be written.
     pub heartbeat_failures: AtomicU64,
+    /// Monotonic time of the last stamp that was written, in nanoseconds.
+    pub last_stamp: AtomicU64,
 }
 
 impl Default for SharedCounters {
@@ -95,6 +97,7 @@ impl Default for SharedCounters {
             events_lost: AtomicU64::new(0),
             portless: AtomicU64::new(0),
             heartbeat_failures: AtomicU64::new(0),
+            last_stamp: AtomicU64::new(0),
         }
     }
 }
@@ -183,6 +186,8 @@ pub(crate) fn run<P: Processor<UmemFrame>>(birth: Birth, engine: Engine<XskRings
         if time >= next_stamp {
             if this.birth.heartbeat.stamp(time).is_err() {
                 this.birth.counters.heartbeat_failures.fetch_add(1, Relaxed);
+            } else {
+                this.birth.counters.last_stamp.store(time.0, Relaxed);
             }
             next_stamp = time + STAMP;
         }
@@ -213,9 +218,9 @@ pub(crate) fn run<P: Processor<UmemFrame>>(birth: Birth, engine: Engine<XskRings
             this.house_keeping(time);
         }
 
-        turns += 1;
+        turns = turns.wrapping_add(1);
         let idle = time - last_work >= spin;
-        if idle || received == 0 || turns % TURNS_PER_LOOK == 0 {
+        if idle || received == 0 || turns.is_multiple_of(TURNS_PER_LOOK) {
             let held = this.engine.processor().counters().held > 0;
             let timeout = match (idle, held) {
                 (false, _) => Duration::ZERO,
