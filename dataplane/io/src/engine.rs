@@ -22,7 +22,7 @@ const ACTIVE_FOR: Nanos = Nanos::from_millis(1);
 /// Frames on the fill ring of an idle port, where there are few ports.
 const IDLE_FILL: usize = 64;
 /// Frames on the fill ring of the busiest port.
-const BUSY_FILL: usize = 512;
+const BUSY_FILL: usize = 1024;
 /// Empty frames that the worker finds for packets of its own.
 const SPARES: usize = 16;
 

@@ -14,8 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, XskMap};
@@ -32,6 +33,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/po
 
 /// Most queues of all devices together; `MAX_SLOTS` of the programs.
 const MAX_SLOTS: u32 = 4096;
+/// How long a device may still be held by a link that has ended.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
 /// A heartbeat older than this is silence; `HEARTBEAT_LIMIT_NS` of the programs.
@@ -182,7 +185,7 @@ pub fn mount_bpffs(directory: &Path) -> Result<(), SteerError> {
     let failed = |source: io::Error| SteerError::BpfFs { path: directory.display().to_string(), source };
     fs::create_dir_all(directory).map_err(failed)?;
     let is_bpffs =
-        || nix::sys::statfs::statfs(directory).is_ok_and(|s| s.filesystem_type().0 as i64 == BPF_FS_MAGIC);
+        || nix::sys::statfs::statfs(directory).is_ok_and(|s| s.filesystem_type().0 == BPF_FS_MAGIC);
     if is_bpffs() {
         return Ok(());
     }
@@ -336,8 +339,9 @@ impl Steer {
         // Links of that name on other devices: the name has moved on, so they end.
         self.detach(name);
         let program = program(&mut self.programs, role)?;
-        let mut last = None;
-        for mode in AttachMode::BOTH {
+        let deadline = Instant::now() + RELEASE_PATIENCE;
+        let mut mode = AttachMode::Native;
+        loop {
             let path = self.directory.join(mode.as_str()).join(format!("{name}@{ifindex}"));
             let pinned = |why: String| SteerError::Pin {
                 name: name.to_owned(),
@@ -353,11 +357,24 @@ impl Steer {
                     link.pin(&path).map_err(|e| pinned(e.to_string()))?;
                     return Ok(mode);
                 }
-                Err(error) => last = Some(error),
+                // A link whose pin was removed a moment ago still holds the device: the kernel frees it later.
+                Err(error) if is_occupied(&error) && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(error) if mode == AttachMode::Native && !is_occupied(&error) => {
+                    mode = AttachMode::Generic
+                }
+                Err(error) => {
+                    let source = Box::new(error);
+                    return Err(SteerError::Attach {
+                        program: role.program(),
+                        name: name.to_owned(),
+                        ifindex,
+                        source,
+                    });
+                }
             }
         }
-        let source = Box::new(last.unwrap_or(ProgramError::NotAttached));
-        Err(SteerError::Attach { program: role.program(), name: name.to_owned(), ifindex, source })
     }
 
     /// Exchanges the program in a pinned link; `false` when the link is dead (its device is gone) or not a link.
@@ -397,7 +414,7 @@ impl Steer {
         self.pins().into_iter().map(|(name, _)| name).collect()
     }
 
-    /// Takes the program of that name off its device. Returns whether there was one.
+    /// Takes the program of that name off its device, which the kernel does a moment later. Returns whether there was one.
     pub fn detach(&mut self, name: &str) -> bool {
         let mut any = false;
         for (pinned, path) in self.pins() {
@@ -418,6 +435,17 @@ impl Steer {
         stale.into_iter().collect()
     }
 
+    /// Returns the action (`enum xdp_action`) that the role's program takes on a frame from queue 0 of the namespace's loopback device,
+    /// without sending anything anywhere.
+    ///
+    /// Errors: a frame without a whole Ethernet header; no permission.
+    pub fn dry_run(&mut self, role: Role, frame: &[u8]) -> Result<io::Result<u32>, SteerError> {
+        let name = role.program();
+        let program = program(&mut self.programs, role)?;
+        let fd = program.fd().map_err(|_| SteerError::Missing(name))?;
+        Ok(crate::xsk::dry_run(fd.as_fd(), frame))
+    }
+
     /// Makes uplinks send us what goes to `local` and what comes from `cluster`.
     ///
     /// Errors: too many prefixes.
@@ -425,6 +453,12 @@ impl Steer {
         self.cluster.set(cluster)?;
         self.local.set(local)
     }
+}
+
+/// Whether another program is on the device.
+fn is_occupied(error: &ProgramError) -> bool {
+    let ProgramError::SyscallError(error) = error else { return false };
+    matches!(error.io_error.raw_os_error(), Some(libc::EEXIST | libc::EBUSY))
 }
 
 fn program(programs: &mut Ebpf, role: Role) -> Result<&mut Xdp, SteerError> {

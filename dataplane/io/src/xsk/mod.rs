@@ -18,6 +18,8 @@
 //! close waits for the kernel's readers; [`XskSocket`] is what crosses threads. When a socket is closed, its *fill* chunks are free
 //! at once (the kernel's close waits for receivers), its *transmit* chunks after a pause, as a device may still be reading them.
 
+mod dry_run;
+
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::num::NonZeroU32;
@@ -31,6 +33,8 @@ use xsk_rs::umem::frame::FrameDesc;
 use xsk_rs::{CompQueue, FillQueue, RxQueue, Socket, TxQueue, Umem};
 
 use crate::rings::{PortGone, Rings};
+
+pub use dry_run::dry_run;
 
 /// Entries of each ring of a socket.
 pub const RING_SIZE: u32 = 1024;
@@ -221,7 +225,8 @@ impl AsRawFd for XskSocket {
 /// What the kernel counts per socket (`XDP_STATISTICS`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SocketStatistics {
-    /// Frames lost for reasons not named below (too large for a chunk, for one).
+    /// Frames lost because the kernel had no chunk to receive into (those are in `fill_ring_empty` as well), or because they were too
+    /// large for one.
     pub rx_dropped: u64,
     /// Frames lost because we did not take earlier ones in time.
     pub rx_ring_full: u64,

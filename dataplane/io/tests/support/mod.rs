@@ -58,6 +58,22 @@ pub fn veth(name: &str) {
         let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{end}/disable_ipv6"), "1");
         ip(&format!("link set {end} arp off up"));
     }
+    wait_for_carrier(name);
+}
+
+/// Waits until the kernel has both ends of a pair in service: that comes later than "up", and frames sent before are lost.
+pub fn wait_for_carrier(name: &str) {
+    for end in [name.to_owned(), format!("{name}-far")] {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let output = Command::new("ip").args(["-o", "link", "show", &end]).output().unwrap();
+            if String::from_utf8_lossy(&output.stdout).contains("state UP") {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{end} does not come up");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
 }
 
 pub fn ifindex(name: &str) -> u32 {
