@@ -391,8 +391,7 @@ fn drain(events: &OwnedFd, buffer: &mut [u8]) -> Stale {
 
 /// Returns whether the kernel has managed neighbours (5.16).
 fn has_managed_neighbours() -> bool {
-    let release = nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned());
-    let release = release.unwrap_or_default();
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
     (numbers.next(), numbers.next()) >= (Some(5), Some(16))
 }
