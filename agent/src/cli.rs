@@ -43,6 +43,10 @@ pub enum Command {
     /// Dropped packets of the running node, each with its reason and, where policy decided, tier, policy and rule
     #[command(after_long_help = "Example:\n  margay drops --follow --pod shop/web")]
     Drops(DropsArgs),
+    /// The CNI plug-in, called by the container runtime (also by the name margay-cni)
+    Cni(crate::cni::CniArgs),
+    /// A cluster on this machine: nodes, pods and the wire between them as network namespaces
+    Lab(crate::lab::LabArgs),
     /// The node agent: packet path, CNI socket, admin socket
     Agent(Box<crate::node::args::AgentArgs>),
     /// Completion for a shell, to be sourced
@@ -217,6 +221,8 @@ pub fn run(cli: Cli) -> ExitCode {
             let DropsArgs { follow, reason, address, pod, ask } = args;
             finish(client::drops(&ask.socket, follow, DropFilter { reason, address, pod }, ask.format))
         }
+        Command::Cni(args) => crate::cni::run(args),
+        Command::Lab(args) => crate::lab::run(args),
         Command::Agent(args) => {
             crate::logging::start();
             crate::node::run(&args)
