@@ -40,13 +40,19 @@ pub struct LocalEndpoint {
 }
 
 /// Owns the Model and compiles it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Engine {
     model: Model,
     locals: BTreeMap<EndpointId, LocalEndpoint>,
     compiler: Compiler,
     touched: Touched,
     published: Arc<Snapshot>,
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Engine {
@@ -59,8 +65,10 @@ impl Engine {
     pub fn with_model(model: Model) -> Self {
         Self {
             model,
+            locals: BTreeMap::new(),
+            compiler: Compiler::default(),
             touched: Touched { anything: true, policies: true, everywhere: true, ..Touched::default() },
-            ..Self::default()
+            published: Arc::default(),
         }
     }
 
@@ -84,9 +92,11 @@ impl Engine {
 
     /// Takes one change; nothing is published before [`Engine::publish`].
     pub fn apply(&mut self, change: Change) {
-        self.touched.anything = true;
         match change {
             Change::Upsert(object) => {
+                if holds(&self.model, &object) {
+                    return;
+                }
                 let key = object.key();
                 self.touch_object(&key);
                 self.model.insert(object);
@@ -107,6 +117,7 @@ impl Engine {
                 self.locals.remove(&id);
             }
         }
+        self.touched.anything = true;
     }
 
     /// Notes what the object, as it is now, has a say in.
@@ -157,6 +168,22 @@ impl Engine {
     /// Returns the local endpoint of a pod; of several, the newest.
     pub fn endpoint_of(&self, pod: &NamespacedName) -> Option<EndpointId> {
         self.locals.values().rev().find(|local| local.pod == *pod).map(|local| local.id)
+    }
+}
+
+/// Whether the Model has exactly this object already.
+fn holds(model: &Model, object: &Object) -> bool {
+    match object {
+        Object::Namespace(o) => model.namespaces.get(&o.name) == Some(o),
+        Object::ServiceAccount(o) => model.service_accounts.get(&o.key) == Some(o),
+        Object::Pod(o) => model.pods.get(&o.key) == Some(o),
+        Object::Node(o) => model.nodes.get(&o.name) == Some(o),
+        Object::Tier(o) => model.tiers.get(&o.name) == Some(o),
+        Object::Policy(o) => model.policies.get(&o.key) == Some(o),
+        Object::NetworkSet(o) => model.network_sets.get(&o.key) == Some(o),
+        Object::Profile(o) => model.profiles.get(&o.name) == Some(o),
+        Object::EndpointSlice(o) => model.endpoint_slices.get(&o.key) == Some(o),
+        Object::HostEndpoint(o) => model.host_endpoints.get(&o.name) == Some(o),
     }
 }
 

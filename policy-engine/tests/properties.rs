@@ -59,9 +59,9 @@ fn undo(change: &Change) -> Change {
 type Remembered = BTreeMap<(EndpointId, bool, usize), (u64, u32, u32, Verdict, String)>;
 
 proptest! {
-    #![proptest_config(cases(800))]
+    #![proptest_config(cases(400))]
 
-    /// At least one leg per world and 40 packets: 800 worlds are far more than 10,000 comparisons.
+    /// At least one leg per world and 40 packets: 400 worlds are more than 10,000 comparisons.
     #[test]
     fn tables_and_oracle_agree(bytes in vec(any::<u8>(), 500..4_000), more in vec(any::<u8>(), 400)) {
         let judge = Judge::new(engine_of(&Chance::new(&bytes).world()));
@@ -72,7 +72,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(cases(120))]
+    #![proptest_config(cases(60))]
 
     /// Events in any order, with detours and publications in between, end in the same decisions; and whoever remembers epoch and
     /// identities may keep a verdict, and the name of who gave it, for as long as they are equal.

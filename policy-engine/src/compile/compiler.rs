@@ -329,6 +329,7 @@ impl Compiler {
             Some(few) => {
                 let owners = owners::owners(model, locals, |address| few.contains(address));
                 let mut addresses = Addresses::clone(previous);
+                let mut same = true;
                 for address in few {
                     let own = self.prefixes.get(&IpNet::from(*address));
                     let pod = match owners.get(address) {
@@ -346,6 +347,7 @@ impl Compiler {
                         identity
                     });
                     let former = addresses.set_host(*address, identity);
+                    same &= former == identity;
                     if let Some(former) = former
                         && let Some(uses) = self.uses.get_mut(&former)
                     {
@@ -356,13 +358,16 @@ impl Compiler {
                     }
                 }
                 self.uses.retain(|_, uses| *uses > 0);
+                if same {
+                    return Arc::clone(previous);
+                }
                 addresses
             }
         };
         live.entry(IdentityId(0)).or_default();
         self.uses.entry(IdentityId(0)).or_default();
         self.learn(live);
-        if addresses == **previous { Arc::clone(previous) } else { Arc::new(addresses) }
+        if few.is_none() && addresses == **previous { Arc::clone(previous) } else { Arc::new(addresses) }
     }
 
     /// Takes in what is `known` of the identities that [`Compiler::uses`] counts, and lets the others go.

@@ -37,7 +37,9 @@ impl PartialEq for Witness {
 #[derive(Debug, Default)]
 pub(crate) struct Objects {
     known: BTreeMap<ObjectKey, Known>,
-    /// The sets that every entry of `known` has been asked about.
+    /// Those that no set has been asked about yet.
+    fresh: BTreeSet<ObjectKey>,
+    /// The sets that every other entry of `known` has been asked about.
     asked: BTreeSet<SetId>,
 }
 
@@ -99,6 +101,7 @@ impl Objects {
     fn see(&mut self, key: &ObjectKey, witness: Witness, labels: impl FnOnce() -> Labels) {
         if self.known.get(key).is_none_or(|known| known.witness != witness) {
             self.known.insert(key.clone(), Known { witness, labels: Arc::new(labels()), membership: None });
+            self.fresh.insert(key.clone());
         }
     }
 
@@ -111,29 +114,29 @@ impl Objects {
     /// other ones than last time.
     pub(crate) fn ask(&mut self, model: &Model, sets: &Sets) -> bool {
         let wanted: BTreeSet<SetId> = sets.iter().map(|(_, set, _)| set).collect();
-        let added =
-            Index::for_objects(self.known.len(), sets.iter().filter(|(_, set, _)| !self.asked.contains(set)));
-        let any_gone = self.asked.iter().any(|set| !wanted.contains(set));
-        let fresh = self.known.values().filter(|known| known.membership.is_none()).count();
-        let mut all = None;
-        for (key, known) in &mut self.known {
-            let ports = ports_of(model, key);
-            match &mut known.membership {
-                Some(membership) => {
-                    if any_gone {
-                        membership.sets.retain(|set| wanted.contains(set));
-                        membership.triples.retain(|triple| wanted.contains(&set_of(*triple)));
-                    }
-                    added.ask(&known.labels, ports, membership);
-                }
-                membership => {
-                    let index = all.get_or_insert_with(|| Index::for_objects(fresh, sets.iter()));
-                    index.ask(&known.labels, ports, membership.insert(Membership::default()));
-                }
+        let changed = self.asked != wanted;
+        if changed {
+            let added = sets.iter().filter(|(_, set, _)| !self.asked.contains(set));
+            let added = Index::for_objects(self.known.len(), added);
+            for (key, known) in &mut self.known {
+                let Some(membership) = &mut known.membership else { continue };
+                membership.sets.retain(|set| wanted.contains(set));
+                membership.triples.retain(|triple| wanted.contains(&set_of(*triple)));
+                added.ask(&known.labels, ports_of(model, key), membership);
+            }
+            self.asked = wanted;
+        }
+        let fresh = std::mem::take(&mut self.fresh);
+        if fresh.is_empty() {
+            return changed;
+        }
+        let all = Index::for_objects(fresh.len(), sets.iter());
+        for key in fresh {
+            if let Some(known) = self.known.get_mut(&key) {
+                let membership = known.membership.insert(Membership::default());
+                all.ask(&known.labels, ports_of(model, &key), membership);
             }
         }
-        let changed = self.asked != wanted;
-        self.asked = wanted;
         changed
     }
 

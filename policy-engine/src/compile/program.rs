@@ -211,3 +211,91 @@ fn always(tier: &str, kind: &str, name: &str) -> Point {
     };
     Point { rule: None, attribution: Arc::new(attribution) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use super::super::rules::{CompiledRule, RuleList};
+    use super::super::sets::{Membership, Sets};
+    use super::super::table::Table;
+    use super::{PROFILES, Part, Program};
+    use crate::model::{Action, Entity, Rule, TierDefault};
+    use crate::packet::{Epoch, IdentityId, PacketTuple, Verdict};
+    use crate::snapshot::Attribution;
+
+    fn list(actions: &[Action]) -> Arc<RuleList> {
+        let rules = (0..).zip(actions).filter_map(|(rule, action)| {
+            let named = Attribution {
+                tier: PROFILES.to_owned(),
+                kind: "Profile".to_owned(),
+                namespace: String::new(),
+                name: "p".to_owned(),
+                rule,
+            };
+            let rule = Rule {
+                action: *action,
+                ip_version: None,
+                protocol: None,
+                not_protocol: None,
+                icmp: None,
+                not_icmp: None,
+                source: Entity::default(),
+                destination: Entity::default(),
+                unenforced: Vec::new(),
+                annotations: BTreeMap::new(),
+            };
+            CompiledRule::compile(&rule, named, &mut Sets::default()).map(Arc::new)
+        });
+        Arc::new(RuleList { number: 0, rules: rules.collect() })
+    }
+
+    fn decide(parts: &[Part]) -> (Verdict, i32) {
+        let table = Table::new(Epoch(1), 0, Program::build(parts));
+        let packet = PacketTuple {
+            source: [10, 0, 0, 1].into(),
+            destination: [10, 0, 0, 2].into(),
+            protocol: 6,
+            source_port: Some(1),
+            destination_port: Some(2),
+            icmp: None,
+        };
+        let nothing = Membership::default();
+        let (verdict, bit) =
+            table.decide(&packet, IdentityId(0), IdentityId(0), |_| Some(&nothing), |_| ()).unwrap();
+        (verdict, table.program.points[bit].attribution.rule)
+    }
+
+    #[test]
+    fn pm_8_7_and_8_8_profiles() {
+        use Action::{Allow, Deny, Log, Pass};
+        let profile = |actions: &[Action]| Part::Profile(list(actions));
+        let missing = || Part::MissingProfile("missing".to_owned());
+        let tier = |actions: &[Action], default_action| Part::Tier {
+            name: "t".to_owned(),
+            default_action,
+            lists: vec![list(actions)],
+        };
+        let rows = [
+            (vec![], (Verdict::Deny, -1)),
+            (vec![profile(&[]), profile(&[Allow])], (Verdict::Allow, 0)),
+            (vec![profile(&[Deny]), profile(&[Allow])], (Verdict::Deny, 0)),
+            (vec![missing(), profile(&[Allow])], (Verdict::Deny, -1)),
+            (vec![profile(&[Log, Pass]), profile(&[Allow])], (Verdict::Deny, 1)),
+            (vec![tier(&[Pass, Deny], TierDefault::Deny), profile(&[Allow])], (Verdict::Allow, 0)),
+            (vec![tier(&[Pass], TierDefault::Deny)], (Verdict::Deny, -1)),
+            (vec![tier(&[], TierDefault::Pass), profile(&[Log, Allow])], (Verdict::Allow, 1)),
+        ];
+        for (number, (parts, expected)) in rows.into_iter().enumerate() {
+            assert_eq!(decide(&parts), expected, "row {number}");
+        }
+    }
+
+    #[test]
+    fn thousands_of_rules_are_one_search() {
+        let mut actions = vec![Action::Log; 9_000];
+        actions.push(Action::Allow);
+        assert_eq!(decide(&[Part::Profile(list(&actions))]), (Verdict::Allow, 9_000));
+    }
+}
