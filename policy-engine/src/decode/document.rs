@@ -333,6 +333,9 @@ impl Builder {
         match &mut frame.shape {
             Shape::Sequence(items) => items.push(value),
             Shape::Mapping { key: pending @ None, .. } => match value {
+                Value::String(text) if text.contains('\0') => {
+                    return Err((line, "a mapping key cannot hold the character NUL".to_owned()));
+                }
                 Value::String(text) => {
                     *pending = Some(if plain && text == "<<" { MERGE.to_owned() } else { text })
                 }
@@ -416,7 +419,7 @@ impl Builder {
     }
 }
 
-/// Stands for the merge key; no document can spell it, YAML has no way to write this character.
+/// Stands for the merge key; a key with this character in it is refused, so no document can spell it.
 const MERGE: &str = "\u{0}<<";
 
 fn merge_into(map: &mut Map<String, Value>, merge: Value) -> Result<(), String> {

@@ -133,7 +133,6 @@ fn one_rule(
 }
 
 /// Reads the ports of a rule: per protocol, in the order of the names, its ports, none meaning all. `None`: one of them is no port.
-#[expect(clippy::type_complexity, reason = "a list of pairs; a name would not say more")]
 fn ports(fields: &mut Fields<'_>, problems: &mut Problems) -> Option<Vec<(Option<u8>, Vec<PortMatch>)>> {
     let listed = fields.list("ports", problems);
     if listed.is_empty() {

@@ -27,13 +27,14 @@ pub(super) fn decode(
     let (selector, is_selector_good) = target(&mut spec, namespace, problems);
     let ingress = rules(&mut spec, Place { namespace, direction: Direction::Ingress }, problems);
     let egress = rules(&mut spec, Place { namespace, direction: Direction::Egress }, problems);
-    let governs = types(&mut spec, "types", (true, true), problems).unwrap_or(
-        match (ingress.is_empty(), egress.is_empty()) {
-            (true, false) => (false, true),
-            (false, false) => (true, true),
-            (_, true) => (true, false),
-        },
-    );
+    // A list that could not be read still claims its direction.
+    let mut says = |name| spec.raw(name).is_some_and(|value| !is_blank(value));
+    let inferred = match (says("ingress"), says("egress")) {
+        (false, true) => (false, true),
+        (true, true) => (true, true),
+        (_, false) => (true, false),
+    };
+    let governs = types(&mut spec, "types", (true, true), problems).unwrap_or(inferred);
     let flags = if is_global { flags(&mut spec, governs, &egress, problems) } else { PolicyFlags::default() };
     performance_hints(&mut spec, problems);
     let staged = is_staged.then(|| staged_action(&mut spec, value, problems));

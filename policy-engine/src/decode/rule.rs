@@ -263,11 +263,13 @@ struct Side {
 impl Side {
     fn read(mut fields: Fields<'_>, is_source: bool, place: Place<'_>, problems: &mut Problems) -> Self {
         let path = fields.at("").trim_end_matches('.').to_owned();
-        let mut entity = Entity::default();
-        entity.nets = nets(&mut fields, "nets", false, problems);
-        entity.not_nets = nets(&mut fields, "notNets", true, problems);
-        entity.ports = ports(&mut fields, "ports", problems);
-        entity.not_ports = ports(&mut fields, "notPorts", problems);
+        let mut entity = Entity {
+            nets: nets(&mut fields, "nets", false, problems),
+            not_nets: nets(&mut fields, "notNets", true, problems),
+            ports: ports(&mut fields, "ports", problems),
+            not_ports: ports(&mut fields, "notPorts", problems),
+            ..Entity::default()
+        };
         let mut peer = Peer {
             selector: selector(&mut fields, "selector", problems),
             not_selector: selector(&mut fields, "notSelector", problems),

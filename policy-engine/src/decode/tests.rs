@@ -541,6 +541,11 @@ fn pm_4_1_closed_forms() {
     assert!(!critical && selects(&policy, &[("a", "b")]) && !selects(&policy, &[]));
     let (policy, critical) = closed(&gnp("{selector: a = 'b'}"));
     assert!(critical && policy.selector.is_none());
+    let (policy, _) = closed(&np("{egress: {action: Allow}}"));
+    assert!(
+        policy.governs_egress && !policy.governs_ingress,
+        "a list that could not be read still claims its direction"
+    );
     let staged = calico("StagedNetworkPolicy", "p", "{selector: a = 'b'}");
     assert!(matches!(one(&staged), Decoded::Invalid { fallback: None, .. }));
     let (policy, _) = closed(
@@ -584,6 +589,9 @@ fn lists_and_json_are_documents_too() {
         .map(|one| matches!(one, Decoded::Valid { origin, .. } if origin.line > 3))
         .collect();
     assert_eq!(lines, [true, true]);
+    let merged = "apiVersion: v1\nkind: Namespace\nmetadata: &m\n  name: a\n  labels: &l {k: v}\nextra: {<<: *m, name: b}\n";
+    assert!(matches!(one(merged), Decoded::Valid { .. }));
+    check("\"\\0<<\": 1\n", false);
     let twice = r#"{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"a","name":"b"}}"#;
     assert!(matches!(one(twice), Decoded::Invalid { .. }));
 }
