@@ -408,12 +408,16 @@ impl Dataplane {
 
     /// Waits until the worker judges by this snapshot or a later one. Returns whether it does.
     pub fn wait_for_snapshot(&self, generation: Generation, timeout: Duration) -> bool {
-        wait_until(timeout, || self.snapshots.acknowledged() >= generation.0)
+        let done = wait_until(timeout, || self.snapshots.acknowledged() >= generation.0);
+        self.snapshots.collect_retired();
+        done
     }
 
     /// Waits until the worker uses this topology or a later one. Returns whether it does.
     pub fn wait_for_topology(&self, generation: u64, timeout: Duration) -> bool {
-        wait_until(timeout, || self.topologies.acknowledged() >= generation)
+        let done = wait_until(timeout, || self.topologies.acknowledged() >= generation);
+        self.topologies.collect_retired();
+        done
     }
 
     /// Returns the generations in force at the worker: snapshot, topology; zero before the first. Frees what it is done with.
@@ -421,6 +425,12 @@ impl Dataplane {
         self.snapshots.collect_retired();
         self.topologies.collect_retired();
         (Generation(self.snapshots.acknowledged()), self.topologies.acknowledged())
+    }
+
+    /// Returns whether the worker's thread still runs. One that has ended (a panic) never comes back: pods are closed, so restart.
+    pub fn is_running(&self) -> bool {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        thread.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 
     /// Returns the core's counters as of the last burst.

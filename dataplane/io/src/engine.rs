@@ -28,14 +28,24 @@ const SPARES: usize = 16;
 
 /// What stands inside the engine: [`margay_core::Worker`] in the agent, something smaller in tests of input and output.
 pub trait Processor<F> {
-    /// Takes one frame to its end; see [`Worker::handle_frame`].
-    fn handle_frame(&mut self, view: View<'_>, now: Nanos, port: PortIndex, frame: F, out: &mut Output<F>);
+    /// Takes frames that arrived together to their ends and leaves `frames` empty; see [`Worker::handle_burst`].
+    fn handle_burst(
+        &mut self,
+        view: View<'_>,
+        now: Nanos,
+        port: PortIndex,
+        frames: &mut Vec<F>,
+        out: &mut Output<F>,
+    );
 
     /// Does what time demands; see [`Worker::handle_timeout`].
     fn handle_timeout(&mut self, view: View<'_>, now: Nanos, out: &mut Output<F>);
 
     /// Returns the neighbours that packets wait for.
     fn wanted_neighbours(&self) -> Vec<(PortIndex, IpAddr)>;
+
+    /// Returns whether packets wait for a neighbour, so that time is to pass in small steps.
+    fn is_waiting(&self) -> bool;
 
     /// Returns the counters.
     fn counters(&self) -> &Counters;
@@ -51,8 +61,15 @@ pub trait Processor<F> {
 }
 
 impl<F: Frame> Processor<F> for Worker<F> {
-    fn handle_frame(&mut self, view: View<'_>, now: Nanos, port: PortIndex, frame: F, out: &mut Output<F>) {
-        Worker::handle_frame(self, view, now, port, frame, out);
+    fn handle_burst(
+        &mut self,
+        view: View<'_>,
+        now: Nanos,
+        port: PortIndex,
+        frames: &mut Vec<F>,
+        out: &mut Output<F>,
+    ) {
+        Worker::handle_burst(self, view, now, port, frames, out);
     }
 
     fn handle_timeout(&mut self, view: View<'_>, now: Nanos, out: &mut Output<F>) {
@@ -61,6 +78,10 @@ impl<F: Frame> Processor<F> for Worker<F> {
 
     fn wanted_neighbours(&self) -> Vec<(PortIndex, IpAddr)> {
         Worker::wanted_neighbours(self)
+    }
+
+    fn is_waiting(&self) -> bool {
+        Worker::is_waiting(self)
     }
 
     fn counters(&self) -> &Counters {
@@ -265,12 +286,9 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
             add(&line.statistics.rx_packets, self.batch.len() as u64);
             add(&line.statistics.rx_bytes, bytes);
             let port = line.port;
-            for frame in &self.batch {
-                margay_accel::prefetch_lines(frame.data(), 2);
-            }
-            for frame in self.batch.drain(..) {
-                self.processor.handle_frame(view, now, port, frame, &mut self.out);
-            }
+            self.processor.handle_burst(view, now, port, &mut self.batch, &mut self.out);
+            // Empty by contract; a processor that leaves frames behind loses them here, not their memory.
+            self.batch.clear();
             self.flush();
             self.grow(at, count);
         }

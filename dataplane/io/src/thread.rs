@@ -170,11 +170,14 @@ struct Loop<P> {
     /// Slots of closed sockets whose chunks to be sent are not yet free, each with the time when they are.
     closing: Vec<(SocketSlot, Nanos)>,
     wanted: Vec<(PortIndex, IpAddr)>,
+    /// A new topology was seen outside the loop's own look at it.
+    tick_is_due: bool,
 }
 
 /// Runs until told to stop.
 pub(crate) fn run<P: Processor<UmemFrame>>(birth: Birth, engine: Engine<XskRings, P>) {
-    let mut this = Loop { birth, engine, next_slot: 0, closing: Vec::new(), wanted: Vec::new() };
+    let mut this =
+        Loop { birth, engine, next_slot: 0, closing: Vec::new(), wanted: Vec::new(), tick_is_due: false };
     let nothing = Topology::default();
     let mut events = Events::with_capacity(256);
     let mut last_work = now();
@@ -205,23 +208,25 @@ pub(crate) fn run<P: Processor<UmemFrame>>(birth: Birth, engine: Engine<XskRings
         if received > 0 {
             last_work = time;
         }
-        let ticked = new_topology || time >= next_tick;
+        let ticked = new_topology || this.tick_is_due || time >= next_tick;
         if ticked {
             this.engine.tick(view, time);
             next_tick = time + TICK;
+            this.tick_is_due = false;
         }
         if ticked || received > 0 {
             this.birth.counters.store(this.engine.processor().counters());
             this.birth.counters.turns.fetch_add(1, Relaxed);
         }
-        if ticked {
+        let newly_waiting = received > 0 && this.wanted.is_empty() && this.engine.processor().is_waiting();
+        if ticked || newly_waiting {
             this.house_keeping(time);
         }
 
         turns = turns.wrapping_add(1);
         let idle = time - last_work >= spin;
         if idle || received == 0 || turns.is_multiple_of(TURNS_PER_LOOK) {
-            let held = this.engine.processor().counters().held > 0;
+            let held = this.engine.processor().is_waiting();
             let timeout = match (idle, held) {
                 (false, _) => Duration::ZERO,
                 (true, true) => SLEEP_HELD,
@@ -289,7 +294,8 @@ impl<P: Processor<UmemFrame>> Loop<P> {
                 }
                 Command::Flows { cursor, limit, reply } => {
                     let nothing = Topology::default();
-                    let (topology, _) = self.birth.topologies.load();
+                    let (topology, new) = self.birth.topologies.load();
+                    self.tick_is_due |= new;
                     let (snapshot, _) = self.birth.snapshots.load();
                     let topology = topology.map_or(&nothing, |t| t.value());
                     let view = View { snapshot: snapshot.map(|s| s.value()), topology };

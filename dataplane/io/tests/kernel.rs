@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use margay_core::PortIndex;
-use margay_core::topology::TopologyBuilder;
+use margay_core::topology::{Port, PortKind, TopologyBuilder};
+use margay_core::{DropReason, PortIndex};
 use margay_io::xsk::UmemHandle;
 use margay_io::{AttachMode, Dataplane, DataplaneError, Role};
+use margay_policy_engine::packet::EndpointId;
 use margay_policy_engine::snapshot::Snapshot;
+use margay_wire::MacAddr;
 use support::{Far, Patch, config, frame, in_namespaces, spec, veth};
 
 const SOON: Duration = Duration::from_secs(2);
@@ -373,5 +375,52 @@ fn a_flood_loses_frames_but_no_memory() {
         let sent = frame([10, 0, 0, 1], [10, 0, 0, 2], 9);
         a.send(&sent);
         assert_eq!(b.receive(SOON).as_ref(), Some(&sent));
+    });
+}
+
+/// The agent's own worker over real devices: it answers for the gateway, and says why it drops.
+#[test]
+fn the_worker_answers_for_the_gateway_and_reports_drops() {
+    in_namespaces("the_worker_answers_for_the_gateway_and_reports_drops", |directory| {
+        veth("host0");
+        veth("a0");
+        let dataplane = Dataplane::start(config(directory)).unwrap();
+        dataplane.add_port(spec(0, "host0", Role::Host)).unwrap();
+        dataplane.add_port(spec(1, "a0", Role::Pod)).unwrap();
+        let pod_mac = MacAddr([2, 2, 0, 0, 0, 1]);
+        let our_mac = MacAddr([2, 0, 0, 0, 0, 2]);
+        let kind = PortKind::Pod { endpoint: EndpointId(7), pod_mac, addresses: vec![[10, 0, 0, 1].into()] };
+        let port = Port { index: PortIndex(1), name: "a0".to_owned(), kind, mac: our_mac, mtu: 1500 };
+        let topology = TopologyBuilder { ports: vec![port], ..TopologyBuilder::default() }.build(1);
+        dataplane.publish_topology(Arc::new(topology));
+        assert!(dataplane.wait_for_topology(1, SOON));
+
+        let pod = Far::new("a0-far");
+        let mut question = vec![0xff; 6];
+        question.extend(pod_mac.0);
+        question.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+        question.extend(pod_mac.0);
+        question.extend([10, 0, 0, 1, 0, 0, 0, 0, 0, 0, 169, 254, 1, 1]);
+        question.resize(60, 0);
+        pod.send(&question);
+        let answer = pod.receive_where(SOON, |f| f[12..14] == [8, 6] && f[21] == 2).unwrap();
+        assert_eq!(
+            (&answer[..6], &answer[6..12], &answer[22..28]),
+            (&pod_mac.0[..], &our_mac.0[..], &our_mac.0[..])
+        );
+
+        let events = dataplane.drop_events();
+        // The frame's header checksum is zero and wrong.
+        let sent = frame([10, 0, 0, 1], [10, 0, 0, 2], 1);
+        pod.send(&sent);
+        let event = events.recv_timeout(SOON).unwrap();
+        assert_eq!((event.port, event.reason), (PortIndex(1), DropReason::BadIpv4Header));
+        let deadline = Instant::now() + SOON;
+        while dataplane.counters().dropped(DropReason::BadIpv4Header) == 0 {
+            assert!(Instant::now() < deadline);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(dataplane.counters().answered, 1);
+        assert!(dataplane.is_running());
     });
 }

@@ -23,15 +23,8 @@ struct Switch {
     no_spare: Rc<Cell<u64>>,
 }
 
-impl Processor<PooledFrame> for Switch {
-    fn handle_frame(
-        &mut self,
-        _: View<'_>,
-        _: Nanos,
-        port: PortIndex,
-        frame: PooledFrame,
-        out: &mut Output<PooledFrame>,
-    ) {
+impl Switch {
+    fn one(&mut self, port: PortIndex, frame: PooledFrame, out: &mut Output<PooledFrame>) {
         self.counters.received += 1;
         match frame.data()[1] {
             0 => {
@@ -62,6 +55,21 @@ impl Processor<PooledFrame> for Switch {
         }
         self.counters.held = self.held.len() as u64;
     }
+}
+
+impl Processor<PooledFrame> for Switch {
+    fn handle_burst(
+        &mut self,
+        _: View<'_>,
+        _: Nanos,
+        port: PortIndex,
+        frames: &mut Vec<PooledFrame>,
+        out: &mut Output<PooledFrame>,
+    ) {
+        for frame in frames.drain(..) {
+            self.one(port, frame, out);
+        }
+    }
 
     fn handle_timeout(&mut self, _: View<'_>, _: Nanos, out: &mut Output<PooledFrame>) {
         for frame in self.held.drain(..) {
@@ -73,6 +81,10 @@ impl Processor<PooledFrame> for Switch {
 
     fn wanted_neighbours(&self) -> Vec<(PortIndex, IpAddr)> {
         Vec::new()
+    }
+
+    fn is_waiting(&self) -> bool {
+        !self.held.is_empty()
     }
 
     fn counters(&self) -> &Counters {

@@ -109,11 +109,16 @@ impl Far {
 
     /// Receives the next frame that carries our mark, or nothing within the time.
     pub fn receive(&self, patience: Duration) -> Option<Vec<u8>> {
+        self.receive_where(patience, is_ours)
+    }
+
+    /// Receives the next frame that is `wanted`, or nothing within the time.
+    pub fn receive_where(&self, patience: Duration, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
         let deadline = Instant::now() + patience;
         let mut buffer = vec![0u8; 65_536];
         loop {
             match recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-                Ok(count) if is_ours(&buffer[..count]) => return Some(buffer[..count].to_vec()),
+                Ok(count) if wanted(&buffer[..count]) => return Some(buffer[..count].to_vec()),
                 Ok(_) => {}
                 Err(_) if Instant::now() >= deadline => return None,
                 Err(_) => std::thread::sleep(Duration::from_micros(200)),
@@ -183,19 +188,28 @@ impl Patch {
 }
 
 impl<F: Frame> Processor<F> for Patch {
-    fn handle_frame(&mut self, _: View<'_>, _: Nanos, port: PortIndex, frame: F, out: &mut Output<F>) {
+    fn handle_burst(
+        &mut self,
+        _: View<'_>,
+        _: Nanos,
+        port: PortIndex,
+        frames: &mut Vec<F>,
+        out: &mut Output<F>,
+    ) {
         while self.hang.load(SeqCst) {
             std::thread::sleep(Duration::from_millis(10));
         }
-        self.counters.received += 1;
-        match self.pairs.get(&port) {
-            Some(to) => {
-                self.counters.forwarded += 1;
-                out.transmit.push((*to, frame));
-            }
-            None => {
-                self.counters.drops[margay_core::DropReason::NoPort as usize] += 1;
-                out.recycle.push(frame);
+        for frame in frames.drain(..) {
+            self.counters.received += 1;
+            match self.pairs.get(&port) {
+                Some(to) => {
+                    self.counters.forwarded += 1;
+                    out.transmit.push((*to, frame));
+                }
+                None => {
+                    self.counters.drops[margay_core::DropReason::NoPort as usize] += 1;
+                    out.recycle.push(frame);
+                }
             }
         }
     }
@@ -204,6 +218,10 @@ impl<F: Frame> Processor<F> for Patch {
 
     fn wanted_neighbours(&self) -> Vec<(PortIndex, IpAddr)> {
         Vec::new()
+    }
+
+    fn is_waiting(&self) -> bool {
+        false
     }
 
     fn counters(&self) -> &Counters {
