@@ -483,7 +483,7 @@ fn cni(
         .env("CNI_PATH", std::env::var_os("CNI_PATH").unwrap_or_else(|| CNI_PATH.into()))
         .env(
             "CNI_ARGS",
-            format!("K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={short};K8S_POD_UID={}", pod.uid),
+            format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={short};K8S_POD_UID={}", pod.uid),
         )
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
