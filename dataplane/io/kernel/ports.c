@@ -72,6 +72,22 @@ struct {
 	TYPE(value, u8);
 } cluster_pods SEC(".maps");
 
+/*
+ * Every program exists twice: for drivers that deliver packets in several fragments (and, with that, large MTUs), and, as NAME_plain,
+ * for those that refuse such programs.
+ */
+#define PROGRAM(name)                                                                                                          \
+	INLINE int name##_body(struct xdp_md *frame);                                                                          \
+	SEC("xdp.frags") int name(struct xdp_md *frame)                                                                        \
+	{                                                                                                                      \
+		return name##_body(frame);                                                                                     \
+	}                                                                                                                      \
+	SEC("xdp") int name##_plain(struct xdp_md *frame)                                                                      \
+	{                                                                                                                      \
+		return name##_body(frame);                                                                                     \
+	}                                                                                                                      \
+	INLINE int name##_body(struct xdp_md *frame)
+
 /* Redirects to the queue's socket while its owner lives; `otherwise` in every other case. */
 INLINE int to_socket(struct xdp_md *frame, enum xdp_action otherwise)
 {
@@ -89,18 +105,18 @@ INLINE int to_socket(struct xdp_md *frame, enum xdp_action otherwise)
 	return bpf_redirect_map(&sockets, owner->slot, otherwise);
 }
 
-SEC("xdp.frags") int pod_port(struct xdp_md *frame)
+PROGRAM(pod_port)
 {
 	return to_socket(frame, XDP_DROP);
 }
 
-SEC("xdp.frags") int host_port(struct xdp_md *frame)
+PROGRAM(host_port)
 {
 	return to_socket(frame, XDP_DROP);
 }
 
 /* Stands on a pod's device from its making until the agent takes it in. */
-SEC("xdp.frags") int closed_port(struct xdp_md *frame)
+PROGRAM(closed_port)
 {
 	(void)frame;
 	return XDP_DROP;
@@ -121,7 +137,7 @@ INLINE void map_v6(struct prefix *key, const u8 *address)
 	__builtin_memcpy(key->address, address, 16);
 }
 
-SEC("xdp.frags") int uplink(struct xdp_md *frame)
+PROGRAM(uplink)
 {
 	const u8 *data = (const u8 *)(u64)frame->data;
 	const u8 *end = (const u8 *)(u64)frame->data_end;

@@ -54,12 +54,15 @@ pub enum Role {
 }
 
 impl Role {
-    fn program(self) -> &'static str {
+    const ALL: [Self; 4] = [Self::Pod, Self::Host, Self::Uplink, Self::Closed];
+
+    /// Returns the names of the role's program, the preferred form first: for packets in fragments, and without.
+    fn programs(self) -> [&'static str; 2] {
         match self {
-            Self::Pod => "pod_port",
-            Self::Host => "host_port",
-            Self::Uplink => "uplink",
-            Self::Closed => "closed_port",
+            Self::Pod => ["pod_port", "pod_port_plain"],
+            Self::Host => ["host_port", "host_port_plain"],
+            Self::Uplink => ["uplink", "uplink_plain"],
+            Self::Closed => ["closed_port", "closed_port_plain"],
         }
     }
 }
@@ -250,14 +253,10 @@ impl Steer {
                 .map_err(|source| SteerError::BpfFs { path: directory.display().to_string(), source })?;
         }
         let mut programs = EbpfLoader::new().load(OBJECT).map_err(Box::new)?;
-        for role in [Role::Pod, Role::Host, Role::Uplink, Role::Closed] {
-            let failed = |source| SteerError::Attach {
-                program: role.program(),
-                name: "loading".to_owned(),
-                ifindex: 0,
-                source,
-            };
-            program(&mut programs, role)?.load().map_err(|e| failed(Box::new(e)))?;
+        for name in Role::ALL.iter().flat_map(|role| role.programs()) {
+            let failed =
+                |source| SteerError::Attach { program: name, name: "loading".to_owned(), ifindex: 0, source };
+            program(&mut programs, name)?.load().map_err(|e| failed(Box::new(e)))?;
         }
         let prefixes = |programs: &mut Ebpf, name: &'static str| -> Result<Prefixes, SteerError> {
             let trie = take(programs, name)?;
@@ -338,55 +337,54 @@ impl Steer {
         }
         // Links of that name on other devices: the name has moved on, so they end.
         self.detach(name);
-        let program = program(&mut self.programs, role)?;
         let deadline = Instant::now() + RELEASE_PATIENCE;
-        let mut mode = AttachMode::Native;
-        loop {
+        let forms = AttachMode::BOTH.into_iter().flat_map(|mode| role.programs().map(|form| (mode, form)));
+        let mut refused = ProgramError::NotAttached;
+        for (mode, form) in forms {
+            let program = program(&mut self.programs, form)?;
             let path = self.directory.join(mode.as_str()).join(format!("{name}@{ifindex}"));
             let pinned = |why: String| SteerError::Pin {
                 name: name.to_owned(),
                 path: path.display().to_string(),
                 why,
             };
-            match program.attach_to_if_index(ifindex, mode.flag()) {
-                Ok(id) => {
-                    let link = program.take_link(id).map_err(|e| pinned(e.to_string()))?;
-                    // A kernel without XDP links fell back to netlink; such an attachment cannot outlive us, and is refused.
-                    let link: FdLink =
-                        link.try_into().map_err(|_| pinned("the kernel has no XDP links".to_owned()))?;
-                    link.pin(&path).map_err(|e| pinned(e.to_string()))?;
-                    return Ok(mode);
-                }
-                // A link whose pin was removed a moment ago still holds the device: the kernel frees it later.
-                Err(error) if is_occupied(&error) && Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                Err(error) if mode == AttachMode::Native && !is_occupied(&error) => {
-                    mode = AttachMode::Generic
-                }
-                Err(error) => {
-                    let source = Box::new(error);
-                    return Err(SteerError::Attach {
-                        program: role.program(),
-                        name: name.to_owned(),
-                        ifindex,
-                        source,
-                    });
+            loop {
+                match program.attach_to_if_index(ifindex, mode.flag()) {
+                    Ok(id) => {
+                        let link = program.take_link(id).map_err(|e| pinned(e.to_string()))?;
+                        // A kernel without XDP links fell back to netlink; such an attachment cannot outlive us, and is refused.
+                        let link: FdLink =
+                            link.try_into().map_err(|_| pinned("the kernel has no XDP links".to_owned()))?;
+                        link.pin(&path).map_err(|e| pinned(e.to_string()))?;
+                        return Ok(mode);
+                    }
+                    // A link whose pin was removed a moment ago still holds the device: the kernel frees it later.
+                    Err(error) if is_occupied(&error) && Instant::now() < deadline => {
+                        std::thread::sleep(Duration::from_millis(5));
+                    }
+                    Err(error) => {
+                        refused = error;
+                        break;
+                    }
                 }
             }
+            if is_occupied(&refused) {
+                break;
+            }
         }
+        let [program, _] = role.programs();
+        Err(SteerError::Attach { program, name: name.to_owned(), ifindex, source: Box::new(refused) })
     }
 
     /// Exchanges the program in a pinned link; `false` when the link is dead (its device is gone) or not a link.
     fn exchange(&mut self, role: Role, path: &Path) -> bool {
-        let Ok(program) = program(&mut self.programs, role) else { return false };
-        let Ok(pinned) = PinnedLink::from_pin(path) else { return false };
-        let Ok(link) = XdpLink::try_from(FdLink::from(pinned)) else { return false };
-        // Taken out again and closed: the pin keeps the link.
-        match program.attach_to_link(link) {
-            Ok(id) => program.take_link(id).is_ok(),
-            Err(_) => false,
-        }
+        role.programs().into_iter().any(|form| {
+            let Ok(program) = program(&mut self.programs, form) else { return false };
+            let Ok(pinned) = PinnedLink::from_pin(path) else { return false };
+            let Ok(link) = XdpLink::try_from(FdLink::from(pinned)) else { return false };
+            // Taken out again and closed: the pin keeps the link.
+            program.attach_to_link(link).is_ok_and(|id| program.take_link(id).is_ok())
+        })
     }
 
     fn pin_path(&self, mode: AttachMode, name: &str, ifindex: u32) -> PathBuf {
@@ -435,15 +433,20 @@ impl Steer {
         stale.into_iter().collect()
     }
 
-    /// Returns the action (`enum xdp_action`) that the role's program takes on a frame from queue 0 of the namespace's loopback device,
-    /// without sending anything anywhere.
+    /// Returns the actions (`enum xdp_action`) that both forms of the role's program take on a frame from queue 0 of the namespace's
+    /// loopback device, without sending anything anywhere.
     ///
     /// Errors: a frame without a whole Ethernet header; no permission.
-    pub fn dry_run(&mut self, role: Role, frame: &[u8]) -> Result<io::Result<u32>, SteerError> {
-        let name = role.program();
-        let program = program(&mut self.programs, role)?;
-        let fd = program.fd().map_err(|_| SteerError::Missing(name))?;
-        Ok(crate::xsk::dry_run(fd.as_fd(), frame))
+    pub fn dry_run(&mut self, role: Role, frame: &[u8]) -> Result<io::Result<[u32; 2]>, SteerError> {
+        let mut actions = [0; 2];
+        for (action, name) in actions.iter_mut().zip(role.programs()) {
+            let fd = program(&mut self.programs, name)?.fd().map_err(|_| SteerError::Missing(name))?;
+            match crate::xsk::dry_run(fd.as_fd(), frame) {
+                Ok(value) => *action = value,
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+        Ok(Ok(actions))
     }
 
     /// Makes uplinks send us what goes to `local` and what comes from `cluster`.
@@ -461,8 +464,7 @@ fn is_occupied(error: &ProgramError) -> bool {
     matches!(error.io_error.raw_os_error(), Some(libc::EEXIST | libc::EBUSY))
 }
 
-fn program(programs: &mut Ebpf, role: Role) -> Result<&mut Xdp, SteerError> {
-    let name = role.program();
+fn program<'a>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, SteerError> {
     let program = programs.program_mut(name).ok_or(SteerError::Missing(name))?;
     program.try_into().map_err(|_| SteerError::Missing(name))
 }
