@@ -12,7 +12,8 @@ pub struct EndpointId(pub u32);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u64);
 
-/// Changes whenever the compiled table behind an endpoint and direction changes meaning; never goes back to an earlier value.
+/// Names the compiled table behind an endpoint and direction. It changes exactly when the table changes meaning, and a value never stands
+/// for two meanings: an endpoint sees an earlier value again only when it is governed by that very table again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(pub u64);
 
