@@ -14,6 +14,8 @@ pub mod protocol;
 pub mod report;
 pub mod server;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use hub::DropHub;
 pub use server::{AdminError, AdminServer};
