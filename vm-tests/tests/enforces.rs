@@ -22,7 +22,7 @@ fn on_linux_6_12_two_pods_talk_until_a_policy_denies() {
 fn two_pods(kernel: &Kernel) -> Result<(), Error> {
     let mut files = Initramfs::new()?;
     files
-        .modules(kernel, &["veth", "sch_ingress", "cls_bpf"])?
+        .modules(kernel, &["veth", "bridge"])?
         .tool("ip", "iproute2")?
         .tool("ping", "iputils-ping")?
         .tool("socat", "socat")?
