@@ -126,7 +126,7 @@ pub struct PortCounters {
     pub refused: u64,
     /// The kernel's own counters, over all queues.
     pub kernel: SocketStatistics,
-    /// Whether the device went away under us.
+    /// Whether the device went away under us; noticed when something was to be sent to it.
     pub gone: bool,
 }
 

@@ -1,7 +1,7 @@
 //! The worker's thread: spin while there is work, sleep when there is none, and say "alive" either way.
 //!
 //! Everything of a worker lives on this thread: the frame pool, the rings, the core. The control side talks to it through a channel
-//! of [`Command`]s and a waker; what it publishes outward are atomics and bounded channels. It never takes a lock that another
+//! of commands and a waker; what it publishes outward are atomics and bounded channels. It never takes a lock that another
 //! thread may hold for long, and never waits but in one place: `poll`, with a timeout far below the heartbeat's limit. The stamp comes
 //! from this very loop, so a worker that hangs falls silent and the kernel programs take over.
 
