@@ -1,20 +1,21 @@
 //! The CNI plug-in through the real protocol: the real binary, real namespaces, the distribution's `host-local`, and an agent that
 //! answers with the real server while its dataplane only takes notes.
 
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports)]
 #[path = "../src/endpoints/mod.rs"]
 mod endpoints;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use endpoints::{AttachHooks, AttachmentKey, CniServer, EndpointRecord, Registry, bind_private, serve_cni};
+use endpoints::server::CniServer;
+use endpoints::{AttachHooks, AttachmentKey, EndpointRecord, Registry, bind_private, serve_cni};
 use margay_core::PortIndex;
 use serde_json::{Value, json};
 
@@ -159,7 +160,10 @@ impl World {
             .env("CNI_CONTAINERID", id)
             .env("CNI_IFNAME", "eth0")
             .env("CNI_PATH", PLUGINS)
-            .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={id};K8S_POD_UID=u-{id}"));
+            .env(
+                "CNI_ARGS",
+                format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={id};K8S_POD_UID=u-{id}"),
+            );
         if let Some(netns) = netns {
             call.env("CNI_NETNS", Path::new("/run/netns").join(netns));
         }
@@ -199,14 +203,19 @@ impl Drop for World {
 }
 
 fn run(mut call: Command, input: &str) -> Output {
-    let mut child = call.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start");
+    let mut child =
+        call.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start");
     child.stdin.take().expect("stdin").write_all(input.as_bytes()).expect("write");
     child.wait_with_output().expect("finish")
 }
 
 fn answer(output: Output) -> Result<Value, Value> {
     let text = String::from_utf8(output.stdout).expect("text");
-    let value = if text.trim().is_empty() { Value::Null } else { serde_json::from_str(&text).expect("one JSON value") };
+    let value = if text.trim().is_empty() {
+        Value::Null
+    } else {
+        serde_json::from_str(&text).expect("one JSON value")
+    };
     if output.status.success() { Ok(value) } else { Err(value) }
 }
 
@@ -241,7 +250,8 @@ fn errors_have_the_form_and_codes_of_the_specification() {
     let full = r#"{"cniVersion":"1.0.0","name":"pods","type":"margay","ipam":{"type":"host-local"}}"#;
     let key = [("CNI_CONTAINERID", "c1"), ("CNI_IFNAME", "eth0")];
     let add = |more: &[(&str, &str)], conf: &str| {
-        let variables: Vec<(&str, &str)> = [("CNI_COMMAND", "ADD")].into_iter().chain(more.iter().copied()).collect();
+        let variables: Vec<(&str, &str)> =
+            [("CNI_COMMAND", "ADD")].into_iter().chain(more.iter().copied()).collect();
         bare(&variables, conf).expect_err("an error")
     };
     let old = add(&key, r#"{"cniVersion":"0.2.0","name":"pods","ipam":{"type":"host-local"}}"#);
@@ -270,18 +280,24 @@ fn a_pod_joins_is_checked_and_leaves() {
     assert_eq!(result["ips"][1]["address"], "fd44::2/128");
     assert_eq!(*world.notes.was_down.lock().expect("notes"), [true], "down until the agent has it");
 
-    let ours: Value = serde_json::from_str(&ip(&["-n", &world.tag, "-j", "link", "show", &host])).expect("json");
+    let ours: Value =
+        serde_json::from_str(&ip(&["-n", &world.tag, "-j", "link", "show", &host])).expect("json");
     let flags = ours[0]["flags"].to_string();
     assert!(flags.contains("NOARP") && flags.contains("\"UP\""), "{flags}");
     assert_eq!(ours[0]["address"], "ee:ee:ee:ee:ee:ee");
-    assert_eq!(ip(&["-n", &world.tag, "addr", "show", &host]).matches("inet").count(), 0, "no IP stack of its own");
+    assert_eq!(
+        ip(&["-n", &world.tag, "addr", "show", &host]).matches("inet").count(),
+        0,
+        "no IP stack of its own"
+    );
     let inside = ip(&["-n", &pod, "-6", "addr", "show", "dev", "eth0"]);
     assert!(inside.contains("fd44::2/128") && !inside.contains("tentative"), "{inside}");
     assert!(ip(&["-n", &pod, "route"]).contains("default via 169.254.1.1 dev eth0"));
     assert!(ip(&["-n", &pod, "route"]).contains("169.254.1.1 dev eth0 proto static scope link"));
     assert!(ip(&["-n", &pod, "-6", "route"]).contains("default via fe80::1 dev eth0"));
     let offloads = |netns: &str, device: &str| {
-        let output = Command::new("ip").args(["netns", "exec", netns, "ethtool", "-k", device]).output().expect("run");
+        let output =
+            Command::new("ip").args(["netns", "exec", netns, "ethtool", "-k", device]).output().expect("run");
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     let (theirs, mine) = (offloads(&pod, "eth0"), offloads(&world.tag, &host));
@@ -317,7 +333,10 @@ fn the_oldest_version_gets_results_of_its_form() {
     let world = World::new("old");
     let pod = world.pod("a");
     let result = world.cni("ADD", "a", Some(&pod), &world.conf("0.4.0")).expect("ADD");
-    assert_eq!((result["cniVersion"].clone(), result["ips"][1]["version"].clone()), (json!("0.4.0"), json!("6")));
+    assert_eq!(
+        (result["cniVersion"].clone(), result["ips"][1]["version"].clone()),
+        (json!("0.4.0"), json!("6"))
+    );
     assert!(result["interfaces"][1].get("mtu").is_none());
 }
 
@@ -329,7 +348,9 @@ fn a_failed_add_undoes_itself_in_time() {
     let world = World::new("undo");
     let pod = world.pod("a");
     let nothing_left = || {
-        assert!(world.host_ends().is_empty() && world.given_out().is_empty() && world.registered().is_empty());
+        assert!(
+            world.host_ends().is_empty() && world.given_out().is_empty() && world.registered().is_empty()
+        );
         assert!(!ip(&["-n", &pod, "link"]).contains("eth0"));
     };
     *world.notes.slow.lock().expect("notes") = Duration::from_secs(60);
@@ -349,6 +370,39 @@ fn a_failed_add_undoes_itself_in_time() {
     nothing_left();
     *world.notes.refuse.lock().expect("notes") = None;
     world.add("a", &pod).expect("ADD after all that");
+}
+
+#[test]
+fn an_agent_that_dies_in_the_middle_leaves_nothing_half_made() {
+    if skipped("an_agent_that_dies_in_the_middle_leaves_nothing_half_made") {
+        return;
+    }
+    let world = World::new("mid");
+    let pod = world.pod("a");
+    world.stop_agent();
+    // An agent that says it is ready, and is gone as soon as it has read the attachment.
+    let socket = world.directory.join("agent.sock");
+    let listener = bind_private(&socket).expect("bind");
+    let dying = thread::spawn(move || {
+        for stream in listener.incoming().map(|s| s.expect("accept")) {
+            let request: Value =
+                endpoints::protocol::read_line(&mut BufReader::new(&stream)).expect("line").expect("JSON");
+            if request["op"] == "status" {
+                let ready = json!({ "reply": "status", "default_mtu": 1420 });
+                endpoints::protocol::write_line(&mut &stream, &ready).expect("answer");
+            } else {
+                return request;
+            }
+        }
+        Value::Null
+    });
+    assert_eq!(world.add("a", &pod).expect_err("the agent died")["code"], 11);
+    let request = dying.join().expect("agent");
+    assert_eq!((request["op"].clone(), request["mtu"].clone()), (json!("attach"), json!(1420)));
+    assert_eq!(request["pod"], json!({ "namespace": "default", "name": "a", "uid": "u-a" }));
+    assert!(world.host_ends().is_empty() && world.given_out().is_empty());
+    world.start_agent();
+    world.add("a", &pod).expect("ADD once the agent is back");
 }
 
 #[test]
@@ -388,7 +442,8 @@ fn a_pod_leaves_while_the_agent_is_down() {
     let (old, new) = (world.pod("old"), world.pod("new"));
     world.add("old", &old).expect("ADD");
     world.add("kept", &new).expect("ADD");
-    let kept = world.registry().get(&AttachmentKey { container_id: "kept".into(), ifname: "eth0".into() }).cloned();
+    let kept =
+        world.registry().get(&AttachmentKey { container_id: "kept".into(), ifname: "eth0".into() }).cloned();
     world.stop_agent();
     let third = world.pod("third");
     assert_eq!(world.add("third", &third).expect_err("no agent")["code"], 11);
@@ -398,7 +453,8 @@ fn a_pod_leaves_while_the_agent_is_down() {
     assert_eq!(world.registered().len(), 2, "nobody told the list");
     world.start_agent();
     assert_eq!(world.registered(), ["kept"], "the restarted agent found the device gone");
-    let again = world.registry().get(&AttachmentKey { container_id: "kept".into(), ifname: "eth0".into() }).cloned();
+    let again =
+        world.registry().get(&AttachmentKey { container_id: "kept".into(), ifname: "eth0".into() }).cloned();
     assert_eq!(again, kept, "endpoint and port outlive a restart");
     world.add("third", &third).expect("ADD");
     let ids: BTreeSet<u32> = world.registry().records().map(|r| r.id.0).collect();

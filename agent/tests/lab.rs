@@ -73,7 +73,9 @@ impl Lab {
 
     fn command(&self, command: &str, rest: &[&str]) -> Command {
         let mut call = Command::new(env!("CARGO_BIN_EXE_margay"));
-        call.args(["lab", command, "--name", &self.name, "--labs-dir"]).arg(self.directory.join("labs")).args(rest);
+        call.args(["lab", command, "--name", &self.name, "--labs-dir"])
+            .arg(self.directory.join("labs"))
+            .args(rest);
         call
     }
 
@@ -101,7 +103,8 @@ impl Lab {
     fn pod_addresses(&self, pod: &str) -> Vec<String> {
         let status = self.status();
         let pods = status["pods"].as_array().expect("pods").iter();
-        let addresses = pods.filter(|p| p["name"] == pod).flat_map(|p| p["addresses"].as_array().expect("list").clone());
+        let addresses =
+            pods.filter(|p| p["name"] == pod).flat_map(|p| p["addresses"].as_array().expect("list").clone());
         addresses.map(|a| a.as_str().expect("text").to_owned()).collect()
     }
 
@@ -166,7 +169,10 @@ fn pods_reach_each_other_until_policy_says_otherwise() {
     let lab = Lab::new("a");
     lab.up();
     let status = lab.status();
-    assert!(status["nodes"].as_array().expect("nodes").iter().all(|n| n["agent"]["ready"] == true), "{status:#}");
+    assert!(
+        status["nodes"].as_array().expect("nodes").iter().all(|n| n["agent"]["ready"] == true),
+        "{status:#}"
+    );
     for (from, to) in [("shop/web", "shop/db"), ("shop/web", "shop/far"), ("shop/far", "shop/db")] {
         let addresses = lab.pod_addresses(to);
         assert_eq!(addresses.len(), 2, "both families: {status:#}");
@@ -176,7 +182,10 @@ fn pods_reach_each_other_until_policy_says_otherwise() {
     }
     assert_eq!(lab.exec("shop/web", &["sh", "-c", "exit 7"]).status.code(), Some(7));
     let host = lab.exec("shop/tool", &["ip", "-o", "addr", "show", "eth0"]);
-    assert!(String::from_utf8_lossy(&host.stdout).contains("172.30.0.2"), "a host-networked pod is in its node");
+    assert!(
+        String::from_utf8_lossy(&host.stdout).contains("172.30.0.2"),
+        "a host-networked pod is in its node"
+    );
 
     let db = lab.pod_addresses("shop/db").remove(0);
     let policy = lab.directory.join("manifests/closed.yaml");
@@ -234,7 +243,11 @@ fn up_after_a_crash_finishes_the_work() {
     let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("pid"));
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("kill -9");
     thread::sleep(Duration::from_millis(200));
-    assert_eq!(lab.command("status", &[]).output().expect("run").status.code(), Some(1), "a dead agent is seen");
+    assert_eq!(
+        lab.command("status", &[]).output().expect("run").status.code(),
+        Some(1),
+        "a dead agent is seen"
+    );
     lab.up();
     let db = lab.pod_addresses("shop/db").remove(0);
     assert!(lab.settles("shop/web", &db, true), "pods of a restarted agent reach each other");

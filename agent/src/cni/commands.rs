@@ -31,7 +31,11 @@ pub fn add(environment: &Environment, conf: &NetConf) -> Result<Value, Failure> 
     let pod = environment.pod()?;
     let netns_path = environment.netns()?;
     let netns = NetNs::open(netns_path).map_err(|e| {
-        Failure::new(code::CONTAINER, format!("no network namespace at {}", netns_path.display()), e.to_string())
+        Failure::new(
+            code::CONTAINER,
+            format!("no network namespace at {}", netns_path.display()),
+            e.to_string(),
+        )
     })?;
     if netns.is_current().unwrap_or(false) {
         return Err(Failure::new(
@@ -124,7 +128,9 @@ pub fn del(environment: &Environment, conf: &NetConf) -> Result<(), Failure> {
 
 fn release(environment: &Environment, conf: &NetConf, key: &AttachmentKey) -> Result<(), Failure> {
     if let Err(failure) = forget(key, conf) {
-        eprintln!("margay cni: {failure}; going on, the agent drops the endpoint when it finds the device gone");
+        eprintln!(
+            "margay cni: {failure}; going on, the agent drops the endpoint when it finds the device gone"
+        );
     }
     remove_pair(&mut Netlink::open()?, key, conf)?;
     // Last, so that nobody gets the address while the dataplane still knows it as this pod's.
@@ -135,12 +141,17 @@ fn release(environment: &Environment, conf: &NetConf, key: &AttachmentKey) -> Re
 pub fn check(environment: &Environment, conf: &NetConf) -> Result<(), Failure> {
     let key = environment.key()?;
     let previous = conf.previous.as_ref().ok_or_else(|| {
-        Failure::new(code::CONFIG, "no prevResult in the network configuration", "CHECK needs the result of ADD")
+        Failure::new(
+            code::CONFIG,
+            "no prevResult in the network configuration",
+            "CHECK needs the result of ADD",
+        )
     })?;
     let addresses: Vec<IpAddr> = previous.ips.iter().map(|net| net.addr()).collect();
     let differs = |what: String| Failure::new(code::DIFFERS, "the attachment is not as ADD left it", what);
     let name = veth::host_name(&key);
-    let host = Netlink::open()?.link(&name)?.ok_or_else(|| differs(format!("the host end {name} is gone")))?;
+    let host =
+        Netlink::open()?.link(&name)?.ok_or_else(|| differs(format!("the host end {name} is gone")))?;
     if veth::owner(&conf.name, &host).as_ref() != Some(&key) {
         return Err(differs(format!("the host end {name} belongs to somebody else")));
     }
@@ -149,14 +160,20 @@ pub fn check(environment: &Environment, conf: &NetConf) -> Result<(), Failure> {
     }
     let netns_path = environment.netns()?;
     let netns = NetNs::open(netns_path).map_err(|e| {
-        Failure::new(code::CONTAINER, format!("no network namespace at {}", netns_path.display()), e.to_string())
+        Failure::new(
+            code::CONTAINER,
+            format!("no network namespace at {}", netns_path.display()),
+            e.to_string(),
+        )
     })?;
     if let Some(difference) = netns.within(|| veth::difference(&key, &addresses))?? {
         return Err(differs(difference));
     }
     match ask(&conf.agent_socket, &Request::Check(key), QUICK) {
         Ok(Reply::Attached(record)) if addresses.iter().all(|a| record.addresses.contains(a)) => {}
-        Ok(Reply::Attached(_)) => return Err(differs("the agent knows the pod under other addresses".to_owned())),
+        Ok(Reply::Attached(_)) => {
+            return Err(differs("the agent knows the pod under other addresses".to_owned()));
+        }
         Ok(Reply::Failed { message, .. }) => return Err(differs(message)),
         Ok(other) => return Err(unexpected(&other)),
         Err(error) => return Err(unreachable(conf, &error)),
@@ -167,7 +184,11 @@ pub fn check(environment: &Environment, conf: &NetConf) -> Result<(), Failure> {
 /// Releases every attachment of this network that the runtime does not list as valid.
 pub fn gc(environment: &Environment, conf: &NetConf) -> Result<(), Failure> {
     let valid = conf.valid.as_ref().ok_or_else(|| {
-        Failure::new(code::CONFIG, "no cni.dev/valid-attachments in the network configuration", "GC needs the list")
+        Failure::new(
+            code::CONFIG,
+            "no cni.dev/valid-attachments in the network configuration",
+            "GC needs the list",
+        )
     })?;
     let valid: BTreeSet<&AttachmentKey> = valid.iter().collect();
     let mut known: BTreeSet<AttachmentKey> =
@@ -205,7 +226,9 @@ fn agent_status(conf: &NetConf) -> Result<u32, Failure> {
         Ok(Reply::Status { not_ready: Some(reason), .. }) => {
             Err(Failure::new(code::TRY_AGAIN, "the agent is not ready", reason))
         }
-        Ok(Reply::Failed { message, .. }) => Err(Failure::new(code::TRY_AGAIN, "the agent is not ready", message)),
+        Ok(Reply::Failed { message, .. }) => {
+            Err(Failure::new(code::TRY_AGAIN, "the agent is not ready", message))
+        }
         Ok(other) => Err(unexpected(&other)),
         Err(error) => Err(unreachable(conf, &error)),
     }

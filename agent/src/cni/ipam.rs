@@ -37,7 +37,8 @@ impl<'a> Ipam<'a> {
         })?;
         let mut ipam = Self { binary, version: VERSIONS[0], environment, conf };
         let answer = ipam.execute("VERSION", &json!({ "cniVersion": conf.version }))?;
-        let spoken: Vec<&str> = answer["supportedVersions"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let spoken: Vec<&str> =
+            answer["supportedVersions"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         ipam.version = VERSIONS
             .iter()
             .rev()
@@ -99,7 +100,11 @@ impl<'a> Ipam<'a> {
 
     fn execute(&self, command: &str, document: &Value) -> Result<Value, Failure> {
         let failed = |e: std::io::Error| {
-            Failure::new(code::IPAM, format!("cannot execute {} {command}", self.binary.display()), e.to_string())
+            Failure::new(
+                code::IPAM,
+                format!("cannot execute {} {command}", self.binary.display()),
+                e.to_string(),
+            )
         };
         let mut child = Command::new(&self.binary)
             .envs(self.environment.for_delegate(command))
@@ -127,7 +132,11 @@ impl<'a> Ipam<'a> {
         Err(Failure::new(
             reported.unwrap_or(code::IPAM),
             format!("the IPAM plug-in {:?} failed at {command}", self.conf.ipam),
-            if details.is_empty() { format!("{message} ({})", output.status) } else { format!("{message}: {details}") },
+            if details.is_empty() {
+                format!("{message} ({})", output.status)
+            } else {
+                format!("{message}: {details}")
+            },
         ))
     }
 }

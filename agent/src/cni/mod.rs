@@ -31,9 +31,11 @@ const LONGEST_CONFIG: u64 = 16 << 20;
 
 /// Arguments of `margay cni`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "The container runtime calls this: parameters come in the environment (CNI_COMMAND, CNI_CONTAINERID, \
+#[command(
+    after_help = "The container runtime calls this: parameters come in the environment (CNI_COMMAND, CNI_CONTAINERID, \
 CNI_NETNS, CNI_IFNAME, CNI_ARGS, CNI_PATH) and as a network configuration on standard input.\n\nExample:\n  \
-CNI_COMMAND=VERSION margay cni </dev/null")]
+CNI_COMMAND=VERSION margay cni </dev/null"
+)]
 pub struct CniArgs {}
 
 /// Answers one call of the container runtime.

@@ -25,8 +25,6 @@ const ATTACH_SECONDS: u64 = 10;
 pub mod code {
     /// Incompatible CNI version.
     pub const VERSION: u32 = 1;
-    /// A field of the configuration is not supported.
-    pub const FIELD: u32 = 2;
     /// The container is unknown or does not exist.
     pub const CONTAINER: u32 = 3;
     /// An environment variable is missing or wrong.
@@ -101,7 +99,12 @@ impl Environment {
     /// Takes the process's own.
     pub fn of_process() -> Self {
         let text = |s: std::ffi::OsString| s.to_string_lossy().into_owned();
-        Self(std::env::vars_os().map(|(k, v)| (text(k), text(v))).filter(|(k, _)| k.starts_with("CNI_")).collect())
+        Self(
+            std::env::vars_os()
+                .map(|(k, v)| (text(k), text(v)))
+                .filter(|(k, _)| k.starts_with("CNI_"))
+                .collect(),
+        )
     }
 
     fn get(&self, name: &str) -> Option<&str> {
@@ -122,18 +125,25 @@ impl Environment {
     /// Returns `CNI_CONTAINERID` and `CNI_IFNAME`, both checked as the specification asks.
     pub fn key(&self) -> Result<AttachmentKey, Failure> {
         let (id, ifname) = (self.required("CNI_CONTAINERID")?, self.required("CNI_IFNAME")?);
-        let wrong = |what: &str, why: &str| Failure::new(code::ENVIRONMENT, format!("{what} is not valid"), why);
+        let wrong =
+            |what: &str, why: &str| Failure::new(code::ENVIRONMENT, format!("{what} is not valid"), why);
         if !id.starts_with(|c: char| c.is_ascii_alphanumeric())
             || !id.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
         {
-            return Err(wrong("CNI_CONTAINERID", "it starts with a letter or digit and goes on with those, '_', '.', '-'"));
+            return Err(wrong(
+                "CNI_CONTAINERID",
+                "it starts with a letter or digit and goes on with those, '_', '.', '-'",
+            ));
         }
         if ifname.len() > 15
             || ifname == "."
             || ifname == ".."
             || ifname.chars().any(|c| c.is_whitespace() || "/:".contains(c))
         {
-            return Err(wrong("CNI_IFNAME", "an interface name has at most 15 characters, no '/', ':' or space"));
+            return Err(wrong(
+                "CNI_IFNAME",
+                "an interface name has at most 15 characters, no '/', ':' or space",
+            ));
         }
         Ok(AttachmentKey { container_id: id.to_owned(), ifname: ifname.to_owned() })
     }
@@ -162,7 +172,11 @@ impl Environment {
                 )
             })
         };
-        Ok(PodRef { namespace: required("K8S_POD_NAMESPACE")?, name: required("K8S_POD_NAME")?, uid: text("K8S_POD_UID") })
+        Ok(PodRef {
+            namespace: required("K8S_POD_NAMESPACE")?,
+            name: required("K8S_POD_NAME")?,
+            uid: text("K8S_POD_UID"),
+        })
     }
 
     /// Returns the variables for a delegate that is to do `command`.
@@ -250,7 +264,9 @@ impl NetConf {
         };
         let document: serde_json::Map<String, Value> = serde_json::from_slice(text).map_err(undecodable)?;
         let raw: RawConf = serde_json::from_value(Value::Object(document.clone())).map_err(undecodable)?;
-        let wrong = |what: &str, how: &str| Failure::new(code::CONFIG, format!("{what} in the network configuration"), how);
+        let wrong = |what: &str, how: &str| {
+            Failure::new(code::CONFIG, format!("{what} in the network configuration"), how)
+        };
         let version = raw.cni_version.unwrap_or_else(|| "0.1.0".to_owned());
         if !VERSIONS.contains(&version.as_str()) {
             return Err(Failure::new(
@@ -259,23 +275,30 @@ impl NetConf {
                 format!("set cniVersion to one of {}", VERSIONS.join(", ")),
             ));
         }
-        let name = raw.name.filter(|n| !n.is_empty()).ok_or_else(|| wrong("no name", "every CNI network has one"))?;
+        let name = raw
+            .name
+            .filter(|n| !n.is_empty())
+            .ok_or_else(|| wrong("no name", "every CNI network has one"))?;
         if name.len() > 128
             || !name.starts_with(|c: char| c.is_ascii_alphanumeric())
             || !name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
         {
-            return Err(wrong("bad name", "letters, digits, '_', '.', '-', at most 128, the first a letter or digit"));
+            return Err(wrong(
+                "bad name",
+                "letters, digits, '_', '.', '-', at most 128, the first a letter or digit",
+            ));
         }
-        let ipam = raw
-            .ipam
-            .and_then(|ipam| ipam.r#type)
-            .filter(|t| !t.is_empty())
-            .ok_or_else(|| wrong("no ipam.type", "name the plug-in that gives out addresses, such as host-local"))?;
+        let ipam = raw.ipam.and_then(|ipam| ipam.r#type).filter(|t| !t.is_empty()).ok_or_else(|| {
+            wrong("no ipam.type", "name the plug-in that gives out addresses, such as host-local")
+        })?;
         if ipam.contains('/') {
             return Err(wrong("ipam.type with a path", "it is looked up in CNI_PATH: give its bare name"));
         }
         if raw.mtu != 0 && !(1280..=65_535).contains(&raw.mtu) {
-            return Err(wrong("mtu out of range", "0 asks the agent; else 1280 (the least for IPv6) to 65535"));
+            return Err(wrong(
+                "mtu out of range",
+                "0 asks the agent; else 1280 (the least for IPv6) to 65535",
+            ));
         }
         let seconds = raw.attach_timeout_seconds.unwrap_or(ATTACH_SECONDS);
         if !(1..=110).contains(&seconds) {
@@ -283,7 +306,9 @@ impl NetConf {
         }
         let previous = raw.prev_result.map(CniResult::parse).transpose()?;
         let keys = |list: Vec<RawAttachment>| {
-            list.into_iter().map(|a| AttachmentKey { container_id: a.container_id, ifname: a.ifname }).collect()
+            list.into_iter()
+                .map(|a| AttachmentKey { container_id: a.container_id, ifname: a.ifname })
+                .collect()
         };
         Ok(Self {
             version,
@@ -299,13 +324,11 @@ impl NetConf {
     }
 }
 
-/// What a plug-in reports: interfaces, addresses, routes; what is not ours passes through.
+/// What we need of another plug-in's result. Routes are not among it: whatever the delegate asks for leads to the one gateway.
 #[derive(Clone, Debug, Default)]
 pub struct CniResult {
-    /// Addresses, with the gateway the delegate names.
+    /// Addresses, with the prefix length that the delegate names.
     pub ips: Vec<IpNet>,
-    /// Routes beyond the default that the delegate asks for.
-    pub routes: Vec<IpNet>,
     /// DNS settings, passed on as they are.
     pub dns: Option<Value>,
 }
@@ -317,30 +340,26 @@ impl CniResult {
         struct Raw {
             #[serde(default)]
             ips: Vec<RawIp>,
-            #[serde(default)]
-            routes: Vec<RawRoute>,
             dns: Option<Value>,
         }
         #[derive(Deserialize)]
         struct RawIp {
             address: IpNet,
         }
-        #[derive(Deserialize)]
-        struct RawRoute {
-            dst: IpNet,
-        }
         let raw: Raw = serde_json::from_value(value)
             .map_err(|e| Failure::new(code::DECODE, "a plug-in's result cannot be decoded", e.to_string()))?;
-        Ok(Self {
-            ips: raw.ips.into_iter().map(|ip| ip.address).collect(),
-            routes: raw.routes.into_iter().map(|route| route.dst).collect(),
-            dns: raw.dns,
-        })
+        Ok(Self { ips: raw.ips.into_iter().map(|ip| ip.address).collect(), dns: raw.dns })
     }
 }
 
 /// What ADD reports under `version`.
-pub fn add_answer(version: &str, ends: &Ends<'_>, ips: &[IpAddr], gateways: &[IpAddr], dns: Option<&Value>) -> Value {
+pub fn add_answer(
+    version: &str,
+    ends: &Ends<'_>,
+    ips: &[IpAddr],
+    gateways: &[IpAddr],
+    dns: Option<&Value>,
+) -> Value {
     let interface = |name: &str, mac: MacAddr, sandbox: Option<&Path>| {
         let mut interface = json!({ "name": name, "mac": mac.to_string() });
         if let Some(sandbox) = sandbox {
@@ -403,8 +422,7 @@ mod tests {
     use super::*;
 
     fn conf(edit: impl FnOnce(&mut Value)) -> Result<NetConf, Failure> {
-        let mut document =
-            json!({ "cniVersion": "1.1.0", "name": "pods", "type": "margay", "ipam": { "type": "host-local" } });
+        let mut document = json!({ "cniVersion": "1.1.0", "name": "pods", "type": "margay", "ipam": { "type": "host-local" } });
         edit(&mut document);
         NetConf::parse(document.to_string().as_bytes())
     }
@@ -437,7 +455,15 @@ mod tests {
             Environment(pairs.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect()).key()
         };
         assert!(key("abc-1.2_3", "eth0").is_ok());
-        for (id, ifname) in [("", "eth0"), ("../x", "eth0"), ("a b", "eth0"), ("a", ""), ("a", "a/b"), ("a", "abcdefghijklmnop"), ("a", "..")] {
+        for (id, ifname) in [
+            ("", "eth0"),
+            ("../x", "eth0"),
+            ("a b", "eth0"),
+            ("a", ""),
+            ("a", "a/b"),
+            ("a", "abcdefghijklmnop"),
+            ("a", ".."),
+        ] {
             assert_eq!(key(id, ifname).expect_err("invalid").code, code::ENVIRONMENT, "{id:?} {ifname:?}");
         }
     }

@@ -97,7 +97,10 @@ pub fn configure_pod_end(ifname: &str, addresses: &[IpAddr]) -> Result<(), NetEr
         sysctl::set_if_present(&["ipv6", "conf", ifname, setting], value)?;
     }
     // GRO gives the pod end its receive queue's NAPI context, which is what lets the dataplane's XDP transmissions reach it.
-    ethtool::set_features(ifname, &[("rx-gro", true), ("rx-vlan-hw-parse", false), ("tx-vlan-hw-insert", false)])?;
+    ethtool::set_features(
+        ifname,
+        &[("rx-gro", true), ("rx-vlan-hw-parse", false), ("tx-vlan-hw-insert", false)],
+    )?;
     for address in addresses {
         netlink.add_address(index, IpNet::from(*address))?;
     }
@@ -122,7 +125,12 @@ pub fn difference(key: &AttachmentKey, addresses: &[IpAddr]) -> Result<Option<St
         return Ok(Some(format!("the interface {} is down", key.ifname)));
     }
     if link.mac != pod_mac(key) {
-        return Ok(Some(format!("the interface {} has the address {}, not {}", key.ifname, link.mac, pod_mac(key))));
+        return Ok(Some(format!(
+            "the interface {} has the address {}, not {}",
+            key.ifname,
+            link.mac,
+            pod_mac(key)
+        )));
     }
     let present = netlink.addresses(link.index)?;
     if let Some(missing) = addresses.iter().find(|a| !present.iter().any(|p| p.addr() == **a)) {

@@ -14,5 +14,5 @@ pub mod registry;
 pub mod server;
 
 pub use protocol::{Attach, AttachmentKey, PodRef, Reply, Request};
-pub use registry::{EndpointRecord, Registry, RegistryError};
-pub use server::{AttachHooks, CniServer, bind_private, serve_cni};
+pub use registry::{EndpointRecord, Registry};
+pub use server::{AttachHooks, bind_private, serve_cni};

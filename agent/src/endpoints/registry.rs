@@ -269,3 +269,81 @@ mod port_number {
         u16::deserialize(deserializer).map(PortIndex)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// An attachment whose device is this machine's loopback, which always exists, or one that never does.
+    fn attach(id: &str, address: &str, device: (&str, u32)) -> Attach {
+        Attach {
+            key: AttachmentKey { container_id: id.to_owned(), ifname: "eth0".to_owned() },
+            network: "pods".to_owned(),
+            netns: "/run/netns/none".to_owned(),
+            pod: PodRef { namespace: "default".to_owned(), name: id.to_owned(), uid: None },
+            host_ifname: device.0.to_owned(),
+            host_ifindex: device.1,
+            pod_mac: MacAddr([2; 6]),
+            host_mac: MacAddr([0xee; 6]),
+            addresses: vec![address.parse().expect("address")],
+            mtu: 1500,
+            timeout_ms: 1000,
+        }
+    }
+
+    const ALIVE: (&str, u32) = ("lo", 1);
+    const GONE: (&str, u32) = ("lo", 999_999);
+
+    fn file() -> (PathBuf, PathBuf) {
+        let directory = std::env::temp_dir().join(format!(
+            "mgreg{}-{:?}",
+            std::process::id(),
+            std::thread::current().id()
+        ));
+        (directory.join("endpoints.json"), directory)
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_by_its_owner_alone() {
+        let (path, directory) = file();
+        let mut registry = Registry::open(&path, PortIndex(4)).expect("open");
+        let (a, _) = registry.insert(&attach("a", "10.0.0.1", ALIVE)).expect("a");
+        let (b, _) = registry.insert(&attach("b", "10.0.0.2", ALIVE)).expect("b");
+        assert_eq!((a.port, b.port, a.id == b.id), (PortIndex(4), PortIndex(5), false));
+        registry.remove(&a.key).expect("remove");
+        let (c, _) = registry.insert(&attach("c", "10.0.0.3", ALIVE)).expect("c");
+        assert_eq!(c.port, PortIndex(4), "a port is free after release");
+        assert!(c.id > b.id, "an endpoint id is not");
+        let again = Registry::open(&path, PortIndex(4)).expect("open again");
+        assert!(again.records().eq([&b, &c]));
+        assert_eq!(fs::metadata(&path).expect("file").permissions().mode() & 0o777, 0o600);
+        fs::remove_dir_all(directory).expect("clean up");
+    }
+
+    #[test]
+    fn an_address_has_one_living_owner() {
+        let (path, directory) = file();
+        let mut registry = Registry::open(&path, PortIndex(4)).expect("open");
+        registry.insert(&attach("a", "10.0.0.1", ALIVE)).expect("a");
+        let error = registry.insert(&attach("b", "10.0.0.1", ALIVE)).expect_err("taken");
+        assert!(matches!(error, RegistryError::AddressTaken { .. }), "{error}");
+        let (gone, _) = registry.insert(&attach("c", "10.0.0.2", GONE)).expect("c");
+        let (_, dropped) = registry.insert(&attach("d", "10.0.0.2", ALIVE)).expect("its device is gone");
+        assert_eq!(dropped, [gone]);
+        fs::remove_dir_all(directory).expect("clean up");
+    }
+
+    #[test]
+    fn a_foreign_file_is_left_alone_and_named() {
+        let (path, directory) = file();
+        fs::create_dir_all(&directory).expect("folder");
+        for text in ["", "{", r#"{"format":2,"next_endpoint":1,"endpoints":[]}"#] {
+            fs::write(&path, text).expect("write");
+            let error = Registry::open(&path, PortIndex(4)).expect_err("not ours").to_string();
+            assert!(error.contains("endpoints.json") && error.contains("move it away"), "{error}");
+            assert_eq!(fs::read_to_string(&path).expect("read"), text);
+        }
+        fs::remove_dir_all(directory).expect("clean up");
+    }
+}

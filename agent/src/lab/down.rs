@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, umount2};
 
+use super::LabError;
 use super::journal::{self, Entry};
 use super::process::{self, Process};
 use super::state::Paths;
-use super::LabError;
 use crate::net::netns;
 
 /// Ends the processes, unmounts, removes the namespaces and the folder.
@@ -26,7 +26,9 @@ pub fn down(paths: &Paths) -> Result<(), LabError> {
         .collect();
     let bound: Vec<PathBuf> = entries
         .iter()
-        .filter_map(|e| if let Entry::Netns { name } = e { Some(Path::new(netns::NAMED).join(name)) } else { None })
+        .filter_map(|e| {
+            if let Entry::Netns { name } = e { Some(Path::new(netns::NAMED).join(name)) } else { None }
+        })
         .collect();
     left.extend(process::end(&agents));
     left.extend(process::end(&process::inside(bound.iter().map(PathBuf::as_path))));

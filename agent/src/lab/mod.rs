@@ -49,11 +49,15 @@ enum LabCommand {
     #[command(after_help = "Example:\n  margay lab up --manifests examples/shop --nodes 2")]
     Up(UpArgs),
     /// Run a command inside a pod (or, with --node, inside a node)
-    #[command(after_help = "Examples:\n  margay lab exec shop/web -- ping -c 3 10.244.2.2\n  margay lab exec --node node1 -- ip route\n\n\
-The exit code is the command's own.")]
+    #[command(
+        after_help = "Examples:\n  margay lab exec shop/web -- ping -c 3 10.244.2.2\n  margay lab exec --node node1 -- ip route\n\n\
+The exit code is the command's own."
+    )]
     Exec(ExecArgs),
     /// Nodes and pods, and whether they live
-    #[command(after_help = "Example:\n  margay lab status -o json | jq '.pods[].addresses'\n\nExit code 1 when an agent is dead or not ready.")]
+    #[command(
+        after_help = "Example:\n  margay lab status -o json | jq '.pods[].addresses'\n\nExit code 1 when an agent is dead or not ready."
+    )]
     Status(StatusArgs),
     /// Take everything away again, also what a crash left behind
     #[command(after_help = "Example:\n  margay lab down")]
@@ -257,7 +261,10 @@ fn running(which: &Which) -> Result<(Paths, LabState), LabError> {
     let paths = which.paths()?;
     match LabState::load(&paths)? {
         Some(state) => Ok((paths, state)),
-        None => Err(LabError::Input(format!("no lab called {} is running; start it with `margay lab up`", paths.lab))),
+        None => Err(LabError::Input(format!(
+            "no lab called {} is running; start it with `margay lab up`",
+            paths.lab
+        ))),
     }
 }
 
@@ -289,7 +296,8 @@ fn status(args: &StatusArgs) -> Result<ExitCode, LabError> {
     let mut nodes = Vec::new();
     for (name, node) in &state.nodes {
         let alive = node.agent.is_some_and(process::Process::is_alive);
-        let trouble = if alive { up::agent_trouble(&paths, name) } else { Some("the agent is not running".to_owned()) };
+        let trouble =
+            if alive { up::agent_trouble(&paths, name) } else { Some("the agent is not running".to_owned()) };
         healthy &= trouble.is_none();
         nodes.push(json!({
             "name": name, "netns": node.netns, "addresses": node.addresses, "podCIDRs": node.pod_cidrs,
@@ -308,13 +316,21 @@ fn status(args: &StatusArgs) -> Result<ExitCode, LabError> {
         })
         .collect();
     if args.output == Output::Json {
-        println!("{:#}", json!({ "lab": paths.lab, "stateDir": paths.directory, "nodes": nodes, "pods": pods }));
+        println!(
+            "{:#}",
+            json!({ "lab": paths.lab, "stateDir": paths.directory, "nodes": nodes, "pods": pods })
+        );
     } else {
         println!("{:<20} {:<8} {:<10} ADDRESSES", "NODE", "AGENT", "READY");
         for node in &nodes {
             let text = |v: &serde_json::Value| v.as_str().map(str::to_owned).unwrap_or_else(|| v.to_string());
-            let ready = if node["agent"]["ready"] == true { "yes".to_owned() } else { text(&node["agent"]["trouble"]) };
-            let agent = if node["agent"]["alive"] == true { text(&node["agent"]["pid"]) } else { "dead".to_owned() };
+            let ready = if node["agent"]["ready"] == true {
+                "yes".to_owned()
+            } else {
+                text(&node["agent"]["trouble"])
+            };
+            let agent =
+                if node["agent"]["alive"] == true { text(&node["agent"]["pid"]) } else { "dead".to_owned() };
             println!("{:<20} {agent:<8} {ready:<10} {}", text(&node["name"]), joined(&node["addresses"]));
         }
         println!("\n{:<32} {:<20} {:<8} ADDRESSES", "POD", "NODE", "STATE");

@@ -56,10 +56,8 @@ pub fn read(directory: &Path) -> Result<Wanted, LabError> {
     let mut wanted = Wanted::default();
     for file in files {
         let Ok(text) = fs::read_to_string(&file) else { continue };
-        for document in split_documents(&text, &file.to_string_lossy()) {
-            if let Ok((value, _)) = document {
-                wanted.take(&value)?;
-            }
+        for (value, _) in split_documents(&text, &file.to_string_lossy()).into_iter().flatten() {
+            wanted.take(&value)?;
         }
     }
     Ok(wanted)
@@ -121,7 +119,11 @@ impl Wanted {
                 if addresses.is_empty() || pod_cidrs.is_empty() {
                     return Err(LabError::Input(format!(
                         "Node {name} has no {}; give it one, or remove the Node manifest and let the lab make its nodes up",
-                        if addresses.is_empty() { "status.addresses of type InternalIP" } else { "spec.podCIDRs" }
+                        if addresses.is_empty() {
+                            "status.addresses of type InternalIP"
+                        } else {
+                            "spec.podCIDRs"
+                        }
                     )));
                 }
                 self.nodes.insert(name.to_owned(), WantedNode { addresses, pod_cidrs });
@@ -140,15 +142,19 @@ impl Wanted {
                 self.nodes.len()
             )));
         }
-        let mut nodes: BTreeMap<_, _> = self.nodes.iter().map(|(n, node)| (n.clone(), (node.clone(), false))).collect();
-        let names = (1u8..=250).map(|i| (format!("node{i}"), i)).filter(|(name, _)| !self.nodes.contains_key(name));
+        let mut nodes: BTreeMap<_, _> =
+            self.nodes.iter().map(|(n, node)| (n.clone(), (node.clone(), false))).collect();
+        let names =
+            (1u8..=250).map(|i| (format!("node{i}"), i)).filter(|(name, _)| !self.nodes.contains_key(name));
         for (name, i) in names.take(count - self.nodes.len()) {
             nodes.insert(name, (made_up(i), true));
         }
         let mut taken = BTreeSet::new();
         for (name, (node, _)) in &nodes {
             if let Some(address) = node.addresses.iter().find(|a| !taken.insert(**a)) {
-                return Err(LabError::Input(format!("Node {name} has the address {address} of another node")));
+                return Err(LabError::Input(format!(
+                    "Node {name} has the address {address} of another node"
+                )));
             }
         }
         Ok(nodes)
@@ -269,7 +275,10 @@ status: {addresses: [{type: InternalIP, address: 172.30.0.9}]}
         let wanted = wanted(text).expect("plan");
         assert_eq!(wanted.all_nodes(None).expect("nodes").len(), 1);
         let two = wanted.all_nodes(Some(2)).expect("nodes");
-        assert_eq!(two.iter().map(|(n, (_, made_up))| (n.as_str(), *made_up)).collect::<Vec<_>>(), [("big", false), ("node1", true)]);
+        assert_eq!(
+            two.iter().map(|(n, (_, made_up))| (n.as_str(), *made_up)).collect::<Vec<_>>(),
+            [("big", false), ("node1", true)]
+        );
         assert!(wanted.all_nodes(Some(0)).is_err());
     }
 

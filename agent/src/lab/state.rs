@@ -112,7 +112,9 @@ impl LabState {
     pub fn load(paths: &Paths) -> Result<Option<Self>, LabError> {
         let path = paths.directory.join("lab.json");
         match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|e| LabError::file("read", path, e.into())),
+            Ok(text) => {
+                serde_json::from_slice(&text).map(Some).map_err(|e| LabError::file("read", path, e.into()))
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(LabError::file("read", path, e)),
         }

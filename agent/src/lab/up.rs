@@ -19,11 +19,11 @@ use margay_wire::MacAddr;
 use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
 
+use super::LabError;
 use super::journal::{Entry, Journal};
 use super::plan::{Wanted, WantedNode, netns_name, node_manifest};
 use super::process::{self, Process};
 use super::state::{LabState, NodeState, Paths, PodState, replace};
-use super::LabError;
 use crate::endpoints::protocol::ask;
 use crate::endpoints::{Reply, Request};
 use crate::net::netns::{self, NetNs};
@@ -123,7 +123,8 @@ fn make_nodes(
             let mut netlink = Netlink::open()?;
             let mac = |end: &str| mac_of(&format!("{}/{name}/{end}", paths.lab));
             let ours = VethEnd { name: &port, mac: mac("wire"), netns: None, no_arp: false };
-            let theirs = VethEnd { name: UPLINK, mac: mac("node"), netns: Some(netns.as_fd()), no_arp: false };
+            let theirs =
+                VethEnd { name: UPLINK, mac: mac("node"), netns: Some(netns.as_fd()), no_arp: false };
             netlink.add_veth(&ours, &theirs, options.wire_mtu)?;
             let bridge = netlink.existing("wire")?.index;
             let index = netlink.existing(&port)?.index;
@@ -283,10 +284,8 @@ fn start_agents(
                 log: paths.log(name),
                 tail: tail(&fs::read_to_string(paths.log(name)).unwrap_or_default()),
             };
-            if let Some(child) = children.get_mut(name) {
-                if let Ok(Some(status)) = child.try_wait() {
-                    return Err(failed(format!("has ended ({status})")));
-                }
+            if let Some(Ok(Some(status))) = children.get_mut(name).map(Child::try_wait) {
+                return Err(failed(format!("has ended ({status})")));
             }
             let Some(trouble) = agent_trouble(paths, name) else { break };
             if Instant::now() > deadline {
@@ -362,8 +361,12 @@ fn join_pods(
     options: &Options,
     journal: &mut Journal,
 ) -> Result<(), LabError> {
-    let waiting: Vec<(String, PodState)> =
-        state.pods.iter().filter(|(_, pod)| !pod.joined).map(|(name, pod)| (name.clone(), pod.clone())).collect();
+    let waiting: Vec<(String, PodState)> = state
+        .pods
+        .iter()
+        .filter(|(_, pod)| !pod.joined)
+        .map(|(name, pod)| (name.clone(), pod.clone()))
+        .collect();
     for (_, pod) in &waiting {
         journal.note(&Entry::Netns { name: pod.netns.clone() })?;
         netns::create(&pod.netns)?;
@@ -423,7 +426,10 @@ fn join(
         let (ok, answer) = cni(paths, "ADD", name, pod, node, asked)?;
         if ok {
             let ips = answer["ips"].as_array().into_iter().flatten();
-            return Ok(ips.filter_map(|ip| ip["address"].as_str()?.parse::<IpNet>().ok()).map(|n| n.addr()).collect());
+            return Ok(ips
+                .filter_map(|ip| ip["address"].as_str()?.parse::<IpNet>().ok())
+                .map(|n| n.addr())
+                .collect());
         }
         if answer["code"] != 11 || Instant::now() > deadline {
             let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
@@ -464,7 +470,8 @@ fn cni(
 ) -> Result<(bool, Value), LabError> {
     let (namespace, short) = name.split_once('/').unwrap_or(("default", name));
     let ranges: Vec<Value> = node.pod_cidrs.iter().map(|cidr| json!([{ "subnet": cidr }])).collect();
-    let fixed: Vec<&IpAddr> = asked.iter().filter(|a| node.pod_cidrs.iter().any(|cidr| cidr.contains(*a))).collect();
+    let fixed: Vec<&IpAddr> =
+        asked.iter().filter(|a| node.pod_cidrs.iter().any(|cidr| cidr.contains(*a))).collect();
     let mut conf = json!({
         "cniVersion": "1.1.0", "name": "lab", "type": "margay",
         "agentSocket": paths.run_dir(&pod.node).join("agent.sock"),
@@ -483,7 +490,10 @@ fn cni(
         .env("CNI_PATH", std::env::var_os("CNI_PATH").unwrap_or_else(|| CNI_PATH.into()))
         .env(
             "CNI_ARGS",
-            format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={short};K8S_POD_UID={}", pod.uid),
+            format!(
+                "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={short};K8S_POD_UID={}",
+                pod.uid
+            ),
         )
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

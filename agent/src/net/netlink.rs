@@ -133,12 +133,7 @@ impl Netlink {
     }
 
     /// Makes a veth pair, both ends down. Fails with `EEXIST` when either name is taken, in one step: whoever succeeds owns the pair.
-    pub fn add_veth(
-        &mut self,
-        ours: &VethEnd<'_>,
-        theirs: &VethEnd<'_>,
-        mtu: u32,
-    ) -> Result<(), NetError> {
+    pub fn add_veth(&mut self, ours: &VethEnd<'_>, theirs: &VethEnd<'_>, mtu: u32) -> Result<(), NetError> {
         let end = |end: &VethEnd<'_>| {
             let mut message = LinkMessage::default();
             if end.no_arp {

@@ -79,7 +79,9 @@ impl Netlink {
     pub fn delete_route(&mut self, route: &NodeRoute) -> Result<(), NetError> {
         match self.request(RouteNetlinkMessage::DelRoute(route.message()), NLM_F_ACK) {
             Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(()),
-            other => other.map(drop).map_err(|e| NetError::new(format!("remove the route {}", route.destination), e)),
+            other => other
+                .map(drop)
+                .map_err(|e| NetError::new(format!("remove the route {}", route.destination), e)),
         }
     }
 }
