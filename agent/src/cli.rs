@@ -35,7 +35,9 @@ pub enum Command {
     #[command(after_long_help = EXPLAIN_HELP)]
     Explain(ExplainArgs),
     /// The health of the running node: policy, ports, pods, drops, problems
-    #[command(after_long_help = "Example:\n  margay status -o json | jq .problems\n\nExit code 1 when the node is not ready, 4 when no agent answers.")]
+    #[command(
+        after_long_help = "Example:\n  margay status -o json | jq .problems\n\nExit code 1 when the node is not ready, 4 when no agent answers."
+    )]
     Status(AskArgs),
     /// The live flows of the running node, with the rules that let them pass
     #[command(after_long_help = "Example:\n  margay flows --pod shop/web --port 443")]
@@ -241,7 +243,8 @@ fn simulate_command(args: SimulateArgs) -> ExitCode {
 }
 
 fn explain_command(args: ExplainArgs) -> ExitCode {
-    let ExplainArgs { from, to, protocol, port, sport, icmp, family, manifests, endpoint_to_host, ask } = args;
+    let ExplainArgs { from, to, protocol, port, sport, icmp, family, manifests, endpoint_to_host, ask } =
+        args;
     let probe = Probe { from, to, protocol, port, sport, icmp, family };
     if manifests.is_empty() {
         return finish(client::explain(&ask.socket, probe, ask.format));

@@ -18,13 +18,21 @@ fn every_recipe_answers_as_expected_by_both_engines() {
         }
         recipes += 1;
         let probes = recipe.join("probes.jsonl");
-        let output = simulate(&[recipes_folder().join("cluster.yaml"), recipe.clone()], &probes, &["--engine", "both"]);
+        let output = simulate(
+            &[recipes_folder().join("cluster.yaml"), recipe.clone()],
+            &probes,
+            &["--engine", "both"],
+        );
         let expected = lines(&fs::read(recipe.join("expected.jsonl")).unwrap());
         let probes = lines(&fs::read(&probes).unwrap());
         let answers = lines(&output.stdout);
         assert_eq!(answers.len(), expected.len(), "{}: {}", recipe.display(), text(&output.stderr));
         for ((probe, answer), expected) in probes.iter().zip(&answers).zip(&expected) {
-            assert!(contains(answer, expected), "{}\n probe    {probe}\n answer   {answer}\n expected {expected}", recipe.display());
+            assert!(
+                contains(answer, expected),
+                "{}\n probe    {probe}\n answer   {answer}\n expected {expected}",
+                recipe.display()
+            );
         }
         assert_eq!(output.status.code(), Some(0), "{}: {}", recipe.display(), text(&output.stderr));
     }
@@ -44,7 +52,9 @@ fn probe_on_standard_input_is_answered_at_once() {
     let mut stdin = child.stdin.take().unwrap();
     let mut answers = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
     for _ in 0..2 {
-        stdin.write_all(b"{\"from\":\"shop/web\",\"to\":\"shop/db\",\"protocol\":6,\"port\":5432}\n").unwrap();
+        stdin
+            .write_all(b"{\"from\":\"shop/web\",\"to\":\"shop/db\",\"protocol\":6,\"port\":5432}\n")
+            .unwrap();
         let answer: Value = serde_json::from_str(&answers.next().unwrap().unwrap()).unwrap();
         assert_eq!(answer["verdict"], "allow");
     }
@@ -98,7 +108,7 @@ not json
 #[test]
 fn wrong_manifest_is_named_and_fails_the_run_unless_lenient() {
     let folder = tempfile::tempdir().unwrap();
-    let policy = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: bad, namespace: shop}\nspec:\n  podSelector: {}\n  ingress:\n  - ports: [{port: 70000}]\n";
+    let policy = "apiVersion: projectcalico.org/v3\nkind: NetworkPolicy\nmetadata: {name: bad, namespace: shop}\nspec:\n  types: [Ingress]\n  ingress:\n  - {action: Allow, protocol: TCP, destination: {ports: [70000]}}\n";
     fs::write(folder.path().join("bad.yaml"), format!("# a comment\n---\n{policy}")).unwrap();
     let manifests = [recipes_folder().join("cluster.yaml"), folder.path().to_owned()];
     let probe = "{\"from\":\"shop/web\",\"to\":\"shop/db\",\"protocol\":\"TCP\",\"port\":5432}\n";
@@ -107,7 +117,7 @@ fn wrong_manifest_is_named_and_fails_the_run_unless_lenient() {
     // Closed, not open: what cannot be understood may narrow access, never widen it.
     assert_eq!(lines(&output.stdout)[0]["verdict"], "deny");
     let complaint = text(&output.stderr);
-    for words in ["bad.yaml:2", "NetworkPolicy/shop/bad", "spec.ingress[0].ports[0].port", "70000"] {
+    for words in ["bad.yaml:2", "NetworkPolicy/shop/bad", "spec.ingress[0].destination.ports", "70000"] {
         assert!(complaint.contains(words), "{words}: {complaint}");
     }
     let output = simulate_text(&manifests, probe, &["--lenient"]);
@@ -138,7 +148,9 @@ fn pod_reaches_its_own_node_only_when_told_so() {
 
 #[test]
 fn tens_of_thousands_of_probes_are_answered_in_order() {
-    let probe = |port: usize| format!("{{\"from\":\"ops/prometheus\",\"to\":\"shop/web\",\"protocol\":\"TCP\",\"port\":{port}}}\n");
+    let probe = |port: usize| {
+        format!("{{\"from\":\"ops/prometheus\",\"to\":\"shop/web\",\"protocol\":\"TCP\",\"port\":{port}}}\n")
+    };
     let probes: String = (0..40_000).map(|n| probe(9_000 + n % 200)).collect();
     let manifests = [recipes_folder().join("cluster.yaml"), recipes_folder().join("tiers-with-pass")];
     let began = Instant::now();
@@ -164,12 +176,28 @@ fn explain_tells_the_rules_that_were_passed_by() {
         .unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));
     let story = text(&output.stdout);
-    for words in ["tier security", "security.gate rule 0: no match", "security.gate rule 2", "NetworkPolicy shop/team rule 1: allow", "Verdict: allow"] {
+    for words in [
+        "tier security",
+        "security.gate rule 0: no match",
+        "security.gate rule 2",
+        "NetworkPolicy shop/team rule 1: allow",
+        "Verdict: allow",
+    ] {
         assert!(story.contains(words), "{words}\n{story}");
     }
     assert!(!story.contains("otherwise"), "{story}");
     let output = margay()
-        .args(["explain", "--from", "a/b", "--to", "c/d", "--port", "1", "--socket", "/nonexistent/margay.sock"])
+        .args([
+            "explain",
+            "--from",
+            "a/b",
+            "--to",
+            "c/d",
+            "--port",
+            "1",
+            "--socket",
+            "/nonexistent/margay.sock",
+        ])
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(4));

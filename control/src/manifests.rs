@@ -61,7 +61,9 @@ pub(crate) fn is_first(
         object: Some(object_name(&entry.key)),
         field: "metadata.name".to_owned(),
         value: String::new(),
-        reason: format!("the object is already described at {earlier}, which is in force; remove one of the two"),
+        reason: format!(
+            "the object is already described at {earlier}, which is in force; remove one of the two"
+        ),
         severity: Severity::Error,
     });
     false

@@ -40,7 +40,8 @@ impl Reading {
     pub fn of_text(text: &str, file: &str) -> Self {
         let mut reading = Self::default();
         // Both calls walk the same documents in the same order: one gives the values, the other the judgement.
-        let mut values = split_documents(text, file).into_iter().map(|document| document.ok().map(|(value, _)| value));
+        let mut values =
+            split_documents(text, file).into_iter().map(|document| document.ok().map(|(value, _)| value));
         for decoded in decode(text, file) {
             let value = values.next().flatten();
             match decoded {
@@ -49,7 +50,12 @@ impl Reading {
                     reading.broken.extend(errors.iter().map(problem));
                 }
                 Decoded::Ignored { kind, origin } => {
-                    tracing::debug!(file = origin.file, line = origin.line, kind, "not a kind that policy is about");
+                    tracing::debug!(
+                        file = origin.file,
+                        line = origin.line,
+                        kind,
+                        "not a kind that policy is about"
+                    );
                 }
                 decoded => reading.entries.extend(Entry::of(decoded, value)),
             }
@@ -67,9 +73,12 @@ impl Entry {
     /// Returns the entry for a decoded object; `None` for what is not an object.
     pub fn of(decoded: Decoded, value: Option<Value>) -> Option<Self> {
         match decoded {
-            Decoded::Valid { object, version, warnings, origin } => {
-                Some(Self { key: object.key(), judged: Judged::Valid { object, version, warnings }, value, origin })
-            }
+            Decoded::Valid { object, version, warnings, origin } => Some(Self {
+                key: object.key(),
+                judged: Judged::Valid { object, version, warnings },
+                value,
+                origin,
+            }),
             Decoded::Invalid { key, errors, fallback, critical, origin } => {
                 Some(Self { key, judged: Judged::Invalid { errors, fallback, critical }, value, origin })
             }
@@ -92,11 +101,15 @@ impl Entry {
 ///
 /// Shape: at most [`MAX_FILE_BYTES`] bytes are read into memory, whatever the file's size is or becomes.
 pub(crate) fn read_text(path: &Path) -> Result<String, String> {
-    let file = File::open(path).map_err(|error| format!("cannot be opened: {error}; check its owner and mode"))?;
+    let file =
+        File::open(path).map_err(|error| format!("cannot be opened: {error}; check its owner and mode"))?;
     let bytes = file.metadata().map_err(|error| format!("cannot be looked at: {error}"))?.len();
     let limit = MAX_FILE_BYTES as u64;
-    let too_large =
-        |bytes: u64| format!("has {bytes} bytes or more, and {limit} are the most that are read; split it into several files");
+    let too_large = |bytes: u64| {
+        format!(
+            "has {bytes} bytes or more, and {limit} are the most that are read; split it into several files"
+        )
+    };
     if bytes > limit {
         return Err(too_large(bytes));
     }
@@ -106,7 +119,11 @@ pub(crate) fn read_text(path: &Path) -> Result<String, String> {
         return Err(too_large(limit + 1));
     }
     String::from_utf8(content).map_err(|error| {
-        let line = error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
+        let line = error.as_bytes()[..error.utf8_error().valid_up_to()]
+            .iter()
+            .filter(|byte| **byte == b'\n')
+            .count()
+            + 1;
         format!("is not UTF-8 text (line {line}); save it as UTF-8")
     })
 }

@@ -67,7 +67,10 @@ fn every_kind_of_error_is_named_with_its_place_and_keeps_the_last_valid_form() {
         assert_eq!(world.model, before, "{what}");
         let problems = world.problems();
         let told = |p: &Problem| {
-            p.file.ends_with("web.yaml") && p.field.contains(field) && p.reason.contains(reason) && p.severity >= Severity::Error
+            p.file.ends_with("web.yaml")
+                && p.field.contains(field)
+                && p.reason.contains(reason)
+                && p.severity >= Severity::Error
         };
         assert!(problems.iter().any(told), "{what}: {problems:?}");
 
@@ -104,7 +107,9 @@ fn invalid_policy_that_was_never_valid_denies() {
     let policy = world.policy("shop", "web").expect("its closed form is in force");
     assert!(policy.governs_ingress && !policy.governs_egress);
     assert!(policy.ingress.iter().all(|rule| rule.action != Action::Allow));
-    assert!(world.problems().iter().any(|problem| problem.object.as_deref() == Some("NetworkPolicy/shop/web")));
+    assert!(
+        world.problems().iter().any(|problem| problem.object.as_deref() == Some("NetworkPolicy/shop/web"))
+    );
 }
 
 #[test]
@@ -127,7 +132,8 @@ fn store_is_for_the_owner_only_and_follows_deletion() {
     let mut world = World::new();
     world.write("web.yaml", VALID);
     world.settle();
-    let records = || fs::read_dir(world.store()).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let records =
+        || fs::read_dir(world.store()).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
     assert_eq!(records().len(), 1);
     assert_eq!(fs::metadata(&records()[0]).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(fs::metadata(world.store()).unwrap().permissions().mode() & 0o777, 0o700);
@@ -146,7 +152,12 @@ fn damaged_store_record_is_reported_and_passed_over() {
     }
     world.restart();
     assert!(world.policy("shop", "web").is_some());
-    assert!(world.problems().iter().any(|p| p.severity == Severity::Warning && p.reason.contains("stored record")));
+    assert!(
+        world
+            .problems()
+            .iter()
+            .any(|p| p.severity == Severity::Warning && p.reason.contains("stored record"))
+    );
 }
 
 #[test]
@@ -156,7 +167,11 @@ fn first_file_in_order_wins_and_the_second_is_reported() {
     world.write("a.yaml", VALID);
     world.settle();
     let first = world.policy("shop", "web").unwrap();
-    assert!(world.problems().iter().any(|p| p.file.ends_with("b.yaml") && p.reason.contains("a.yaml:2")), "{:?}", world.problems());
+    assert!(
+        world.problems().iter().any(|p| p.file.ends_with("b.yaml") && p.reason.contains("a.yaml:2")),
+        "{:?}",
+        world.problems()
+    );
     fs::remove_file(world.path("a.yaml")).unwrap();
     world.wait_for("the other one", |world| world.policy("shop", "web").as_ref() != Some(&first));
     assert!(world.problems().is_empty());
@@ -169,7 +184,8 @@ fn folder_that_disappears_changes_nothing_and_is_followed_when_it_returns() {
     world.settle();
     let before = world.model.clone();
     fs::rename(world.manifests(), world.root.path().join("away")).unwrap();
-    world.wait_for("the complaint", |world| world.problems().iter().any(|p| p.severity == Severity::Critical));
+    world
+        .wait_for("the complaint", |world| world.problems().iter().any(|p| p.severity == Severity::Critical));
     assert_eq!(world.model, before);
     world.restart();
     assert_eq!(world.model, before);
@@ -198,7 +214,9 @@ fn config_map_is_followed_through_its_links_and_odd_files_are_not() {
     assert!(world.problems().is_empty(), "{:?}", world.problems());
     let before = world.policy("shop", "web").unwrap();
     version(2, &VALID.replace("443", "80"));
-    world.wait_for("the new version", |world| world.policy("shop", "web").is_some_and(|policy| policy != before));
+    world.wait_for("the new version", |world| {
+        world.policy("shop", "web").is_some_and(|policy| policy != before)
+    });
 }
 
 #[test]
@@ -238,7 +256,10 @@ fn content(file: usize, variant: usize) -> String {
         2 => valid.replace("443", "70000"),
         3 => format!("{valid}\n  - [unclosed"),
         4 => format!("{valid}---{}", VALID.replace("web", &format!("extra{file}"))),
-        _ => format!("{}---{valid}", VALID.replace("name: web", "name: shared").replace("443", &format!("{}", 1000 + file))),
+        _ => format!(
+            "{}---{valid}",
+            VALID.replace("name: web", "name: shared").replace("443", &format!("{}", 1000 + file))
+        ),
     }
 }
 
@@ -351,9 +372,16 @@ impl World {
         self.directory.as_ref().unwrap().problems().to_vec()
     }
 
-    fn policy(&self, namespace: &str, name: &str) -> Option<std::sync::Arc<margay_policy_engine::model::Policy>> {
+    fn policy(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Option<std::sync::Arc<margay_policy_engine::model::Policy>> {
         let namespace = Some(namespace.to_owned());
-        self.model.policies.get(&PolicyKey { kind: PolicyKind::NetworkPolicy, namespace, name: name.to_owned() }).cloned()
+        self.model
+            .policies
+            .get(&PolicyKey { kind: PolicyKind::NetworkPolicy, namespace, name: name.to_owned() })
+            .cloned()
     }
 
     fn manifests(&self) -> PathBuf {

@@ -9,9 +9,7 @@ use crossbeam::channel::Receiver;
 
 use super::client::{ClientError, ask};
 use super::protocol::{Reply, Request};
-use super::report::{
-    Decider, DropFilter, DropReport, FlowFilter, FlowReport, NodeView, StatusReport,
-};
+use super::report::{Decider, DropFilter, DropReport, FlowFilter, FlowReport, NodeView, StatusReport};
 use super::{AdminError, AdminServer, DropHub};
 use crate::explain::Explanation;
 use crate::simulate::probe::{Probe, ProbeProtocol};
@@ -39,7 +37,12 @@ fn followed_drops_arrive_as_they_happen_with_the_rule_that_decided() {
         time_ms: n,
         reason: "policy_ingress".to_owned(),
         leg: Some("ingress".to_owned()),
-        decided_by: Some(Decider { tier: "default".to_owned(), name: "web".to_owned(), rule: 2, ..Decider::default() }),
+        decided_by: Some(Decider {
+            tier: "default".to_owned(),
+            name: "web".to_owned(),
+            rule: 2,
+            ..Decider::default()
+        }),
         ..DropReport::default()
     };
     served.node.hub.publish(drop(1));
@@ -79,7 +82,11 @@ fn explain_passes_the_nodes_refusal_on() {
 #[test]
 fn request_that_is_not_understood_is_refused_by_name() {
     let served = Served::new();
-    for (line, word) in [("{\"command\":\"reboot\"}", "reboot"), ("hello", "expected"), ("{\"command\":\"flows\",\"filter\":{\"colour\":1}}", "colour")] {
+    for (line, word) in [
+        ("{\"command\":\"reboot\"}", "reboot"),
+        ("hello", "expected"),
+        ("{\"command\":\"flows\",\"filter\":{\"colour\":1}}", "colour"),
+    ] {
         let mut stream = UnixStream::connect(served.path()).unwrap();
         writeln!(stream, "{line}").unwrap();
         let mut answer = String::new();
@@ -137,7 +144,11 @@ impl NodeView for Node {
     }
 
     fn flows(&self, _: &FlowFilter) -> Vec<FlowReport> {
-        let flow = |n| FlowReport { protocol: if n % 2 == 0 { 6 } else { 17 }, source_port: n, ..FlowReport::default() };
+        let flow = |n| FlowReport {
+            protocol: if n % 2 == 0 { 6 } else { 17 },
+            source_port: n,
+            ..FlowReport::default()
+        };
         (0..20).map(flow).collect()
     }
 

@@ -62,7 +62,12 @@ pub struct Step {
 /// Explains `probe` by the tables of `snapshot` and the Model of `engine`, as published together.
 ///
 /// Errors: a sentence for the one who asked.
-pub fn explain(engine: &Engine, snapshot: &Snapshot, world: &World, probe: &Probe) -> Result<Explanation, String> {
+pub fn explain(
+    engine: &Engine,
+    snapshot: &Snapshot,
+    world: &World,
+    probe: &Probe,
+) -> Result<Explanation, String> {
     let question = world.question(probe)?;
     let answer = question.answer(|leg, direction, packet| {
         let judgement = snapshot.judge(leg.endpoint, direction, packet)?;
@@ -74,9 +79,10 @@ pub fn explain(engine: &Engine, snapshot: &Snapshot, world: &World, probe: &Prob
         let agrees = told.as_ref().is_none_or(|told| {
             told.verdict == answer.verdict && Decider::from(&told.attribution) == answer.decider
         });
-        let disagreement = told.as_ref().filter(|_| !agrees).map(|told| {
-            format!("{} by {}", verdict_text(told.verdict), Decider::from(&told.attribution))
-        });
+        let disagreement = told
+            .as_ref()
+            .filter(|_| !agrees)
+            .map(|told| format!("{} by {}", verdict_text(told.verdict), Decider::from(&told.attribution)));
         Some(LegExplanation {
             endpoint: format!("{}/{}", leg.pod.namespace, leg.pod.name),
             verdict: verdict_text(answer.verdict).to_owned(),
@@ -113,5 +119,8 @@ fn steps(told: OracleDecision) -> Vec<Step> {
         Finding::Denied(why) => format!("deny: {why}"),
         Finding::NextTier(why) => format!("next tier: {why}"),
     };
-    told.trace.into_iter().map(|step| Step { at: Decider::from(&step.place), outcome: outcome(step.finding) }).collect()
+    told.trace
+        .into_iter()
+        .map(|step| Step { at: Decider::from(&step.place), outcome: outcome(step.finding) })
+        .collect()
 }

@@ -35,7 +35,9 @@ use crate::admin::report::{NodeView, StatusReport};
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
     /// The address is taken or not ours.
-    #[error("metrics address {address}: cannot listen; choose a free address of this machine, or stop who uses it")]
+    #[error(
+        "metrics address {address}: cannot listen; choose a free address of this machine, or stop who uses it"
+    )]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -141,7 +143,8 @@ type Labels = Vec<(&'static str, String)>;
 pub fn render(status: &StatusReport) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::with_prefix("margay");
     let counters = &status.counters;
-    let mut count = |name: &str, help: &str, value: u64| registry.register(name, help, ConstCounter::new(value));
+    let mut count =
+        |name: &str, help: &str, value: u64| registry.register(name, help, ConstCounter::new(value));
     count("packets_received", "Packets taken from all ports", counters.received);
     count("packets_forwarded", "Packets sent on to another port", counters.forwarded);
     count("packets_answered", "Packets answered by the node itself", counters.answered);
@@ -153,11 +156,24 @@ pub fn render(status: &StatusReport) -> Result<String, std::fmt::Error> {
     let drops = counters.drops.iter().map(|(reason, count)| (vec![("reason", reason.clone())], *count));
     counters_by(&mut registry, "packets_dropped", "Packets dropped, by reason", drops);
     let of_port = |value: fn(&crate::admin::report::PortReport) -> u64| {
-        let rows = status.ports.iter().map(move |port| (vec![("port", port.name.clone()), ("kind", port.kind.clone())], value(port)));
+        let rows = status
+            .ports
+            .iter()
+            .map(move |port| (vec![("port", port.name.clone()), ("kind", port.kind.clone())], value(port)));
         rows.collect::<Vec<_>>().into_iter()
     };
-    counters_by(&mut registry, "port_received_packets", "Packets taken from a port", of_port(|port| port.rx_packets));
-    counters_by(&mut registry, "port_sent_packets", "Packets sent to a port", of_port(|port| port.tx_packets));
+    counters_by(
+        &mut registry,
+        "port_received_packets",
+        "Packets taken from a port",
+        of_port(|port| port.rx_packets),
+    );
+    counters_by(
+        &mut registry,
+        "port_sent_packets",
+        "Packets sent to a port",
+        of_port(|port| port.tx_packets),
+    );
     counters_by(
         &mut registry,
         "port_ring_lost_packets",
@@ -173,9 +189,18 @@ pub fn render(status: &StatusReport) -> Result<String, std::fmt::Error> {
     gauge("policy_generation", "Number of the snapshot in force; zero before the first", status.generation);
     gauge("policy_endpoints", "Pods that have an interface on this node", status.endpoints.len() as u64);
     gauge("ready", "1 when policy is in force and every worker is alive", u64::from(status.ready));
-    gauge("policy_stale", "1 when the source of truth does not answer and earlier policy is in force", u64::from(status.stale));
+    gauge(
+        "policy_stale",
+        "1 when the source of truth does not answer and earlier policy is in force",
+        u64::from(status.stale),
+    );
     let seconds = |value: f64| ConstGauge::new(value);
-    registry.register_with_unit("policy_compile", "Time of the last compilation", Unit::Seconds, seconds(status.compile_seconds));
+    registry.register_with_unit(
+        "policy_compile",
+        "Time of the last compilation",
+        Unit::Seconds,
+        seconds(status.compile_seconds),
+    );
     let uptime = ConstGauge::new(i64::try_from(status.uptime_seconds).unwrap_or(i64::MAX));
     registry.register_with_unit("agent_uptime", "Time since the agent started", Unit::Seconds, uptime);
 
@@ -185,17 +210,29 @@ pub fn render(status: &StatusReport) -> Result<String, std::fmt::Error> {
         ("kernel", status.memory.kernel_bytes),
     ];
     let memory = memory.into_iter().map(|(area, bytes)| (vec![("area", area.to_owned())], bytes));
-    gauges_by(&mut registry, "memory_bytes", "Memory in use; packets is part of resident, kernel is outside", memory);
+    gauges_by(
+        &mut registry,
+        "memory_bytes",
+        "Memory in use; packets is part of resident, kernel is outside",
+        memory,
+    );
     let objects = status.objects.iter().map(|(kind, count)| (vec![("kind", kind.clone())], *count));
     gauges_by(&mut registry, "policy_objects", "Objects known, by kind", objects);
     let mut problems: BTreeMap<&str, u64> = [("warning", 0), ("error", 0), ("critical", 0)].into();
     for problem in &status.problems {
         *problems.entry(problem.severity.as_str()).or_default() += 1;
     }
-    let problems = problems.into_iter().map(|(severity, count)| (vec![("severity", severity.to_owned())], count));
+    let problems =
+        problems.into_iter().map(|(severity, count)| (vec![("severity", severity.to_owned())], count));
     gauges_by(&mut registry, "source_problems", "Things wrong with objects of the source of truth", problems);
-    let heartbeats = status.workers.iter().map(|w| (vec![("worker", w.index.to_string())], w.heartbeat_age_ms));
-    gauges_by(&mut registry, "worker_heartbeat_age_milliseconds", "Time since a worker's last heartbeat", heartbeats);
+    let heartbeats =
+        status.workers.iter().map(|w| (vec![("worker", w.index.to_string())], w.heartbeat_age_ms));
+    gauges_by(
+        &mut registry,
+        "worker_heartbeat_age_milliseconds",
+        "Time since a worker's last heartbeat",
+        heartbeats,
+    );
 
     let mut text = String::new();
     encode(&mut text, &registry)?;
@@ -226,7 +263,8 @@ mod tests {
 
     #[test]
     fn sum_of_endings_on_the_page_equals_packets_received() {
-        let mut counters = Counters { received: 100, forwarded: 60, answered: 5, held: 2, ..Counters::default() };
+        let mut counters =
+            Counters { received: 100, forwarded: 60, answered: 5, held: 2, ..Counters::default() };
         counters.drops[DropReason::PolicyIngress as usize] = 30;
         counters.drops[DropReason::Multicast as usize] = 3;
         let status = StatusReport { counters: (&counters).into(), ..StatusReport::default() };
@@ -235,9 +273,14 @@ mod tests {
         let sum: u64 = text
             .lines()
             .filter(|line| {
-                ["margay_packets_forwarded_total", "margay_packets_answered_total", "margay_packets_held", "margay_packets_dropped_total"]
-                    .iter()
-                    .any(|name| line.starts_with(name))
+                [
+                    "margay_packets_forwarded_total",
+                    "margay_packets_answered_total",
+                    "margay_packets_held",
+                    "margay_packets_dropped_total",
+                ]
+                .iter()
+                .any(|name| line.starts_with(name))
             })
             .map(value)
             .sum();

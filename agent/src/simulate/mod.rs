@@ -66,7 +66,9 @@ impl From<HostAction> for EndpointToHost {
 #[derive(Debug, thiserror::Error)]
 pub enum SimulateError {
     /// The probes cannot be opened.
-    #[error("probes {path}: cannot be opened; name a file with one JSON object a line, or - for standard input")]
+    #[error(
+        "probes {path}: cannot be opened; name a file with one JSON object a line, or - for standard input"
+    )]
     Probes {
         /// The path.
         path: PathBuf,

@@ -104,13 +104,17 @@ impl World {
         for pod in model.pods.values() {
             let name = format!("{}/{}", pod.key.namespace, pod.key.name);
             if pod.finished {
-                named.insert(name.clone(), Err(format!("pod {name} has finished: it has no address any more")));
+                named.insert(
+                    name.clone(),
+                    Err(format!("pod {name} has finished: it has no address any more")),
+                );
                 continue;
             }
             let (place, addresses) = if pod.host_network {
                 let node = pod.node.clone().unwrap_or_default();
                 let of_node = model.nodes.get(&node).map(|node| node.addresses.clone());
-                let addresses = of_node.filter(|list| !list.is_empty()).unwrap_or_else(|| pod.addresses.clone());
+                let addresses =
+                    of_node.filter(|list| !list.is_empty()).unwrap_or_else(|| pod.addresses.clone());
                 (Place::Host { node }, addresses)
             } else {
                 let local = by_pod.get(&pod.key);
@@ -153,8 +157,9 @@ impl World {
             return known.clone().map_err(|reason| format!("{field}: {reason}"));
         }
         if let Some(address) = text.strip_prefix("ip:") {
-            let address: IpAddr =
-                address.parse().map_err(|_| format!("{field}: {address:?} is not an IPv4 or IPv6 address"))?;
+            let address: IpAddr = address
+                .parse()
+                .map_err(|_| format!("{field}: {address:?} is not an IPv4 or IPv6 address"))?;
             let place = self.by_address.get(&address).cloned().unwrap_or(Place::Outside);
             return Ok(Peer { place, addresses: vec![address] });
         }
@@ -192,7 +197,9 @@ impl World {
             protocol: protocol.0,
             source_port: protocol.has_ports().then(|| probe.sport.unwrap_or(EPHEMERAL)),
             destination_port: probe.port,
-            icmp: protocol.family().map(|_| probe.icmp.map_or((echo_request, 0), |icmp| (icmp.kind, icmp.code))),
+            icmp: protocol
+                .family()
+                .map(|_| probe.icmp.map_or((echo_request, 0), |icmp| (icmp.kind, icmp.code))),
         };
         let mut question = Question { packet, egress: None, ingress: None, host_refused: false, note: None };
         match (&from.place, &to.place) {
@@ -220,7 +227,9 @@ impl World {
 
 fn leg(place: &Place) -> Option<Leg> {
     match place {
-        Place::Pod { key, endpoint: Some(endpoint), .. } => Some(Leg { pod: key.clone(), endpoint: *endpoint }),
+        Place::Pod { key, endpoint: Some(endpoint), .. } => {
+            Some(Leg { pod: key.clone(), endpoint: *endpoint })
+        }
         _ => None,
     }
 }
@@ -231,7 +240,9 @@ fn addresses(probe: &Probe, from: &Peer, to: &Peer) -> Result<(IpAddr, IpAddr), 
         (Some(4), None | Some(4)) | (None, Some(4)) => &[4],
         (Some(6), None | Some(6)) | (None, Some(6)) => &[6],
         (None, None) => &[4, 6],
-        (Some(family @ (4 | 6)), _) => return Err(format!("family: {} does not exist in IPv{family}", probe.protocol)),
+        (Some(family @ (4 | 6)), _) => {
+            return Err(format!("family: {} does not exist in IPv{family}", probe.protocol));
+        }
         (Some(other), _) => return Err(format!("family: {other} is neither 4 nor 6")),
         (None, Some(_)) => &[],
     };

@@ -52,7 +52,9 @@ pub struct DirectoryConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
     /// The store is not usable.
-    #[error("store {path}: cannot be opened; last valid forms must survive a restart, so make it a writable folder")]
+    #[error(
+        "store {path}: cannot be opened; last valid forms must survive a restart, so make it a writable folder"
+    )]
     Store {
         /// Its path.
         path: PathBuf,
@@ -151,7 +153,9 @@ impl Directory {
             || roots.any(|root| {
                 let beside = root.is_file().then(|| root.parent()).flatten();
                 event.paths.iter().any(|path| {
-                    path.starts_with(root) || root.starts_with(path) || (beside.is_some() && path.parent() == beside)
+                    path.starts_with(root)
+                        || root.starts_with(path)
+                        || (beside.is_some() && path.parent() == beside)
                 })
             })
     }
@@ -219,7 +223,9 @@ impl Happened {
         self.anything |= event.need_rescan();
         for path in event.paths {
             match event.kind {
-                EventKind::Modify(notify::event::ModifyKind::Data(_)) => drop(self.writing.insert(path.clone())),
+                EventKind::Modify(notify::event::ModifyKind::Data(_)) => {
+                    drop(self.writing.insert(path.clone()))
+                }
                 EventKind::Access(AccessKind::Close(AccessMode::Write)) | EventKind::Remove(_) => {
                     self.writing.remove(&path);
                 }

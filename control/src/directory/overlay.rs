@@ -27,7 +27,11 @@ impl Patches {
                     Some(name) => patches.push((name, value)),
                     None => problems.push(Problem {
                         line: origin.line,
-                        ..Problem::of_file(file, Severity::Error, "an overlay holds partial Pods with a name, nothing else")
+                        ..Problem::of_file(
+                            file,
+                            Severity::Error,
+                            "an overlay holds partial Pods with a name, nothing else",
+                        )
                     }),
                 },
                 Err(broken) => {
@@ -107,7 +111,7 @@ mod tests {
             (json!({"a":["b"]}), json!({"a":"c"}), json!({"a":"c"})),
             (json!({"a":{"b":"c"}}), json!({"a":{"b":"d","c":null}}), json!({"a":{"b":"d"}})),
             (json!({"a":[{"b":"c"}]}), json!({"a":[1]}), json!({"a":[1]})),
-            (json!(["a","b"]), json!(["c","d"]), json!(["c","d"])),
+            (json!(["a", "b"]), json!(["c", "d"]), json!(["c", "d"])),
             (json!({"a":"foo"}), json!(null), json!(null)),
             (json!({"e":null}), json!({"a":1}), json!({"e":null,"a":1})),
             (json!({}), json!({"a":{"bb":{"ccc":null}}}), json!({"a":{"bb":{}}})),

@@ -77,7 +77,8 @@ impl State {
     pub fn open(store: Store) -> io::Result<Self> {
         let (records, damaged) = store.load()?;
         let damaged = damaged.into_iter().map(|(path, reason)| {
-            let reason = format!("a stored record cannot be used and is passed over: {reason}; it may be deleted");
+            let reason =
+                format!("a stored record cannot be used and is passed over: {reason}; it may be deleted");
             Problem::of_file(path.display().to_string(), Severity::Warning, reason)
         });
         let mut state = Self {
@@ -129,7 +130,8 @@ impl State {
 
         let mut problems = self.damaged.clone();
         for (path, error) in manifests.lost.iter().chain(&overlay.lost) {
-            let reason = format!("cannot be looked into: {error}; what was read from it before stays in force");
+            let reason =
+                format!("cannot be looked into: {error}; what was read from it before stays in force");
             problems.push(Problem::of_file(path.display().to_string(), Severity::Critical, reason));
         }
         let wanted = self.evaluate(&mut problems);
@@ -202,7 +204,9 @@ impl State {
                         let last = form.and_then(|form| {
                             // The overlay is current knowledge and goes over the old form too, unless that makes it invalid.
                             let merged = overlay.apply(&form.document);
-                            merged.and_then(|document| judge_form(form, &document)).or_else(|| judge_form(form, &form.document))
+                            merged
+                                .and_then(|document| judge_form(form, &document))
+                                .or_else(|| judge_form(form, &form.document))
                         });
                         if let (Some(form), Some(_)) = (form, &last) {
                             forms.insert(entry.key.clone(), form.clone());
@@ -229,7 +233,8 @@ impl State {
         }
         for (path, manifest) in &mut self.manifests {
             let Some((reading, text)) = manifest.whole.as_ref().filter(|_| manifest.dirty) else { continue };
-            let invalid = reading.entries.iter().filter(|entry| matches!(entry.judged, Judged::Invalid { .. }));
+            let invalid =
+                reading.entries.iter().filter(|entry| matches!(entry.judged, Judged::Invalid { .. }));
             let valid = invalid.filter_map(|entry| self.forms.get(&entry.key).cloned()).collect();
             match self.store.save(&Record { path: path.clone(), text: text.clone(), valid }) {
                 Ok(()) => {
