@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::ipam::Ipam;
-use super::types::{self, Ends, Environment, Failure, NetConf, code};
+use super::types::{self, CniResult, Ends, Environment, Failure, NetConf, code};
 use super::veth;
 use crate::endpoints::protocol::ask;
 use crate::endpoints::{Attach, AttachmentKey, Reply, Request};
@@ -140,13 +140,14 @@ fn release(environment: &Environment, conf: &NetConf, key: &AttachmentKey) -> Re
 /// Says whether an attachment is as ADD left it.
 pub fn check(environment: &Environment, conf: &NetConf) -> Result<(), Failure> {
     let key = environment.key()?;
-    let previous = conf.previous.as_ref().ok_or_else(|| {
+    let previous = conf.previous.clone().ok_or_else(|| {
         Failure::new(
             code::CONFIG,
             "no prevResult in the network configuration",
             "CHECK needs the result of ADD",
         )
     })?;
+    let previous = CniResult::parse(previous)?;
     let addresses: Vec<IpAddr> = previous.ips.iter().map(|net| net.addr()).collect();
     let differs = |what: String| Failure::new(code::DIFFERS, "the attachment is not as ADD left it", what);
     let name = veth::host_name(&key);

@@ -212,8 +212,8 @@ pub struct NetConf {
     pub attach_timeout: Duration,
     /// `ipam.type`.
     pub ipam: String,
-    /// `prevResult`, for CHECK and DEL.
-    pub previous: Option<CniResult>,
+    /// `prevResult`, as it came: only CHECK reads it, so that a strange one never stands in the way of DEL.
+    pub previous: Option<Value>,
     /// `cni.dev/valid-attachments`, for GC.
     pub valid: Option<Vec<AttachmentKey>>,
     /// The whole document: what the delegate gets.
@@ -304,7 +304,6 @@ impl NetConf {
         if !(1..=110).contains(&seconds) {
             return Err(wrong("attachTimeoutSeconds out of range", "1 to 110"));
         }
-        let previous = raw.prev_result.map(CniResult::parse).transpose()?;
         let keys = |list: Vec<RawAttachment>| {
             list.into_iter()
                 .map(|a| AttachmentKey { container_id: a.container_id, ifname: a.ifname })
@@ -317,7 +316,7 @@ impl NetConf {
             mtu: (raw.mtu != 0).then_some(raw.mtu),
             attach_timeout: Duration::from_secs(seconds),
             ipam,
-            previous,
+            previous: raw.prev_result,
             valid: raw.valid.or(raw.attachments).map(keys),
             document,
         })
