@@ -117,7 +117,7 @@ fn wrong_manifest_is_named_and_fails_the_run_unless_lenient() {
     // Closed, not open: what cannot be understood may narrow access, never widen it.
     assert_eq!(lines(&output.stdout)[0]["verdict"], "deny");
     let complaint = text(&output.stderr);
-    for words in ["bad.yaml:2", "NetworkPolicy/shop/bad", "spec.ingress[0].destination.ports", "70000"] {
+    for words in ["bad.yaml:3", "NetworkPolicy/shop/bad", "spec.ingress[0].destination.ports", "70000"] {
         assert!(complaint.contains(words), "{words}: {complaint}");
     }
     let output = simulate_text(&manifests, probe, &["--lenient"]);

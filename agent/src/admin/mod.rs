@@ -18,7 +18,7 @@ mod table;
 mod tests;
 
 pub use hub::DropHub;
-pub use server::{AdminError, AdminServer};
+pub use server::AdminServer;
 
 /// Where the agent listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/margay/admin.sock";

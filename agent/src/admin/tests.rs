@@ -10,7 +10,8 @@ use crossbeam::channel::Receiver;
 use super::client::{ClientError, ask};
 use super::protocol::{Reply, Request};
 use super::report::{Decider, DropFilter, DropReport, FlowFilter, FlowReport, NodeView, StatusReport};
-use super::{AdminError, AdminServer, DropHub};
+use super::server::AdminError;
+use super::{AdminServer, DropHub};
 use crate::explain::Explanation;
 use crate::simulate::probe::{Probe, ProbeProtocol};
 

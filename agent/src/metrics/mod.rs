@@ -63,7 +63,7 @@ pub struct MetricsServer {
 }
 
 impl MetricsServer {
-    /// Begins to serve on `address`; port 0 takes any free port, see [`MetricsServer::address`].
+    /// Begins to serve on `address`; port 0 takes any free port, which the log names.
     ///
     /// Errors: [`MetricsError`], before anything is served.
     pub fn start(address: SocketAddr, view: Arc<dyn NodeView>) -> Result<Self, MetricsError> {
@@ -89,10 +89,12 @@ impl MetricsServer {
                 }
             })
             .map_err(start)?;
+        tracing::info!(%address, "metrics and health are served");
         Ok(Self { address, stop: Some(stop), thread: Some(thread) })
     }
 
     /// Returns the address that is listened on.
+    #[cfg(test)]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -100,6 +102,7 @@ impl MetricsServer {
 
 impl Drop for MetricsServer {
     fn drop(&mut self) {
+        tracing::debug!(address = %self.address, "metrics and health end");
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
             // A panic there was printed there.

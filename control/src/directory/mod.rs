@@ -224,8 +224,9 @@ impl Happened {
         for path in event.paths {
             match event.kind {
                 EventKind::Modify(notify::event::ModifyKind::Data(_)) => {
-                    drop(self.writing.insert(path.clone()))
+                    self.writing.insert(path.clone());
                 }
+
                 EventKind::Access(AccessKind::Close(AccessMode::Write)) | EventKind::Remove(_) => {
                     self.writing.remove(&path);
                 }

@@ -35,6 +35,9 @@ pub(super) struct Record {
     pub valid: Vec<Form>,
 }
 
+/// A file that is no record, and why.
+pub(super) type Damage = (PathBuf, String);
+
 /// A folder of records.
 #[derive(Debug)]
 pub(super) struct Store {
@@ -49,7 +52,7 @@ impl Store {
     }
 
     /// Returns every record, and a sentence for each file that is none.
-    pub fn load(&self) -> io::Result<(Vec<Record>, Vec<(PathBuf, String)>)> {
+    pub fn load(&self) -> io::Result<(Vec<Record>, Vec<Damage>)> {
         let (mut records, mut damaged) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(&self.folder)? {
             let path = entry?.path();
