@@ -19,7 +19,10 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     // A CNI configuration names a plug-in by its file, so a link with this name is one.
-    if std::env::args_os().next().is_some_and(|name| Path::new(&name).file_name() == Some("margay-cni".as_ref())) {
+    if std::env::args_os()
+        .next()
+        .is_some_and(|name| Path::new(&name).file_name() == Some("margay-cni".as_ref()))
+    {
         return cni::run(cni::CniArgs {});
     }
     cli::run(cli::Cli::parse())

@@ -73,6 +73,7 @@ pub struct Snapshot {
     pub(crate) tables: Vec<Arc<Table>>,
     pub(crate) addresses: Arc<Addresses>,
     pub(crate) memberships: Paged<Arc<Membership>>,
+    pub(crate) has_logs: bool,
 }
 
 impl Snapshot {
@@ -124,6 +125,12 @@ impl Snapshot {
         let identities = [self.identity(packet.source), self.identity(packet.destination)];
         self.decide(endpoint, direction, packet, identities, |rule| logs.push(rule));
         logs
+    }
+
+    /// Returns whether any table of this node has a Log rule; without one [`Snapshot::logs`] is always empty.
+    #[inline]
+    pub fn has_log_rules(&self) -> bool {
+        self.has_logs
     }
 
     /// Names the decision point. Panics never: an index of another snapshot gives `None`, or another point's name.

@@ -10,7 +10,9 @@ use margay_core::{Nanos, WorkerConfig};
 
 /// Runs the node agent.
 #[derive(Args, Clone, Debug)]
-#[command(after_help = "Example:\n  margay agent --node node1 --manifests /etc/margay/manifests --uplink eth0")]
+#[command(
+    after_help = "Example:\n  margay agent --node node1 --manifests /etc/margay/manifests --uplink eth0"
+)]
 pub struct AgentArgs {
     /// Name of this node, as in its Node object.
     #[arg(long)]
@@ -78,7 +80,8 @@ pub enum PolicyChangeArg {
 fn duration(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
-    let number: u64 = number.parse().map_err(|_| format!("{text:?} is not a duration; write 500ms, 120s, 2m or 1h"))?;
+    let number: u64 =
+        number.parse().map_err(|_| format!("{text:?} is not a duration; write 500ms, 120s, 2m or 1h"))?;
     let millis = match unit {
         "ms" => 1,
         "s" => 1_000,

@@ -83,7 +83,11 @@ impl PodRoutes {
             let same = |address: &&IpAddr| address.is_ipv4() == cidr.addr().is_ipv4();
             let Some(gateway) = gateways.iter().find(same).copied() else { continue };
             let source = sources.iter().find(same).copied();
-            wanted.insert(NodeRoute { destination: *cidr, way: Way::Via { gateway, device, source }, metric: 0 });
+            wanted.insert(NodeRoute {
+                destination: *cidr,
+                way: Way::Via { gateway, device, source },
+                metric: 0,
+            });
             wanted.insert(NodeRoute { destination: *cidr, way: Way::Unreachable, metric: WORST_METRIC });
         }
         let gone: Vec<NodeRoute> = self.installed.difference(&wanted).copied().collect();
@@ -92,7 +96,8 @@ impl PodRoutes {
             self.installed.insert(*route);
         }
         for route in gone {
-            let replaced = wanted.iter().any(|w| (w.destination, w.metric) == (route.destination, route.metric));
+            let replaced =
+                wanted.iter().any(|w| (w.destination, w.metric) == (route.destination, route.metric));
             if !replaced {
                 netlink.delete_route(&route)?;
             }

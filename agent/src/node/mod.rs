@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Sender, bounded, unbounded};
+use crossbeam::channel::{RecvTimeoutError, Sender, bounded, unbounded};
 use margay_control::{Directory, DirectoryConfig, Source};
 use margay_core::PortIndex;
 use margay_io::netlink::Follower;
@@ -116,10 +116,15 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
 
     let mut registry = Registry::open(args.state_dir.join("endpoints.json"), FIRST_POD)?;
     for gone in registry.reconcile(|record| record.device_exists())? {
-        tracing::info!(pod = gone.pod.name, interface = gone.host_ifname, "an interface of an earlier run is gone");
+        tracing::info!(
+            pod = gone.pod.name,
+            interface = gone.host_ifname,
+            "an interface of an earlier run is gone"
+        );
     }
     let records: Vec<_> = registry.records().cloned().collect();
-    let mut pins: std::collections::BTreeSet<String> = records.iter().map(|record| record.pin.clone()).collect();
+    let mut pins: std::collections::BTreeSet<String> =
+        records.iter().map(|record| record.pin.clone()).collect();
     pins.insert("host".to_owned());
     pins.extend(links.iter().map(|link| format!("uplink-{}", link.name)));
     dataplane.retain_links(&pins);
@@ -145,7 +150,8 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
         store: args.state_dir.join("store"),
     })?;
     follow(source, commands.clone())?;
-    let control = std::thread::Builder::new().name("margay-control".to_owned()).spawn(move || reconciler.run(&ear))?;
+    let control =
+        std::thread::Builder::new().name("margay-control".to_owned()).spawn(move || reconciler.run(&ear))?;
 
     let hooks = attach::Attachments {
         commands: commands.clone(),
@@ -168,7 +174,9 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
     });
     let events = dataplane.drop_events();
     let translator = Arc::clone(&view);
-    std::thread::Builder::new().name("margay-drops".to_owned()).spawn(move || translator.translate_drops(&events))?;
+    std::thread::Builder::new()
+        .name("margay-drops".to_owned())
+        .spawn(move || translator.translate_drops(&events))?;
     let admin = AdminServer::start(&args.run_dir.join("admin.sock"), view.clone())?;
     let metrics = match args.admin_listen {
         Some(address) => Some(crate::metrics::MetricsServer::start(address, view)?),
@@ -176,12 +184,15 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
     };
     tracing::info!(node = args.node, uplinks = ?args.uplink, "the agent runs");
 
-    wait_for_signal()?;
+    let worker_ended = wait_for_end(&dataplane)?;
     tracing::info!("stopping: pods stay closed until the next agent, uplinks pass to the kernel");
     drop((cni, admin, metrics));
     let _ = commands.send(Command::Stop);
     let _ = control.join();
     drop(dataplane);
+    if worker_ended {
+        return Err("the worker ended unexpectedly; pods are closed until the agent is started again".into());
+    }
     Ok(())
 }
 
@@ -205,19 +216,26 @@ fn follow(mut source: impl Source + 'static, commands: Sender<Command>) -> Resul
     Ok(())
 }
 
-/// Blocks until SIGTERM or SIGINT.
-fn wait_for_signal() -> Result<(), Failure> {
+/// Blocks until SIGTERM or SIGINT, or until the worker is gone; returns whether it was the worker.
+fn wait_for_end(dataplane: &Dataplane) -> Result<bool, Failure> {
     let (told, hear) = bounded::<()>(1);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("margay-signals".to_owned()).spawn(move || {
         runtime.block_on(async {
             use tokio::signal::unix::{SignalKind, signal};
-            if let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+            if let (Ok(mut term), Ok(mut int)) =
+                (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+            {
                 tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
             }
         });
         let _ = told.send(());
     })?;
-    let _ = hear.recv();
-    Ok(())
+    while let Err(RecvTimeoutError::Timeout) = hear.recv_timeout(Duration::from_secs(1)) {
+        if !dataplane.is_running() {
+            tracing::error!("the worker ended unexpectedly");
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

@@ -9,7 +9,9 @@ pub enum Missing {
     #[error("the agent needs root (it is user {0}); run it with sudo, or as a privileged container")]
     Root(u32),
     /// No AF_XDP.
-    #[error("this kernel has no AF_XDP sockets ({0}); it needs CONFIG_XDP_SOCKETS, kernel 5.11 or newer, best 6.6")]
+    #[error(
+        "this kernel has no AF_XDP sockets ({0}); it needs CONFIG_XDP_SOCKETS, kernel 5.11 or newer, best 6.6"
+    )]
     AfXdp(std::io::Error),
     /// A file of the kernel is not there.
     #[error("{path} is not there: {what}")]
@@ -32,7 +34,10 @@ pub fn check(uplinks: &[String]) -> Result<(), Missing> {
     }
     let bpf = "/proc/sys/kernel/unprivileged_bpf_disabled";
     if !Path::new(bpf).exists() {
-        return Err(Missing::Path { path: bpf, what: "the kernel has no bpf system call (CONFIG_BPF_SYSCALL)" });
+        return Err(Missing::Path {
+            path: bpf,
+            what: "the kernel has no bpf system call (CONFIG_BPF_SYSCALL)",
+        });
     }
     let xdp = std::fs::read_to_string("/proc/net/protocols").unwrap_or_default();
     if !xdp.lines().any(|line| line.starts_with("XDP")) {

@@ -39,6 +39,9 @@ pub const FIRST_UPLINK: u16 = 1;
 /// First port that a pod may get.
 pub const FIRST_POD: PortIndex = PortIndex(64);
 
+/// A question about the Model and the snapshot in force.
+pub type Question = Box<dyn FnOnce(&Engine, Option<&Snapshot>) + Send>;
+
 /// What the control thread is told.
 pub enum Command {
     /// The source of truth has news.
@@ -64,7 +67,7 @@ pub enum Command {
     /// The kernel's links, addresses, routes or neighbours changed.
     KernelChanged,
     /// Runs on the control thread, for questions about the Model.
-    Inspect(Box<dyn FnOnce(&Engine, Option<&Snapshot>) + Send>),
+    Inspect(Question),
     /// End the thread.
     Stop,
 }
@@ -316,7 +319,11 @@ impl Reconciler {
         if self.dataplane.ports().iter().any(|(spec, _)| spec.index == record.port)
             && let Err(error) = self.dataplane.remove_port(record.port)
         {
-            tracing::warn!(interface = record.host_ifname, error = chain(&error), "the port could not be closed");
+            tracing::warn!(
+                interface = record.host_ifname,
+                error = chain(&error),
+                "the port could not be closed"
+            );
         }
         if !record.device_exists() {
             self.dataplane.detach(&record.pin);
@@ -353,7 +360,10 @@ impl Reconciler {
             return;
         }
         let view = self.follower.current();
-        let mut builder = TopologyBuilder { ports: self.ports.values().map(|(port, _)| port.clone()).collect(), ..Default::default() };
+        let mut builder = TopologyBuilder {
+            ports: self.ports.values().map(|(port, _)| port.clone()).collect(),
+            ..Default::default()
+        };
         let ours: Vec<(PortIndex, u32, Role)> = self
             .ports
             .values()
@@ -383,10 +393,13 @@ impl Reconciler {
                 builder.local_pod_cidrs.extend(node.pod_cidrs.iter().copied());
                 sources.extend(node.addresses.iter().filter(|a| builder.node_addresses.contains(a)).copied());
             } else {
-                builder.remote_pod_cidrs.extend(node.pod_cidrs.iter().map(|cidr| (*cidr, node.addresses.clone())));
+                builder
+                    .remote_pod_cidrs
+                    .extend(node.pod_cidrs.iter().map(|cidr| (*cidr, node.addresses.clone())));
             }
         }
-        let local_pods = self.endpoints.values().flat_map(|record| record.addresses.iter().map(|a| IpNet::from(*a)));
+        let local_pods =
+            self.endpoints.values().flat_map(|record| record.addresses.iter().map(|a| IpNet::from(*a)));
         let local: Vec<IpNet> = builder.local_pod_cidrs.iter().copied().chain(local_pods.clone()).collect();
         let mut remembered = cidrs.clone();
         remembered.extend(local_pods);
@@ -398,6 +411,11 @@ impl Reconciler {
                 Ok(()) => self.uplink_prefixes = prefixes,
                 Err(error) => tracing::warn!(error = chain(&error), "the uplink filter could not be changed"),
             }
+        }
+        let present = |cidr: &IpNet| view.routes.iter().any(|route| route.prefix == *cidr);
+        if !remembered.iter().all(present) {
+            // Somebody removed one, or the device was made anew; what is there already is only replaced by itself.
+            self.routes.invalidate();
         }
         let device = self.kernel_end.index;
         let gateways = [self.config.gateway_v4, self.config.gateway_v6];
@@ -437,7 +455,9 @@ impl Reconciler {
             let Some(device) = self.devices.get(port) else { continue };
             match self.follower.resolve(*device, *address) {
                 Ok(()) => drop(self.resolved.insert((*port, *address))),
-                Err(error) => tracing::debug!(%address, error = chain(&error), "the next hop cannot be resolved"),
+                Err(error) => {
+                    tracing::debug!(%address, error = chain(&error), "the next hop cannot be resolved")
+                }
             }
         }
     }
@@ -464,14 +484,20 @@ impl Reconciler {
     }
 
     fn why_closed(&self, id: EndpointId) -> String {
-        let Some(record) = self.endpoints.get(&id) else { return "the interface went away meanwhile".to_owned() };
+        let Some(record) = self.endpoints.get(&id) else {
+            return "the interface went away meanwhile".to_owned();
+        };
         let pod = format!("{}/{}", record.pod.namespace, record.pod.name);
         if !self.complete {
-            return format!("policy of pod {pod} is not in force in time: the first complete picture has not arrived yet");
+            return format!(
+                "policy of pod {pod} is not in force in time: the first complete picture has not arrived yet"
+            );
         }
         let key = NamespacedName { namespace: record.pod.namespace.clone(), name: record.pod.name.clone() };
         match (self.engine.model().pods.get(&key), &record.pod.uid) {
-            (None, _) => format!("policy of pod {pod} is not in force in time: no Pod object of that name is known"),
+            (None, _) => {
+                format!("policy of pod {pod} is not in force in time: no Pod object of that name is known")
+            }
             (Some(known), Some(uid)) if known.uid != *uid => format!(
                 "policy of pod {pod} is not in force in time: the Pod object known has uid {}, the runtime says {uid}",
                 known.uid
@@ -485,12 +511,14 @@ impl Reconciler {
         let model = self.engine.model();
         let mut not_ready = Vec::new();
         if !self.complete {
-            not_ready.push("the first complete picture of the source of truth has not arrived yet".to_owned());
+            not_ready
+                .push("the first complete picture of the source of truth has not arrived yet".to_owned());
         }
         not_ready.extend(self.source_error.iter().map(|error| format!("the source of truth ended: {error}")));
         not_ready.extend(self.route_error.iter().cloned());
         let endpoint = |record: &EndpointRecord| {
-            let known = self.snapshot.as_ref().is_some_and(|s| s.epoch(record.id, Direction::Ingress).is_some());
+            let known =
+                self.snapshot.as_ref().is_some_and(|s| s.epoch(record.id, Direction::Ingress).is_some());
             (record.clone(), known)
         };
         let count = |kind: &str, number: usize| (kind.to_owned(), number as u64);
@@ -553,7 +581,13 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 
 /// Returns the port of the host.
 pub fn host_port(kernel: &Link, ours: &Link) -> Port {
-    Port { index: HOST, name: ours.name.clone(), kind: PortKind::Host { kernel_mac: kernel.mac }, mac: ours.mac, mtu: kernel.mtu }
+    Port {
+        index: HOST,
+        name: ours.name.clone(),
+        kind: PortKind::Host { kernel_mac: kernel.mac },
+        mac: ours.mac,
+        mtu: kernel.mtu,
+    }
 }
 
 /// Returns the port of an uplink.

@@ -8,16 +8,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use margay_core::topology::PortKind;
 use margay_core::worker::FlowRecord;
-use margay_core::{DropEvent, PortIndex};
+use margay_core::{DropReason, PacketEvent, PortIndex, What};
 use margay_io::Dataplane;
 use margay_policy_engine::engine::Engine;
+use margay_policy_engine::packet::Verdict;
 use margay_policy_engine::snapshot::Snapshot;
 
 use super::reconciler::{Board, Command, Shown};
 use crate::admin::DropHub;
 use crate::admin::report::{
-    CounterReport, DropReport, EndpointReport, FlowFilter, FlowReport, MemoryReport, NodeView, PortReport,
-    StatusReport, WorkerReport,
+    CounterReport, Decider, DropReport, EndpointReport, FlowFilter, FlowReport, MemoryReport, NodeView,
+    PortReport, StatusReport, WorkerReport,
 };
 use crate::explain::Explanation;
 use crate::simulate::probe::Probe;
@@ -58,18 +59,40 @@ impl View {
     }
 
     /// Translates drops as they come, until the packet path ends. Runs on a thread of its own.
-    pub fn translate_drops(&self, events: &Receiver<DropEvent>) {
+    pub fn translate_drops(&self, events: &Receiver<PacketEvent>) {
         while let Ok(first) = events.recv() {
             let (names, ports) = self.names();
             for event in std::iter::once(first).chain(events.try_iter().take(1_000)) {
-                self.hub.publish(drop_report(&event, &names, &ports));
+                match event.what {
+                    What::Dropped(reason) => self.hub.publish(drop_report(&event, reason, &names, &ports)),
+                    What::Logged(verdict) => log_record(&event, verdict, &names),
+                }
             }
         }
     }
 }
 
+/// Writes the record of a Log rule: where in policy, and the leg's final verdict (PM-D11).
+fn log_record(event: &PacketEvent, verdict: Verdict, names: &BTreeMap<IpAddr, String>) {
+    let end = |address: Option<IpAddr>, port: u16| {
+        let name = address.and_then(|a| names.get(&a)).map(|name| format!(" ({name})")).unwrap_or_default();
+        address.map(|a| std::net::SocketAddr::new(a, port).to_string() + &name).unwrap_or_default()
+    };
+    tracing::info!(
+        target: "calico-packet",
+        rule = event.attribution.as_ref().map(|a| Decider::from(a).to_string()),
+        verdict = if verdict == Verdict::Allow { "allow" } else { "deny" },
+        leg = event.leg,
+        protocol = event.protocol,
+        from = end(event.source, event.source_port),
+        to = end(event.destination, event.destination_port),
+        "a Log rule matched"
+    );
+}
+
 fn drop_report(
-    event: &DropEvent,
+    event: &PacketEvent,
+    reason: DropReason,
     names: &BTreeMap<IpAddr, String>,
     ports: &BTreeMap<PortIndex, String>,
 ) -> DropReport {
@@ -78,8 +101,8 @@ fn drop_report(
     DropReport {
         time_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
         port: ports.get(&event.port).cloned().unwrap_or_else(|| format!("port {}", event.port.0)),
-        reason: event.reason.as_str().to_owned(),
-        description: event.reason.describe().to_owned(),
+        reason: reason.as_str().to_owned(),
+        description: reason.describe().to_owned(),
         source: event.source,
         destination: event.destination,
         source_pod: name(event.source),
@@ -126,7 +149,8 @@ impl NodeView for View {
         let age = self.dataplane.heartbeat_age();
         let mut not_ready = board.not_ready;
         if age > STALE {
-            not_ready.push(format!("the worker has not been seen for {} ms; pods are closed", age.as_millis()));
+            not_ready
+                .push(format!("the worker has not been seen for {} ms; pods are closed", age.as_millis()));
         }
         let statistics = self.dataplane.port_counters().unwrap_or_default();
         let memory = self.dataplane.memory().unwrap_or_default();
@@ -215,7 +239,9 @@ impl NodeView for View {
                     let world = World::new(engine.model(), engine.locals(), to_host);
                     crate::explain::explain(engine, snapshot, &world, &probe)
                 }
-                None => Err("no policy is in force yet: the first complete picture has not arrived".to_owned()),
+                None => {
+                    Err("no policy is in force yet: the first complete picture has not arrived".to_owned())
+                }
             };
             let _ = reply.send(answer);
         };

@@ -20,7 +20,7 @@ pub mod verdict;
 pub mod worker;
 
 pub use frame::Frame;
-pub use output::{DropEvent, Output};
+pub use output::{Output, PacketEvent, What};
 pub use time::Nanos;
 pub use topology::{PortIndex, Topology};
 pub use verdict::{Counters, DropReason};

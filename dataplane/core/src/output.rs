@@ -2,18 +2,28 @@
 
 use std::net::IpAddr;
 
+use margay_policy_engine::packet::Verdict;
 use margay_policy_engine::snapshot::Attribution;
 
 use crate::topology::PortIndex;
 use crate::verdict::DropReason;
 
-/// One dropped packet, for `margay drops`. Sampled: counters are exact, events are bounded per burst.
+/// What is worth telling about a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// It was dropped.
+    Dropped(DropReason),
+    /// A Log rule matched; this is the final verdict of the leg (PM-D11: the record has the rule's position and the verdict).
+    Logged(Verdict),
+}
+
+/// One packet worth telling about, for `margay drops` and the log. Sampled: counters are exact, events are bounded per burst.
 #[derive(Clone, Debug)]
-pub struct DropEvent {
+pub struct PacketEvent {
     /// The port it came from.
     pub port: PortIndex,
-    /// Why.
-    pub reason: DropReason,
+    /// What happened.
+    pub what: What,
     /// Source address, where the packet could be parsed.
     pub source: Option<IpAddr>,
     /// Destination address.
@@ -24,9 +34,9 @@ pub struct DropEvent {
     pub source_port: u16,
     /// Transport destination port; zero when there is none.
     pub destination_port: u16,
-    /// The deciding rule, when policy decided.
+    /// The deciding rule, when policy decided; the Log rule of a logged packet.
     pub attribution: Option<Attribution>,
-    /// Which leg decided, when policy decided: `egress` or `ingress`.
+    /// Which leg: `egress` or `ingress`, or empty where no policy had a say.
     pub leg: &'static str,
 }
 
@@ -39,12 +49,12 @@ pub struct Output<F> {
     pub recycle: Vec<F>,
     /// Empty frames that the worker may take to make packets of its own (fragments). The shell keeps a few here.
     pub spare: Vec<F>,
-    /// Sampled drops, at most [`Output::MAX_EVENTS`] between two calls of the shell.
-    pub events: Vec<DropEvent>,
+    /// Sampled drops and log records, at most [`Output::MAX_EVENTS`] between two calls of the shell.
+    pub events: Vec<PacketEvent>,
 }
 
 impl<F> Output<F> {
-    /// Largest number of drop events kept per burst; more are only counted.
+    /// Largest number of events kept per burst; more are only counted.
     pub const MAX_EVENTS: usize = 32;
 
     /// Returns an empty output.

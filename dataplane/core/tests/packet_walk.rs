@@ -4,8 +4,9 @@ mod node;
 
 use margay_core::topology::PortKind;
 use margay_core::worker::EndpointToHost;
-use margay_core::{DropReason, Nanos, WorkerConfig};
+use margay_core::{DropReason, Nanos, What, WorkerConfig};
 use margay_policy_engine::model::Action;
+use margay_policy_engine::packet::Verdict;
 use margay_wire::parse::{Packet, tcp_flags};
 use margay_wire::{MacAddr, build, checksum, parse, protocol};
 use node::{HOST, Node, POD_A, POD_B, ROUTER_MAC, UPLINK, ip, our_mac, peer_mac, policy, rule};
@@ -298,6 +299,25 @@ fn policy_denies_by_name_and_replies_of_an_allowed_flow_pass() {
     let other = (ip("10.0.1.3"), 81);
     let refused = node.send(POD_A, &build::tcp(Node::macs(POD_A), a, other, SYN, b""));
     assert_eq!(refused, Err(DropReason::PolicyEgress));
+}
+
+#[test]
+fn a_log_rule_tells_its_position_and_the_final_verdict() {
+    let mut node = Node::new();
+    let rules = vec![rule(Action::Log, None), rule(Action::Allow, Some(protocol::TCP))];
+    node.apply(policy("logs", "b", Some(rules), None));
+    for (frame, verdict) in [
+        (udp(POD_A, "10.0.1.2", "10.0.1.3"), Verdict::Deny),
+        (build::tcp(Node::macs(POD_A), (ip("10.0.1.2"), 1), (ip("10.0.1.3"), 2), SYN, b""), Verdict::Allow),
+    ] {
+        let view = margay_core::View { snapshot: node.snapshot.as_deref(), topology: &node.topology };
+        let frame = margay_core::frame::MemoryFrame::new(&frame);
+        node.worker.handle_frame(view, node.now, POD_A, frame, &mut node.out);
+        let logged: Vec<_> = node.out.events.drain(..).filter(|e| e.what == What::Logged(verdict)).collect();
+        assert_eq!(logged.len(), 1, "{verdict:?}");
+        let by = logged[0].attribution.as_ref().expect("the Log rule");
+        assert_eq!((by.name.as_str(), by.rule, logged[0].leg), ("logs", 0, "ingress"));
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use ipnet::IpNet;
 use margay_core::worker::FlowRecord;
-use margay_core::{Counters, DropEvent, Nanos, PortIndex, Topology, Worker, WorkerConfig};
+use margay_core::{Counters, Nanos, PacketEvent, PortIndex, Topology, Worker, WorkerConfig};
 use margay_policy_engine::packet::Generation;
 use margay_policy_engine::snapshot::Snapshot;
 use mio::Poll;
@@ -195,7 +195,7 @@ pub struct Dataplane {
     snapshots: Publisher<Snapshot>,
     topologies: Publisher<Topology>,
     counters: Arc<SharedCounters>,
-    drops: Receiver<DropEvent>,
+    drops: Receiver<PacketEvent>,
     wanted: Receiver<Vec<(PortIndex, IpAddr)>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -499,7 +499,7 @@ impl Dataplane {
     }
 
     /// Returns where sampled drop events arrive.
-    pub fn drop_events(&self) -> Receiver<DropEvent> {
+    pub fn drop_events(&self) -> Receiver<PacketEvent> {
         self.drops.clone()
     }
 

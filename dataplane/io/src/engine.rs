@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use crossbeam::channel::Sender;
 use margay_core::worker::FlowRecord;
-use margay_core::{Counters, DropEvent, Frame, Nanos, Output, PortIndex, View, Worker};
+use margay_core::{Counters, Frame, Nanos, Output, PacketEvent, PortIndex, View, Worker};
 
 use crate::rings::Rings;
 
@@ -150,14 +150,14 @@ pub struct Engine<R: Rings, P> {
     sending: Vec<usize>,
     batch: Vec<R::Frame>,
     out: Output<R::Frame>,
-    events: Sender<DropEvent>,
+    events: Sender<PacketEvent>,
     events_lost: u64,
     tx_unknown_port: u64,
 }
 
 impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
     /// Returns an engine without ports. Drop events go to `events` while there is room.
-    pub fn new(processor: P, events: Sender<DropEvent>) -> Self {
+    pub fn new(processor: P, events: Sender<PacketEvent>) -> Self {
         Self {
             processor,
             lines: Vec::new(),

@@ -414,7 +414,10 @@ fn the_worker_answers_for_the_gateway_and_reports_drops() {
         let sent = frame([10, 0, 0, 1], [10, 0, 0, 2], 1);
         pod.send(&sent);
         let event = events.recv_timeout(SOON).unwrap();
-        assert_eq!((event.port, event.reason), (PortIndex(1), DropReason::BadIpv4Header));
+        assert_eq!(
+            (event.port, event.what),
+            (PortIndex(1), margay_core::What::Dropped(DropReason::BadIpv4Header))
+        );
         let deadline = Instant::now() + SOON;
         while dataplane.counters().dropped(DropReason::BadIpv4Header) == 0 {
             assert!(Instant::now() < deadline);

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crossbeam::channel::bounded;
 use margay_core::worker::FlowRecord;
-use margay_core::{Counters, DropEvent, DropReason, Frame, Nanos, Output, PortIndex, Topology, View};
+use margay_core::{Counters, DropReason, Frame, Nanos, Output, PacketEvent, PortIndex, Topology, View};
 use margay_io::engine::{Engine, PortStatistics, Processor};
 use margay_io::memory::{MemoryPool, MemoryRings, PooledFrame, Wire};
 use margay_io::rings::Rings;
@@ -96,10 +96,10 @@ impl Processor<PooledFrame> for Switch {
     }
 }
 
-fn event(port: PortIndex) -> DropEvent {
-    DropEvent {
+fn event(port: PortIndex) -> PacketEvent {
+    PacketEvent {
         port,
-        reason: DropReason::Multicast,
+        what: margay_core::What::Dropped(DropReason::Multicast),
         source: None,
         destination: None,
         protocol: 0,
@@ -116,7 +116,7 @@ struct Bench {
     into: Vec<Wire>,
     from: Vec<Wire>,
     statistics: Vec<Arc<PortStatistics>>,
-    events: crossbeam::channel::Receiver<DropEvent>,
+    events: crossbeam::channel::Receiver<PacketEvent>,
     no_spare: Rc<Cell<u64>>,
 }
 

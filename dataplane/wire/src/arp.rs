@@ -5,7 +5,7 @@ use crate::{ETHERNET_LEN, MacAddr};
 
 /// Turns the request in `frame` into the reply "`request.target_ip` is at `mac`". Returns the reply's length in bytes.
 ///
-/// Panics: never for a frame that [`crate::parse`] called ARP.
+/// Panics: never for a frame that [`crate::parse()`] called ARP.
 pub fn reply_in_place(frame: &mut [u8], request: &Arp, mac: MacAddr) -> usize {
     frame[0..6].copy_from_slice(&request.sender_mac.0);
     frame[6..12].copy_from_slice(&mac.0);

@@ -2,7 +2,7 @@
 //!
 //! Network byte order exists only in this crate: everything it returns is in host order, everything it takes too.
 //!
-//! * [`parse`] answers "what is it?" for one frame, in one pass, without allocation; malformed frames get a [`ParseError`].
+//! * [`parse()`] answers "what is it?" for one frame, in one pass, without allocation; malformed frames get a [`ParseError`].
 //! * [`checksum`] sums, completes and repairs.
 //! * [`arp`], [`ndisc`] and [`icmp`] are the few messages that the dataplane speaks itself, written over a received frame.
 //! * [`build`] makes whole packets for tests, simulations and benches (etherparse lives here).

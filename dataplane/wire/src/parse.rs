@@ -261,7 +261,7 @@ fn parse_ipv4(frame: &[u8], at: usize, depth: Depth) -> Result<IpHeaders, ParseE
     let fragment = match (offset, more) {
         (0, false) => Fragment::None,
         (0, true) => Fragment::First { id },
-        _ if offset + payload > 65_535 || payload == 0 || (more && payload % 8 != 0) => {
+        _ if offset + payload > 65_535 || payload == 0 || (more && !payload.is_multiple_of(8)) => {
             return Err(ParseError::BadFragment);
         }
         _ => Fragment::Later { id },
@@ -342,7 +342,7 @@ fn parse_ipv6(frame: &[u8], at: usize, depth: Depth) -> Result<IpHeaders, ParseE
                     // An atomic fragment is a whole packet (RFC 6946).
                     (0, false) => Fragment::None,
                     (0, true) => Fragment::First { id },
-                    _ if start + payload > 65_535 || payload == 0 || (more && payload % 8 != 0) => {
+                    _ if start + payload > 65_535 || payload == 0 || (more && !payload.is_multiple_of(8)) => {
                         return Err(ParseError::BadFragment);
                     }
                     _ => Fragment::Later { id },

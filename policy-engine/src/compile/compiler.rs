@@ -191,6 +191,7 @@ impl Compiler {
         let next = Snapshot {
             generation: Generation(previous.generation.0 + 1),
             endpoints,
+            has_logs: tables.iter().any(|table| table.program.has_logs),
             tables,
             addresses,
             memberships: self.memberships.clone(),

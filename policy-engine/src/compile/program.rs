@@ -90,6 +90,8 @@ pub(crate) struct Program {
     pub(crate) source_port: Option<PortRows>,
     pub(crate) destination_port: Option<PortRows>,
     pub(crate) icmp: Option<IcmpRows>,
+    /// Some step only logs.
+    pub(crate) has_logs: bool,
 }
 
 impl Program {
@@ -164,7 +166,7 @@ impl Program {
         let icmp = known()
             .any(|rule| rule.icmp.is_some() || rule.not_icmp.is_some())
             .then(|| IcmpRows::build(shape, |bit, view| every(bit, &|rule| rule.may_match_icmp(view))));
-        let steps = outcomes
+        let steps: Vec<Step> = outcomes
             .into_iter()
             .zip(&rules)
             .map(|(outcome, rule)| Step {
@@ -172,7 +174,8 @@ impl Program {
                 confirm: rule.is_some_and(CompiledRule::needs_confirmation),
             })
             .collect();
-        Self { points, steps, shape, protocol, source_port, destination_port, icmp }
+        let has_logs = steps.iter().any(|step| matches!(step.outcome, Outcome::Log));
+        Self { points, steps, shape, protocol, source_port, destination_port, icmp, has_logs }
     }
 }
 

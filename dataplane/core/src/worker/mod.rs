@@ -23,14 +23,14 @@ mod sanity;
 
 use std::net::IpAddr;
 
-use margay_policy_engine::packet::{Direction, PacketTuple};
+use margay_policy_engine::packet::{Direction, PacketTuple, Verdict};
 use margay_policy_engine::snapshot::{Attribution, RuleRef, Snapshot};
 use margay_wire::parse::{parse_quoted, tcp_flags};
 use margay_wire::{Fragment, IpHeaders, Packet, ParseError, Parsed, Transport, icmp, parse};
 
 use crate::flow::{Arrival, Flow, FlowKey, FlowTable, JudgedBy, Side, State, key, tcp};
 use crate::frame::Frame;
-use crate::output::{DropEvent, Output};
+use crate::output::{Output, PacketEvent, What};
 use crate::time::Nanos;
 use crate::topology::{Port, PortIndex, PortKind, Topology};
 use crate::verdict::{Counters, DropReason};
@@ -202,6 +202,7 @@ pub struct Worker<F> {
     waiting: Vec<Waiting<F>>,
     started: Nanos,
     own_errors: Allowance,
+    log_records: Allowance,
     pod_errors: Vec<Allowance>,
     scratch: Box<[u8; 2048]>,
 }
@@ -218,6 +219,7 @@ impl<F: Frame> Worker<F> {
             waiting: Vec::new(),
             started: now,
             own_errors: Allowance::new(200, now),
+            log_records: Allowance::new(100, now),
             pod_errors: Vec::new(),
             scratch: Box::new([0; 2048]),
         }
@@ -370,7 +372,7 @@ impl<F: Frame> Worker<F> {
             }
             Known::Unknown => {
                 self.counters.flow_misses += 1;
-                self.open(view, now, ip)?
+                self.open(view, now, index, ip, out)?
             }
         };
         if let Fragment::First { id } = ip.fragment {
@@ -477,10 +479,20 @@ impl<F: Frame> Worker<F> {
     }
 
     /// Judges the first packet of a flow and remembers the answer. Returns the slot and the packet's direction.
-    fn open(&mut self, view: View<'_>, now: Nanos, ip: &IpHeaders) -> Result<(u32, usize), Dropped> {
+    fn open(
+        &mut self,
+        view: View<'_>,
+        now: Nanos,
+        port: PortIndex,
+        ip: &IpHeaders,
+        out: &mut Output<F>,
+    ) -> Result<(u32, usize), Dropped> {
         let (key, side) = FlowKey::of(ip);
         let tuple = judge::tuple(ip);
         let parties = judge::Parties::of(view.topology, &tuple);
+        if view.snapshot.is_some_and(Snapshot::has_log_rules) {
+            self.log(view, now, port, &tuple, &parties, out);
+        }
         let in_mid_flow = match ip.transport {
             Transport::Tcp { flags, .. } => !tcp::opens(flags),
             Transport::Icmp { kind, .. } => key::is_icmp_reply(ip.protocol, kind),
@@ -544,6 +556,45 @@ impl<F: Frame> Worker<F> {
         Ok((slot, direction))
     }
 
+    /// Tells which Log rules the first packet of a flow passes, each with the verdict of its leg (policy model 14.4), within an allowance.
+    #[cold]
+    fn log(
+        &mut self,
+        view: View<'_>,
+        now: Nanos,
+        port: PortIndex,
+        tuple: &PacketTuple,
+        parties: &judge::Parties,
+        out: &mut Output<F>,
+    ) {
+        let Some(snapshot) = view.snapshot else { return };
+        let legs =
+            [(parties.egress, Direction::Egress, "egress"), (parties.ingress, Direction::Ingress, "ingress")];
+        for (endpoint, direction, leg) in legs {
+            let Some(endpoint) = endpoint else { continue };
+            let Some(judgement) = snapshot.judge(endpoint, direction, tuple) else { continue };
+            for rule in snapshot.logs(endpoint, direction, tuple) {
+                if out.events.len() >= Output::<F>::MAX_EVENTS || !self.log_records.take(now) {
+                    return;
+                }
+                out.events.push(PacketEvent {
+                    port,
+                    what: What::Logged(judgement.verdict),
+                    source: Some(tuple.source),
+                    destination: Some(tuple.destination),
+                    protocol: tuple.protocol,
+                    source_port: tuple.source_port.unwrap_or(0),
+                    destination_port: tuple.destination_port.unwrap_or(0),
+                    attribution: snapshot.attribution(rule).cloned(),
+                    leg,
+                });
+            }
+            if judgement.verdict == Verdict::Deny {
+                return;
+            }
+        }
+    }
+
     /// Sends an ICMP error on to the sender of the packet that it quotes (policy model 13.4, PM-D23).
     fn forward_related(
         &mut self,
@@ -595,6 +646,7 @@ impl<F: Frame> Worker<F> {
 
     /// Ends a packet by name: counts it, samples it, and where the reason says so turns its frame into the answer for its sender.
     #[cold]
+    #[allow(clippy::too_many_arguments, reason = "the parts of one packet, which live for this call only")]
     fn end(
         &mut self,
         view: View<'_>,
@@ -606,7 +658,9 @@ impl<F: Frame> Worker<F> {
         out: &mut Output<F>,
     ) {
         self.counters.drops[dropped.reason as usize] += 1;
-        if out.events.len() < Output::<F>::MAX_EVENTS {
+        // Discovery that ends at the gateway is daily business: counted, never an event that hides a real one.
+        let noteworthy = dropped.reason != DropReason::DiscoveryConsumed;
+        if noteworthy && out.events.len() < Output::<F>::MAX_EVENTS {
             out.events.push(event(view, port, ip, &dropped));
         }
         if let (Some(error), Some(ip), Some(port)) = (dropped.error, ip, view.topology.port(port))
@@ -677,12 +731,12 @@ fn other(side: Side) -> Side {
     }
 }
 
-fn event(view: View<'_>, port: PortIndex, ip: Option<&IpHeaders>, dropped: &Dropped) -> DropEvent {
+fn event(view: View<'_>, port: PortIndex, ip: Option<&IpHeaders>, dropped: &Dropped) -> PacketEvent {
     let (source_port, destination_port) = ip.and_then(IpHeaders::ports).unwrap_or((0, 0));
     let attribution = dropped.rule.and_then(|rule| view.snapshot?.attribution(rule).cloned());
-    DropEvent {
+    PacketEvent {
         port,
-        reason: dropped.reason,
+        what: What::Dropped(dropped.reason),
         source: ip.map(|ip| ip.source),
         destination: ip.map(|ip| ip.destination),
         protocol: ip.map_or(0, |ip| ip.protocol),
