@@ -11,7 +11,7 @@
 //!
 //! * [`plan`] reads manifests and decides who lives where; it changes nothing.
 //! * [`journal`] notes what is made before it is made, so that `down` finds it after a crash as well.
-//! * [`up`] compares the plan with what is there and closes the gap; [`down`] walks the journal backwards.
+//! * [`mod@up`] compares the plan with what is there and closes the gap; [`mod@down`] walks the journal backwards.
 //! * [`state`] is what the lab knows about itself, on disk.
 
 mod down;

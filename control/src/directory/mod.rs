@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Events only say *when* to look; what is true is read from the files each time (levels, not edges), so a lost or misleading event
-//! costs time, never truth. Every few seconds the folder is looked at without an event too. See [`state`] for what an invalid object
+//! costs time, never truth. Every few seconds the folder is looked at without an event too. See `state` for what an invalid object
 //! or a broken file means, and `store` for what survives a restart.
 //!
 //! Deliberately absent: a thread. [`Source::next`] does everything on the caller's.
