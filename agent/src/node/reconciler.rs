@@ -23,7 +23,7 @@ use margay_core::{PortIndex, WorkerConfig};
 use margay_io::netlink::{Address, Follower, Role, fill_topology};
 use margay_io::{Dataplane, PortReport, PortSpec, Role as PortRole};
 use margay_policy_engine::engine::{Change, Engine, LocalEndpoint};
-use margay_policy_engine::model::NamespacedName;
+use margay_policy_engine::model::{NamespacedName, Object, ObjectKey};
 use margay_policy_engine::packet::{Direction, EndpointId};
 use margay_policy_engine::snapshot::Snapshot;
 use margay_wire::MacAddr;
@@ -121,6 +121,7 @@ pub struct Reconciler {
     pending: Vec<PendingAttach>,
     routes: PodRoutes,
     topology_generation: u64,
+    published: Option<TopologyBuilder>,
     uplink_prefixes: (Vec<IpNet>, Vec<IpNet>),
     board: Board,
     policy_changed: bool,
@@ -173,6 +174,7 @@ impl Reconciler {
             pending: Vec::new(),
             routes: PodRoutes::default(),
             topology_generation: 0,
+            published: None,
             uplink_prefixes: Default::default(),
             board: from.board,
             policy_changed: false,
@@ -258,13 +260,14 @@ impl Reconciler {
             tracing::debug!(changes = batch.changes.len(), "the source of truth changed");
         }
         for change in batch.changes {
+            // Node objects carry pod CIDRs and addresses.
+            self.topology_changed |=
+                matches!(&change, Change::Upsert(Object::Node(_)) | Change::Delete(ObjectKey::Node(_)));
             self.engine.apply(change);
         }
         self.complete |= batch.complete;
         self.policy_changed = true;
         self.names_changed = true;
-        // Node objects carry pod CIDRs and addresses.
-        self.topology_changed = true;
         let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
         board.problems = batch.problems;
         board.stale = batch.stale;
@@ -403,8 +406,11 @@ impl Reconciler {
         let local: Vec<IpNet> = builder.local_pod_cidrs.iter().copied().chain(local_pods.clone()).collect();
         let mut remembered = cidrs.clone();
         remembered.extend(local_pods);
-        self.topology_generation += 1;
-        self.dataplane.publish_topology(Arc::new(builder.build(self.topology_generation)));
+        if self.published.as_ref() != Some(&builder) {
+            self.published = Some(builder.clone());
+            self.topology_generation += 1;
+            self.dataplane.publish_topology(Arc::new(builder.build(self.topology_generation)));
+        }
         let prefixes = (local, cidrs.iter().copied().collect::<Vec<_>>());
         if prefixes != self.uplink_prefixes {
             match self.dataplane.set_uplink_prefixes(&prefixes.0, &prefixes.1) {

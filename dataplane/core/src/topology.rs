@@ -69,7 +69,7 @@ pub enum Route {
 }
 
 /// What the shell knows; see the fields of [`Topology`] for the meaning.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TopologyBuilder {
     /// Ports, in any order.
     pub ports: Vec<Port>,
