@@ -602,3 +602,87 @@ mod properties {
         }
     }
 }
+
+/// The short way of a burst and the long way of single frames decide and write the same.
+mod both_ways {
+    use super::*;
+    use margay_core::frame::MemoryFrame;
+    use margay_core::{Frame, PortIndex, View};
+    use proptest::prelude::*;
+
+    fn packet(
+        kind: u8,
+        forward: bool,
+        v6: bool,
+        ttl: u8,
+        damage: Option<(usize, u8)>,
+    ) -> (PortIndex, Vec<u8>) {
+        let (near, far) = if v6 { ("fd00:1::2", "fd00:1::3") } else { ("10.0.1.2", "10.0.1.3") };
+        let remote = if v6 { "fd00:2::9" } else { "10.0.2.9" };
+        let (port, from, to) = match (kind % 2, forward) {
+            (0, true) => (POD_A, (near, 4000), (far, 80)),
+            (0, false) => (POD_B, (far, 80), (near, 4000)),
+            (_, true) => (POD_A, (near, 4000), (remote, 80)),
+            (_, false) => (UPLINK, (remote, 80), (near, 4000)),
+        };
+        let (from, to) = ((ip(from.0), from.1), (ip(to.0), to.1));
+        let macs = Node::macs(port);
+        let mut bytes = match kind / 2 {
+            0 => build::udp(macs, from, to, b"payload"),
+            1 => build::tcp(macs, from, to, ACK, b"payload"),
+            2 => build::tcp(macs, from, to, if forward { SYN } else { SYN | ACK }, b""),
+            3 => build::tcp(macs, from, to, tcp_flags::FIN | ACK, b""),
+            _ => build::tcp(macs, from, to, tcp_flags::RST, b""),
+        };
+        if v6 {
+            bytes[14 + 7] = ttl;
+        } else {
+            bytes[14 + 8] = ttl;
+            bytes[24..26].fill(0);
+            let sum = checksum::of(&bytes[14..34]);
+            bytes[24..26].copy_from_slice(&sum.to_be_bytes());
+        }
+        if let Some((at, value)) = damage
+            && let Some(byte) = bytes.get_mut(at)
+        {
+            *byte = value;
+        }
+        (port, bytes)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
+
+        #[test]
+        fn agree(
+            steps in prop::collection::vec(
+                (0u8..10, any::<bool>(), any::<bool>(), 0u8..4, prop::option::of((0usize..90, any::<u8>())), 0u8..12, 1usize..5),
+                1..40,
+            ),
+        ) {
+            let (mut one, mut other) = (Node::new(), Node::new());
+            let deny = policy("deny", "b", Some(vec![rule(Action::Allow, Some(protocol::TCP))]), None);
+            for (kind, forward, v6, ttl, damage, event, repeat) in steps {
+                match event {
+                    0 => [&mut one, &mut other].map(|node| node.apply(deny.clone())),
+                    1 => [&mut one, &mut other].map(|node| node.delete(&deny)),
+                    2 => [&mut one, &mut other].map(|node| node.rebuild()),
+                    3 => [&mut one, &mut other].map(|node| drop(node.tick(Nanos::from_secs(25)))),
+                    _ => [(), ()],
+                };
+                let (port, bytes) = packet(kind, forward, v6, [1, 2, 64, 255][usize::from(ttl)], damage);
+                let mut single = Vec::new();
+                for _ in 0..repeat {
+                    single.extend(one.send(port, &bytes).unwrap_or_default());
+                }
+                let view = View { snapshot: other.snapshot.as_deref(), topology: &other.topology };
+                let mut frames: Vec<_> = (0..repeat).map(|_| MemoryFrame::new(&bytes)).collect();
+                other.worker.handle_burst(view, other.now, port, &mut frames, &mut other.out);
+                let burst: Vec<_> = other.out.transmit.drain(..).map(|(port, f)| (port, f.data().to_vec())).collect();
+                other.out.events.clear();
+                prop_assert_eq!(single, burst);
+                prop_assert_eq!(one.worker.counters(), other.worker.counters());
+            }
+        }
+    }
+}

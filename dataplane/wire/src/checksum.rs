@@ -10,6 +10,7 @@ use crate::parse::{Fragment, IpHeaders, Transport};
 use crate::protocol;
 
 /// Adds `bytes` to a running one's-complement sum; an odd last byte counts as the high half of a word.
+#[inline]
 pub fn add(sum: u64, bytes: &[u8]) -> u64 {
     let mut sum = sum;
     let mut chunks = bytes.chunks_exact(8);
@@ -29,6 +30,7 @@ pub fn add(sum: u64, bytes: &[u8]) -> u64 {
 }
 
 /// Folds a running sum to 16 bits, not complemented.
+#[inline]
 pub fn fold(sum: u64) -> u16 {
     let mut sum = (sum >> 32) + (sum & 0xffff_ffff);
     sum = (sum >> 32) + (sum & 0xffff_ffff);
@@ -44,6 +46,7 @@ pub fn of(bytes: &[u8]) -> u16 {
 }
 
 /// Returns the running sum of the pseudo header (RFC 9293 §3.1, RFC 8200 §8.1). `length` is that of the transport header and payload.
+#[inline]
 pub fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, length: u32) -> u64 {
     let mut sum = u64::from(protocol) + u64::from(length >> 16) + u64::from(length & 0xffff);
     match (source, destination) {
@@ -64,6 +67,7 @@ pub fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, length: 
 }
 
 /// Returns the checksum after one 16-bit word of the summed data changed from `old` to `new` (RFC 1624, equation 3).
+#[inline]
 pub fn update(checksum: u16, old: u16, new: u16) -> u16 {
     let sum = u32::from(!checksum) + u32::from(!old) + u32::from(new);
     let sum = (sum >> 16) + (sum & 0xffff);
@@ -75,31 +79,47 @@ pub fn update(checksum: u16, old: u16, new: u16) -> u16 {
 ///
 /// Fragments are never touched: what a kernel fragments carries a complete sum. A UDP checksum of zero over IPv4 means "none" and
 /// stays zero. A completed UDP sum of zero is written as 0xffff (RFC 768).
+#[inline]
 pub fn complete_if_partial(frame: &mut [u8], ip: &IpHeaders) -> bool {
     let offset = match (ip.fragment, ip.transport) {
         (Fragment::None, Transport::Tcp { .. }) => 16,
         (Fragment::None, Transport::Udp { checksum: 1.., .. }) => 6,
         _ => return false,
     };
-    let start = usize::from(ip.transport_offset);
-    let end = ip.end();
-    let at = start + offset;
-    let Some(segment) = frame.get(start..end) else { return false };
+    let (start, end) = (usize::from(ip.transport_offset), ip.end());
+    let pseudo = pseudo_header(ip.source, ip.destination, ip.protocol, end.saturating_sub(start) as u32);
+    complete(frame, start, end, offset, ip.protocol, fold(pseudo))
+}
+
+/// Completes the checksum at `offset` of the segment `frame[start..end]` if the field holds `pseudo`, the folded sum of its pseudo header.
+#[inline(always)]
+pub(crate) fn complete(
+    frame: &mut [u8],
+    start: usize,
+    end: usize,
+    offset: usize,
+    number: u8,
+    pseudo: u16,
+) -> bool {
+    let Some(segment) = frame.get_mut(start..end).filter(|segment| segment.len() >= offset + 2) else {
+        return false;
+    };
     let field = u16::from_be_bytes([segment[offset], segment[offset + 1]]);
-    let pseudo = pseudo_header(ip.source, ip.destination, ip.protocol, (end - start) as u32);
-    if field != fold(pseudo) {
+    let none = field == 0 && number == protocol::UDP;
+    if field != pseudo || none {
         return false;
     }
     // The field holds the pseudo-header sum already, so summing the segment as it is gives the whole.
     let mut sum = !fold(add(0, segment));
-    if sum == 0 && ip.protocol == protocol::UDP {
+    if sum == 0 && number == protocol::UDP {
         sum = 0xffff;
     }
-    frame[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    segment[offset..offset + 2].copy_from_slice(&sum.to_be_bytes());
     true
 }
 
 /// Writes the CRC32c of an unfragmented SCTP packet; returns whether it wrote.
+#[inline]
 pub fn write_sctp(frame: &mut [u8], ip: &IpHeaders) -> bool {
     if ip.protocol != protocol::SCTP || ip.fragment != Fragment::None {
         return false;

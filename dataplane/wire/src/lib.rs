@@ -3,6 +3,7 @@
 //! Network byte order exists only in this crate: everything it returns is in host order, everything it takes too.
 //!
 //! * [`parse()`] answers "what is it?" for one frame, in one pass, without allocation; malformed frames get a [`ParseError`].
+//! * [`quick`] reads the plain packet of a known flow in a few instructions.
 //! * [`checksum`] sums, completes and repairs.
 //! * [`arp`], [`ndisc`] and [`icmp`] are the few messages that the dataplane speaks itself, written over a received frame.
 //! * [`build`] makes whole packets for tests, simulations and benches (etherparse lives here).
@@ -14,6 +15,7 @@ pub mod icmp;
 pub mod mac;
 pub mod ndisc;
 pub mod parse;
+pub mod quick;
 
 pub use mac::MacAddr;
 pub use parse::{Fragment, IpHeaders, Packet, ParseError, Parsed, Transport, parse};

@@ -127,11 +127,13 @@ pub struct IpHeaders {
 
 impl IpHeaders {
     /// Returns the offset in the frame behind the packet's last byte; what follows is link padding.
+    #[inline]
     pub fn end(&self) -> usize {
         ETHERNET_LEN + usize::from(self.total_len)
     }
 
     /// Returns (source, destination) ports where the protocol has them.
+    #[inline]
     pub fn ports(&self) -> Option<(u16, u16)> {
         match self.transport {
             Transport::Tcp { source, destination, .. }
@@ -142,6 +144,7 @@ impl IpHeaders {
     }
 
     /// Returns whether this is an ICMP or ICMPv6 error message (RFC 1122 §3.2.2, RFC 4443 §2.1).
+    #[inline]
     pub fn is_icmp_error(&self) -> bool {
         match self.transport {
             Transport::Icmp { kind, .. } if self.protocol == protocol::ICMP => {
@@ -186,6 +189,7 @@ pub struct Parsed {
     pub packet: Packet,
 }
 
+#[inline]
 fn be16(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
@@ -230,10 +234,12 @@ pub fn parse_quoted(frame: &[u8], error: &IpHeaders) -> Result<IpHeaders, ParseE
     parse_ip(quoted, at, if error.source.is_ipv4() { 4 } else { 6 }, Depth::Quoted)
 }
 
+#[inline]
 fn parse_ip(frame: &[u8], at: usize, version: u8, depth: Depth) -> Result<IpHeaders, ParseError> {
     if version == 4 { parse_ipv4(frame, at, depth) } else { parse_ipv6(frame, at, depth) }
 }
 
+#[inline]
 fn parse_ipv4(frame: &[u8], at: usize, depth: Depth) -> Result<IpHeaders, ParseError> {
     let Some(header) = frame[at..].first_chunk::<20>() else { return Err(ParseError::Truncated) };
     let header_len = usize::from(header[0] & 0x0f) * 4;
@@ -383,6 +389,7 @@ fn parse_ipv6(frame: &[u8], at: usize, depth: Depth) -> Result<IpHeaders, ParseE
 }
 
 /// Reads the transport header at `offset`, where there is one.
+#[inline]
 fn finish(
     frame: &[u8],
     offset: usize,

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use margay_wire::parse::{Packet, parse_quoted, tcp_flags};
+use margay_wire::quick;
 use margay_wire::{
     Fragment, IpHeaders, MacAddr, ParseError, Transport, build, checksum, icmp, parse, protocol,
 };
@@ -258,6 +259,60 @@ proptest! {
         }
     }
 
+    /// What the quick reader accepts, the parser reads alike; what is plain and well-formed, the quick reader accepts.
+    #[test]
+    fn quick_agrees_with_parse(
+        v6 in any::<bool>(),
+        tcp in any::<bool>(),
+        ports in any::<(u16, u16)>(),
+        flags in any::<u8>(),
+        payload in prop::collection::vec(any::<u8>(), 0..40),
+        changes in prop::collection::vec((12usize..80, any::<u8>()), 0..3),
+        cut in 0usize..30,
+    ) {
+        let (from, to) = if v6 { ("fd00::1", "fd00::2") } else { ("10.0.0.1", "10.0.0.2") };
+        let (from, to) = ((ip(from), ports.0), (ip(to), ports.1));
+        let mut frame = match tcp {
+            true => build::tcp(MACS, from, to, flags & 0x1f, &payload),
+            false => build::udp(MACS, from, to, &payload),
+        };
+        let untouched = changes.is_empty() && cut < 20;
+        for (at, value) in changes {
+            if let Some(byte) = frame.get_mut(at) {
+                *byte = value;
+            }
+        }
+        if cut >= 20 {
+            frame.truncate(frame.len() - (cut - 20));
+        }
+        let slow = parse(&frame).ok().and_then(|parsed| match parsed.packet {
+            Packet::Ip(ip) => Some(ip),
+            Packet::Arp(_) => None,
+        });
+        let number = |address: IpAddr| match address {
+            IpAddr::V4(v4) => u128::from(v4.to_ipv6_mapped()),
+            IpAddr::V6(v6) => u128::from(v6),
+        };
+        match (quick::read(&frame), slow) {
+            (Some(fast), Some(slow)) => {
+                prop_assert_eq!((fast.source, fast.destination), (number(slow.source), number(slow.destination)));
+                prop_assert_eq!(Some((fast.source_port, fast.destination_port)), slow.ports());
+                prop_assert_eq!((fast.ttl, fast.total_len, fast.protocol), (slow.ttl, slow.total_len, slow.protocol));
+                prop_assert_eq!((fast.transport_offset(), fast.end()), (usize::from(slow.transport_offset), slow.end()));
+                prop_assert_eq!(slow.fragment, Fragment::None);
+                if let Transport::Tcp { flags, .. } = slow.transport {
+                    prop_assert_eq!(fast.tcp_flags, flags);
+                }
+                let (mut one, mut other) = (frame.clone(), frame.clone());
+                quick::complete_if_partial(&mut one, &fast);
+                checksum::complete_if_partial(&mut other, &slow);
+                prop_assert_eq!(one, other);
+            }
+            (Some(fast), None) => prop_assert!(false, "{fast:?} is malformed"),
+            (None, slow) => prop_assert!(!untouched || slow.is_none(), "a plain packet was not taken"),
+        }
+    }
+
     /// Completing a partial checksum gives what a correct sender would have written.
     #[test]
     fn completion_restores_the_senders_checksum(
@@ -280,7 +335,11 @@ proptest! {
         partial[at..at + 2].copy_from_slice(&checksum::fold(pseudo).to_be_bytes());
         let read = headers(&partial);
         // A folded pseudo-header sum is zero only if all of it is: UDP "no checksum" cannot be meant.
+        let mut quickly = partial.clone();
         prop_assert!(checksum::complete_if_partial(&mut partial, &read));
-        prop_assert_eq!(partial, frame);
+        prop_assert_eq!(&partial, &frame);
+        let fast = quick::read(&quickly).expect("a plain packet");
+        quick::complete_if_partial(&mut quickly, &fast);
+        prop_assert_eq!(&quickly, &frame);
     }
 }

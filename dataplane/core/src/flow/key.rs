@@ -3,6 +3,7 @@
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv6Addr};
 
+use margay_wire::quick::Quick;
 use margay_wire::{IpHeaders, Transport, protocol};
 
 /// One of the two ends of a flow, in the key's order.
@@ -68,6 +69,21 @@ impl FlowKey {
         let to = End { address: number(destination.0), port: destination.1 };
         let (low, high, side) = if from <= to { (from, to, Side::Low) } else { (to, from, Side::High) };
         (Self { addresses: [low.address, high.address], ports: [low.port, high.port], protocol }, side)
+    }
+
+    /// Returns the key of the flow of a plain packet, and the side that sent it.
+    #[inline(always)]
+    pub fn of_quick(quick: &Quick) -> (Self, Side) {
+        let forward = (quick.source, quick.source_port) <= (quick.destination, quick.destination_port);
+        let (addresses, ports, side) = match forward {
+            true => {
+                ([quick.source, quick.destination], [quick.source_port, quick.destination_port], Side::Low)
+            }
+            false => {
+                ([quick.destination, quick.source], [quick.destination_port, quick.source_port], Side::High)
+            }
+        };
+        (Self { addresses, ports, protocol: quick.protocol }, side)
     }
 
     /// Returns the key of the flow that `ip` belongs to, and the side that sent it.

@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | sanity | [`sanity`] | may this packet exist on this port at all? |
 //! | discovery | [`discovery`] | is it for the gateway, that is for us? |
-//! | flow | [`crate::flow`] | have we met? |
+//! | flow | [`crate::flow`] | have we met? ([`fast`]: and is nothing else to ask?) |
 //! | judge | [`judge`] | may it pass, both legs? |
 //! | path | [`path`] | where does it leave, and by whose hands? |
 //! | finish | [`finish`] | size, TTL, checksum, addresses, transmit |
@@ -14,6 +14,7 @@
 //! Invariant: after every call `received` equals the sum of all endings ([`Counters::endings`]).
 
 mod discovery;
+mod fast;
 mod finish;
 mod fragments;
 mod judge;
@@ -241,7 +242,8 @@ impl<F: Frame> Worker<F> {
 
     /// Takes frames that arrived together from one port to their ends, in order; `frames` is empty afterwards.
     ///
-    /// The same as [`Worker::handle_frame`] for each, and faster: headers, index and flows are asked for a burst ahead.
+    /// The same as [`Worker::handle_frame`] for each, and faster: headers, index and flows are asked for a burst ahead, and packets of
+    /// known flows take the short way of [`fast`].
     pub fn handle_burst(
         &mut self,
         view: View<'_>,
@@ -250,22 +252,25 @@ impl<F: Frame> Worker<F> {
         frames: &mut Vec<F>,
         out: &mut Output<F>,
     ) {
-        let mut prepared: [Option<Prepared>; BURST] = [None; BURST];
+        let burst = fast::Burst::new(view, now, port);
+        let mut plain = [fast::Plain::NONE; BURST];
         while !frames.is_empty() {
             let count = frames.len().min(BURST);
             for frame in &frames[..count] {
                 margay_accel::prefetch_lines(frame.data(), 1);
             }
-            for (frame, slot) in frames[..count].iter().zip(&mut prepared) {
-                let read = self.prepare(frame.data());
-                self.flows.prefetch_index(read.hash);
-                *slot = Some(read);
+            for (frame, slot) in frames[..count].iter().zip(&mut plain) {
+                *slot = fast::Plain::read(frame.data(), &self.flows);
+                self.flows.prefetch_index(slot.hash);
             }
-            for read in prepared[..count].iter().flatten() {
+            for read in &plain[..count] {
                 self.flows.prefetch_flow(read.hash);
             }
-            for (frame, read) in frames.drain(..count).zip(prepared.iter().flatten()) {
-                self.complete(view, now, port, frame, read, out);
+            for (mut frame, read) in frames.drain(..count).zip(&plain) {
+                match self.fast(&burst, &mut frame, read) {
+                    Some(to) => out.transmit.push((to, frame)),
+                    None => self.handle_frame(view, now, port, frame, out),
+                }
             }
         }
     }
@@ -778,11 +783,21 @@ impl Flow {
     /// Takes a packet: state, lifetime, counters.
     #[inline]
     fn observe(&mut self, direction: usize, ip: &IpHeaders, now: Nanos) {
+        let flags = match ip.transport {
+            Transport::Tcp { flags, .. } => flags,
+            _ => 0,
+        };
+        self.observe_parts(direction, ip.total_len, ip.protocol, flags, now);
+    }
+
+    /// As [`Flow::observe`]; `flags` is zero where there is no TCP header.
+    #[inline(always)]
+    fn observe_parts(&mut self, direction: usize, total_len: u16, protocol: u8, flags: u8, now: Nanos) {
         self.packets[direction] += 1;
-        self.bytes[direction] += u64::from(ip.total_len);
+        self.bytes[direction] += u64::from(total_len);
         let lifetime = match &mut self.state {
             State::Tcp(tcp) => {
-                if let Transport::Tcp { flags, .. } = ip.transport {
+                if flags != 0 {
                     // A new connection over an old one was judged by `open`, which replaced the entry.
                     let live = flags & (tcp_flags::FIN | tcp_flags::RST | tcp_flags::ACK);
                     tcp.observe(direction, live);
@@ -791,7 +806,7 @@ impl Flow {
             }
             State::Other { answered } => {
                 *answered |= direction == 1;
-                match ip.protocol {
+                match protocol {
                     margay_wire::protocol::UDP | margay_wire::protocol::UDPLITE => Nanos::from_secs(60),
                     margay_wire::protocol::ICMP | margay_wire::protocol::ICMPV6 => Nanos::from_secs(5),
                     _ => Nanos::from_secs(600),

@@ -1,0 +1,120 @@
+//! The short way of a packet of a known flow.
+//!
+//! It is taken when *everything* that the long way would ask has an answer in the flow's entry that still holds: the packet is plain
+//! ([`margay_wire::quick`]) and no SYN; the flow is approved, alive, and was confirmed under this very snapshot and topology; this port
+//! and Ethernet source have passed the sanity stage for it; the way out is known; size and TTL fit. Otherwise nothing has been changed
+//! and the packet goes the long way, which decides the same for the packets that this one takes: a test sends both ways and compares.
+
+use margay_policy_engine::packet::Generation;
+use margay_policy_engine::snapshot::Snapshot;
+use margay_wire::quick::{self, Quick};
+use margay_wire::{ETHERNET_LEN, MacAddr, checksum};
+
+use super::{View, Worker};
+use crate::flow::{Arrival, FlowKey, FlowTable, Side, tcp};
+use crate::frame::Frame;
+use crate::time::Nanos;
+use crate::topology::PortIndex;
+
+/// What is the same for every packet of a burst.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Burst {
+    /// Our address on the port; `None` when the port is gone.
+    mac: Option<MacAddr>,
+    port: u16,
+    snapshot: Generation,
+    topology: u64,
+    now: Nanos,
+}
+
+impl Burst {
+    pub(super) fn new(view: View<'_>, now: Nanos, port: PortIndex) -> Self {
+        Self {
+            mac: view.topology.port(port).map(|port| port.mac),
+            port: port.0,
+            snapshot: view.snapshot.map(Snapshot::generation).unwrap_or_default(),
+            topology: view.topology.generation(),
+            now,
+        }
+    }
+}
+
+/// A packet as far as it was read ahead; `quick` is absent for one that must go the long way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plain {
+    quick: Option<Quick>,
+    key: FlowKey,
+    side: Side,
+    pub(super) hash: u64,
+}
+
+impl Plain {
+    pub(super) const NONE: Self = Self { quick: None, key: FlowKey::NONE, side: Side::Low, hash: 0 };
+
+    #[inline(always)]
+    pub(super) fn read(frame: &[u8], flows: &FlowTable) -> Self {
+        match quick::read(frame) {
+            Some(quick) => {
+                let (key, side) = FlowKey::of_quick(&quick);
+                Self { quick: Some(quick), key, side, hash: flows.hash(&key) }
+            }
+            None => Self::NONE,
+        }
+    }
+}
+
+impl<F: Frame> Worker<F> {
+    /// Forwards the packet by what is remembered and returns its port, or `None` with nothing changed.
+    #[inline(always)]
+    pub(super) fn fast(&mut self, burst: &Burst, frame: &mut F, read: &Plain) -> Option<PortIndex> {
+        let quick = read.quick.as_ref()?;
+        let mac = burst.mac?;
+        if tcp::opens(quick.tcp_flags) {
+            return None;
+        }
+        let slot = self.flows.find(&read.key, read.hash)?;
+        let flow = self.flows.flow_mut(slot)?;
+        let direction = usize::from(read.side != flow.opener);
+        let ethernet = frame.data().first_chunk::<ETHERNET_LEN>()?;
+        let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, ..] = *ethernet;
+        let topology = burst.topology as u32;
+        let arrival = Arrival { port: burst.port, mac: MacAddr([s0, s1, s2, s3, s4, s5]), topology };
+        let path = flow.paths[direction]?;
+        let known = flow.approved
+            && flow.expires > burst.now
+            && flow.snapshot == burst.snapshot
+            && flow.topology == burst.topology
+            && flow.arrivals[direction] == arrival
+            && path.topology == topology
+            && topology != 0
+            && MacAddr([d0, d1, d2, d3, d4, d5]) == mac
+            && quick.total_len <= path.mtu
+            && !(path.decrement_ttl && quick.ttl <= 1);
+        if !known {
+            return None;
+        }
+        flow.observe_parts(direction, quick.total_len, quick.protocol, quick.tcp_flags, burst.now);
+        frame.set_len(quick.end());
+        let bytes = frame.data_mut();
+        quick::complete_if_partial(bytes, quick);
+        let head = bytes.first_chunk_mut::<{ ETHERNET_LEN + 20 }>()?;
+        if path.decrement_ttl {
+            if quick.v4 {
+                let old = u16::from_be_bytes([head[ETHERNET_LEN + 8], head[ETHERNET_LEN + 9]]);
+                let new = old - 0x0100;
+                let sum = u16::from_be_bytes([head[ETHERNET_LEN + 10], head[ETHERNET_LEN + 11]]);
+                head[ETHERNET_LEN + 8] = (new >> 8) as u8;
+                head[ETHERNET_LEN + 10..ETHERNET_LEN + 12]
+                    .copy_from_slice(&checksum::update(sum, old, new).to_be_bytes());
+            } else {
+                head[ETHERNET_LEN + 7] -= 1;
+            }
+        }
+        head[0..6].copy_from_slice(&path.destination_mac.0);
+        head[6..12].copy_from_slice(&path.source_mac.0);
+        self.counters.received += 1;
+        self.counters.flow_hits += 1;
+        self.counters.forwarded += 1;
+        Some(path.port)
+    }
+}

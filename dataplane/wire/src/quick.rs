@@ -1,0 +1,160 @@
+//! The plain packet, read in a few instructions: IPv4 without options or fragments, or IPv6 without extension headers, carrying TCP or
+//! UDP. Nearly every packet of a busy node is one.
+//!
+//! [`read`] says `None` to everything else, and to everything that [`crate::parse()`] refuses; who gets `None` asks there. What it accepts
+//! it reads exactly as [`crate::parse()`] does, which a property test holds it to.
+
+use crate::parse::tcp_flags::{ACK, FIN, RST, SYN};
+use crate::{ETHERNET_LEN, checksum, protocol};
+
+/// What a known flow needs to know about a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quick {
+    /// Source address as a number; IPv4 addresses are IPv4-mapped.
+    pub source: u128,
+    /// Destination address, likewise.
+    pub destination: u128,
+    /// Source port.
+    pub source_port: u16,
+    /// Destination port.
+    pub destination_port: u16,
+    /// Length of the IP packet, header included, in bytes.
+    pub total_len: u16,
+    /// [`protocol::TCP`] or [`protocol::UDP`].
+    pub protocol: u8,
+    /// The TCP flag octet; zero for UDP.
+    pub tcp_flags: u8,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// IPv4; else IPv6.
+    pub v4: bool,
+}
+
+const MAPPED: u128 = 0xffff_0000_0000;
+
+impl Quick {
+    /// Returns the offset of the transport header in the frame.
+    #[inline(always)]
+    pub fn transport_offset(&self) -> usize {
+        if self.v4 { ETHERNET_LEN + 20 } else { ETHERNET_LEN + 40 }
+    }
+
+    /// Returns the offset in the frame behind the packet's last byte.
+    #[inline(always)]
+    pub fn end(&self) -> usize {
+        ETHERNET_LEN + usize::from(self.total_len)
+    }
+}
+
+/// Reads a plain packet; `None` for any other.
+#[inline(always)]
+pub fn read(frame: &[u8]) -> Option<Quick> {
+    let head = frame.first_chunk::<{ ETHERNET_LEN + 20 }>()?;
+    match [head[12], head[13]] {
+        [0x08, 0x00] => read_v4(frame, head),
+        [0x86, 0xdd] => read_v6(frame),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn read_v4(frame: &[u8], head: &[u8; ETHERNET_LEN + 20]) -> Option<Quick> {
+    let word = |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+    let (first, second, third) = (word(14), word(18), word(22));
+    let (source, destination) = (word(26), word(30));
+    // Version 4 and five words; neither "more fragments" nor an offset.
+    if first >> 24 != 0x45 || second & 0x3fff != 0 {
+        return None;
+    }
+    let sum =
+        u64::from(first) + u64::from(second) + u64::from(third) + u64::from(source) + u64::from(destination);
+    if checksum::fold(sum) != 0xffff {
+        return None;
+    }
+    let total_len = first as u16;
+    let (protocol, ttl) = ((third >> 16) as u8, (third >> 24) as u8);
+    let (source, destination) = (MAPPED | u128::from(source), MAPPED | u128::from(destination));
+    transport(frame, ETHERNET_LEN + 20, total_len, protocol, ttl, source, destination, true)
+}
+
+#[inline(always)]
+fn read_v6(frame: &[u8]) -> Option<Quick> {
+    let head = frame.get(ETHERNET_LEN..)?.first_chunk::<40>()?;
+    if head[0] >> 4 != 6 {
+        return None;
+    }
+    let total_len = u16::from_be_bytes([head[4], head[5]]).checked_add(40)?;
+    let address = |at: usize| head[at..].first_chunk::<16>().map(|octets| u128::from_be_bytes(*octets));
+    transport(frame, ETHERNET_LEN + 40, total_len, head[6], head[7], address(8)?, address(24)?, false)
+}
+
+#[inline(always)]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "always inlined; a struct for its arguments would be the result itself"
+)]
+fn transport(
+    frame: &[u8],
+    at: usize,
+    total_len: u16,
+    protocol: u8,
+    ttl: u8,
+    source: u128,
+    destination: u128,
+    v4: bool,
+) -> Option<Quick> {
+    let segment = frame.get(at..ETHERNET_LEN + usize::from(total_len))?;
+    let ports = segment.first_chunk::<8>()?;
+    let tcp_flags = match protocol {
+        protocol::TCP => {
+            let header = segment.first_chunk::<20>()?;
+            let len = usize::from(header[12] >> 4) * 4;
+            let flags = header[13];
+            let core = flags & (FIN | SYN | RST | ACK);
+            let impossible = core == 0 || core & (SYN | FIN) == SYN | FIN || core & (SYN | RST) == SYN | RST;
+            if len < 20 || len > segment.len() || impossible {
+                return None;
+            }
+            flags
+        }
+        protocol::UDP => {
+            let len = usize::from(u16::from_be_bytes([ports[4], ports[5]]));
+            if len < 8 || len > segment.len() {
+                return None;
+            }
+            0
+        }
+        _ => return None,
+    };
+    Some(Quick {
+        source,
+        destination,
+        source_port: u16::from_be_bytes([ports[0], ports[1]]),
+        destination_port: u16::from_be_bytes([ports[2], ports[3]]),
+        total_len,
+        protocol,
+        tcp_flags,
+        ttl,
+        v4,
+    })
+}
+
+/// Completes the checksum of the plain packet `quick` in `frame` when it is partial; see [`checksum::complete_if_partial`].
+#[inline(always)]
+pub fn complete_if_partial(frame: &mut [u8], quick: &Quick) {
+    let (start, end) = (quick.transport_offset(), quick.end());
+    let offset = if quick.protocol == protocol::TCP { 16 } else { 6 };
+    let half = |number: u128| u64::from((number >> 32) as u32) + u64::from(number as u32);
+    // An IPv4-mapped number is 0xffff and the address: the 0xffff adds nothing to a one's-complement sum, but it is not part of it.
+    let addresses = match quick.v4 {
+        true => u64::from(quick.source as u32) + u64::from(quick.destination as u32),
+        false => {
+            half(quick.source)
+                + half(quick.source >> 64)
+                + half(quick.destination)
+                + half(quick.destination >> 64)
+        }
+    };
+    let pseudo = addresses + u64::from(quick.protocol) + (end - start) as u64;
+    checksum::complete(frame, start, end, offset, quick.protocol, checksum::fold(pseudo));
+}
