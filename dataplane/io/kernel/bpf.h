@@ -30,6 +30,33 @@ struct xdp_md {
 	u32 egress_ifindex;
 };
 
+/* A number as it is in network order. */
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define NETWORK16(number) __builtin_bswap16(number)
+#else
+#define NETWORK16(number) (number)
+#endif
+
+/* What a tc program returns for "the next program or filter, if there is one; else on its way". */
+#define TC_NEXT (-1)
+
+/* A packet as tc programs see it, as far as they read it here. */
+struct __sk_buff {
+	u32 len;
+	u32 pkt_type;
+	u32 mark;
+	u32 queue_mapping;
+	u32 protocol;
+	u32 vlan_present;
+	u32 vlan_tci;
+	u32 vlan_proto;
+	u32 priority;
+	u32 ingress_ifindex;
+	u32 ifindex;
+};
+
 static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static u64 (*bpf_ktime_get_ns)(void) = (void *)5;
 static long (*bpf_redirect_map)(void *map, u64 key, u64 action_otherwise) = (void *)51;
+static long (*bpf_redirect)(u32 ifindex, u64 flags) = (void *)23;
+static long (*bpf_skb_load_bytes)(const void *skb, u32 offset, void *to, u32 len) = (void *)26;

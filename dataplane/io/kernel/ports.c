@@ -72,6 +72,20 @@ struct {
 	TYPE(value, u8);
 } cluster_pods SEC(".maps");
 
+/* The two ends of the host port's veth pair. */
+struct host_pair {
+	u32 kernel_end;
+	u32 our_end;
+};
+
+/* NICs whose outgoing frames are ours to judge, and the host port that they take instead. */
+struct {
+	NUMBER(type, MAP_HASH);
+	NUMBER(max_entries, 256);
+	TYPE(key, u32);
+	TYPE(value, struct host_pair);
+} governed SEC(".maps");
+
 /*
  * Every program exists twice: for drivers that deliver packets in several fragments (and, with that, large MTUs), and, as NAME_plain,
  * for those that refuse such programs.
@@ -88,20 +102,28 @@ struct {
 	}                                                                                                                      \
 	INLINE int name##_body(struct xdp_md *frame)
 
-/* Redirects to the queue's socket while its owner lives; `otherwise` in every other case. */
-INLINE int to_socket(struct xdp_md *frame, enum xdp_action otherwise)
+/* The owner of a queue while it lives, else nothing. */
+INLINE struct owner *living_owner(u32 ifindex, u32 queue)
 {
-	struct queue key = { .ifindex = frame->ingress_ifindex, .queue = frame->rx_queue_index };
+	struct queue key = { .ifindex = ifindex, .queue = queue };
 	struct owner *owner = bpf_map_lookup_elem(&owners, &key);
 	if (!owner)
-		return otherwise;
+		return 0;
 
 	u32 worker = owner->worker;
 	u64 *stamp = bpf_map_lookup_elem(&heartbeat, &worker);
 	/* The sum, not the difference: a stamp written after we read the clock lies in the future and is fresh. */
 	if (!stamp || *(volatile u64 *)stamp + HEARTBEAT_LIMIT_NS <= bpf_ktime_get_ns())
-		return otherwise;
+		return 0;
+	return owner;
+}
 
+/* Redirects to the queue's socket while its owner lives; `otherwise` in every other case. */
+INLINE int to_socket(struct xdp_md *frame, enum xdp_action otherwise)
+{
+	struct owner *owner = living_owner(frame->ingress_ifindex, frame->rx_queue_index);
+	if (!owner)
+		return otherwise;
 	return bpf_redirect_map(&sockets, owner->slot, otherwise);
 }
 
@@ -163,6 +185,59 @@ PROGRAM(uplink)
 	if (bpf_map_lookup_elem(&local_pods, &destination) || bpf_map_lookup_elem(&cluster_pods, &source))
 		return to_socket(frame, XDP_PASS);
 	return XDP_PASS;
+}
+
+
+/*
+ * Whether an IPv6 frame is neighbour discovery or multicast listener discovery. Both end at this link, and without them the NIC has no
+ * neighbours to send to, so they stay with the kernel as ARP does (policy model 14.6, PM-D13).
+ */
+INLINE int is_link_business(struct __sk_buff *frame)
+{
+	u8 next, hops, type, option[2];
+	u32 at = 14 + 40;
+
+	if (bpf_skb_load_bytes(frame, 14 + 6, &next, 1) || bpf_skb_load_bytes(frame, 14 + 7, &hops, 1))
+		return 0;
+	if (next == 0) {
+		/* Listener reports carry a router alert of eight bytes in a hop-by-hop header. */
+		if (bpf_skb_load_bytes(frame, at, option, 2) || option[1] != 0)
+			return 0;
+		next = option[0];
+		at += 8;
+	}
+	if (next != 58 || bpf_skb_load_bytes(frame, at, &type, 1))
+		return 0;
+	if (type >= 133 && type <= 136)
+		return hops == 255;
+	return hops == 1 && ((type >= 130 && type <= 132) || type == 143);
+}
+
+/*
+ * Stands where the kernel's frames leave a NIC. AF_XDP sends below this point, so what the worker sends never comes by here.
+ *
+ * The way is: out through the kernel's end of the host port, in at ours, where the XDP program finds it. Putting the frame into our end
+ * directly would not do: BPF_F_INGRESS goes behind the driver, where native XDP does not look, and bpf_redirect_peer works at tc
+ * ingress and into other namespaces only. Leaving through the kernel's end also has the kernel cut large segments, which a veth end
+ * does for a peer with XDP.
+ */
+SEC("classifier") int uplink_egress(struct __sk_buff *frame)
+{
+	u32 device = frame->ifindex;
+	struct host_pair *pair = bpf_map_lookup_elem(&governed, &device);
+
+	/* A tag belongs to another interface above this one. */
+	if (!pair || frame->vlan_present)
+		return TC_NEXT;
+	if (frame->protocol == NETWORK16(0x86dd)) {
+		if (is_link_business(frame))
+			return TC_NEXT;
+	} else if (frame->protocol != NETWORK16(0x0800)) {
+		return TC_NEXT;
+	}
+	if (!living_owner(pair->our_end, 0))
+		return TC_NEXT;
+	return bpf_redirect(pair->kernel_end, 0);
 }
 
 /* The helpers used here are open to every licence; the declaration is only what the loader expects. */

@@ -23,12 +23,13 @@ use nix::unistd::Pid;
 
 use crate::engine::{Engine, PortStatistics, Processor};
 use crate::publish::{self, Publisher};
-use crate::steer::{AttachMode, Role, Steer, SteerError, mount_bpffs};
+use crate::steer::{AttachChoice, AttachMode, EgressMode, Role, Steer, SteerError, mount_bpffs};
 use crate::thread::{self, Birth, Command, SharedCounters};
 use crate::xsk::{Census, Pool, RING_SIZE, SocketStatistics, UmemFrame, UmemHandle, XskError, XskSocket};
 
-/// Kernel memory per chunk and bound socket, measured; it is outside our resident size.
-const KERNEL_BYTES_PER_CHUNK_AND_SOCKET: u64 = 119;
+/// Kernel memory per chunk and bound socket without the rings, as measured on Linux 6.18 (docs/decisions/0002); it is outside our
+/// resident size.
+const KERNEL_BYTES_PER_CHUNK_AND_SOCKET: u64 = 129;
 /// How long an answer of the worker may take; it answers within a burst, so longer means that it hangs.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -49,6 +50,8 @@ pub struct DataplaneConfig {
     pub bind_patience: Duration,
     /// Drop events that wait for a reader; more are only counted.
     pub drop_events: usize,
+    /// Which ways of attaching XDP programs are tried.
+    pub xdp: AttachChoice,
     /// Settings of the core.
     pub worker: WorkerConfig,
 }
@@ -63,6 +66,7 @@ impl Default for DataplaneConfig {
             spin: Duration::from_micros(50),
             bind_patience: Duration::from_secs(2),
             drop_events: 4096,
+            xdp: AttachChoice::Auto,
             worker: WorkerConfig::default(),
         }
     }
@@ -159,6 +163,9 @@ pub enum DataplaneError {
     /// The role is not one of a port.
     #[error("{0} cannot be added as a closed port; use attach_closed")]
     ClosedPort(String),
+    /// Only uplinks are governed, and only through the host port.
+    #[error("port {0} is no {1} port; name an uplink, and add the host port first")]
+    WrongRole(u16, &'static str),
     /// The worker does not answer.
     #[error("the worker does not answer; it hangs or has ended: restart the agent")]
     WorkerSilent,
@@ -217,6 +224,7 @@ impl Dataplane {
     {
         mount_bpffs(&config.bpffs)?;
         let mut steer = Steer::load(&config.bpffs)?;
+        steer.choose(config.xdp);
         let heartbeat = steer.take_heartbeat(0)?;
         let (umem, chunks) = UmemHandle::new(config.chunk_size, config.chunks)?;
         let poll = Poll::new().map_err(DataplaneError::Thread)?;
@@ -367,6 +375,45 @@ impl Dataplane {
     /// Errors: no such device, or it takes no program.
     pub fn attach_closed(&self, ifindex: u32, pin: &str) -> Result<AttachMode, DataplaneError> {
         Ok(self.control().steer.attach(Role::Closed, ifindex, pin)?)
+    }
+
+    /// Has the kernel's own IP frames that leave an uplink take the host port instead, so that they cross policy: a tc program at the
+    /// uplink's egress redirects them out of `kernel_end`, the kernel's end of the host port's pair, and they arrive on the host
+    /// port's rings as the kernel's neighbour table addressed them. ARP, neighbour and listener discovery and tagged frames stay with
+    /// the kernel, and so does everything while the worker is silent or the host port is not there. What the worker itself sends does
+    /// not pass through the program. It is pinned under `pin`, and so outlives this handle (then silent, hence passing);
+    /// [`Dataplane::retain_links`] ends it with the others. A governed uplink may be governed again, with the same `pin`.
+    ///
+    /// The agent does not call this until it enforces host endpoints.
+    ///
+    /// Errors: not an uplink, or no host port; a kernel without tcx and `clsact`.
+    pub fn govern(
+        &self,
+        uplink: PortIndex,
+        kernel_end: u32,
+        pin: &str,
+    ) -> Result<EgressMode, DataplaneError> {
+        let mut guard = self.control();
+        let control = &mut *guard;
+        let port = control.ports.get(&uplink).ok_or(DataplaneError::NoPort(uplink.0))?;
+        if port.spec.role != Role::Uplink {
+            return Err(DataplaneError::WrongRole(uplink.0, "uplink"));
+        }
+        let device = port.report.ifindex;
+        let host = control.ports.values().find(|p| p.spec.role == Role::Host);
+        let our_end = host.ok_or(DataplaneError::WrongRole(0, "host"))?.report.ifindex;
+        let modes = [EgressMode::Tcx, EgressMode::Filter];
+        Ok(control.steer.govern(device, kernel_end, our_end, pin, &modes)?)
+    }
+
+    /// Ends [`Dataplane::govern`]: the kernel's frames leave by the uplink again. Returns whether anything stood under `pin`.
+    ///
+    /// Errors: no such port.
+    pub fn ungovern(&self, uplink: PortIndex, pin: &str) -> Result<bool, DataplaneError> {
+        let mut control = self.control();
+        let port = control.ports.get(&uplink).ok_or(DataplaneError::NoPort(uplink.0))?;
+        let device = port.report.ifindex;
+        Ok(control.steer.ungovern(device, pin))
     }
 
     /// Takes the program pinned under `pin` off its device. Returns whether there was one.

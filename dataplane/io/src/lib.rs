@@ -37,4 +37,4 @@ pub mod xsk;
 pub use dataplane::{
     Dataplane, DataplaneConfig, DataplaneError, MemoryReport, PortCounters, PortReport, PortSpec,
 };
-pub use steer::{AttachMode, Role, mount_bpffs};
+pub use steer::{AttachChoice, AttachMode, EgressMode, Role, mount_bpffs};

@@ -8,7 +8,13 @@
 //! ```text
 //!  DIR/native/NAME@IFINDEX      the link, attached in the driver
 //!  DIR/generic/NAME@IFINDEX     the link, attached above a driver that has no XDP
+//!  DIR/tcx/NAME@IFINDEX         the link of a governed NIC's egress program
+//!  DIR/filter/NAME@IFINDEX      that program itself, where it is a tc filter: kernels before 6.6 have no link for it
 //! ```
+
+mod egress;
+
+pub use egress::EgressMode;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -35,6 +41,10 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/po
 const MAX_SLOTS: u32 = 4096;
 /// How long a device may still be held by a link that has ended.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
+/// Where pins live, below the agent's directory: those of XDP programs, then those of egress programs.
+const FOLDERS: [&str; 4] = ["native", "generic", "tcx", "filter"];
+const XDP_FOLDERS: [&str; 2] = ["native", "generic"];
+const EGRESS_FOLDERS: [&str; 2] = ["tcx", "filter"];
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
 /// A heartbeat older than this is silence; `HEARTBEAT_LIMIT_NS` of the programs.
@@ -74,6 +84,28 @@ pub enum AttachMode {
     Native,
     /// Above a driver that has no XDP.
     Generic,
+}
+
+/// Which ways of attaching are tried for a device that has no program of ours yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AttachChoice {
+    /// In the driver; above it where the driver refuses.
+    #[default]
+    Auto,
+    /// In the driver, or not at all.
+    Native,
+    /// Above the driver, also where the driver could.
+    Generic,
+}
+
+impl AttachChoice {
+    fn modes(self) -> &'static [AttachMode] {
+        match self {
+            Self::Auto => &AttachMode::BOTH,
+            Self::Native => &[AttachMode::Native],
+            Self::Generic => &[AttachMode::Generic],
+        }
+    }
 }
 
 impl AttachMode {
@@ -142,6 +174,18 @@ pub enum SteerError {
         /// What failed.
         why: String,
     },
+    /// The egress program of a governed NIC could not be attached.
+    #[error(
+        "cannot govern {name} (index {ifindex}): {why}; it needs tcx (Linux 6.6) or CONFIG_NET_SCH_INGRESS with CONFIG_NET_CLS_BPF, and CAP_NET_ADMIN"
+    )]
+    Egress {
+        /// The pin's name.
+        name: String,
+        /// The device.
+        ifindex: u32,
+        /// The kernel's answers.
+        why: String,
+    },
     /// A map refused an entry.
     #[error("map {map}: {source}; too many ports or prefixes, or CAP_BPF is missing")]
     Map {
@@ -159,6 +203,9 @@ pub enum SteerError {
 type QueueKey = [u32; 2];
 /// Value of the `owners` map: slot, worker.
 type Owner = [u32; 2];
+
+/// Value of the `governed` map: the kernel's end of the host port, ours.
+type HostPair = [u32; 2];
 
 /// Index into the kernel's map of sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -203,6 +250,8 @@ pub struct Steer {
     directory: PathBuf,
     sockets: XskMap<MapData>,
     owners: HashMap<MapData, QueueKey, Owner>,
+    governed: HashMap<MapData, u32, HostPair>,
+    choice: AttachChoice,
     local: Prefixes,
     cluster: Prefixes,
     slots: BTreeSet<u32>,
@@ -247,8 +296,8 @@ impl Steer {
     ///
     /// Errors: the kernel refuses; the directory is no bpffs.
     pub fn load(directory: &Path) -> Result<Self, SteerError> {
-        for mode in AttachMode::BOTH {
-            let path = directory.join(mode.as_str());
+        for folder in FOLDERS {
+            let path = directory.join(folder);
             fs::create_dir_all(&path)
                 .map_err(|source| SteerError::BpfFs { path: directory.display().to_string(), source })?;
         }
@@ -258,6 +307,7 @@ impl Steer {
                 |source| SteerError::Attach { program: name, name: "loading".to_owned(), ifindex: 0, source };
             program(&mut programs, name)?.load().map_err(|e| failed(Box::new(e)))?;
         }
+        egress::load(&mut programs)?;
         let prefixes = |programs: &mut Ebpf, name: &'static str| -> Result<Prefixes, SteerError> {
             let trie = take(programs, name)?;
             Ok(Prefixes { name, trie, present: BTreeSet::new() })
@@ -265,6 +315,8 @@ impl Steer {
         Ok(Self {
             sockets: take(&mut programs, "sockets")?,
             owners: take(&mut programs, "owners")?,
+            governed: take(&mut programs, "governed")?,
+            choice: AttachChoice::Auto,
             local: prefixes(&mut programs, "local_pods")?,
             cluster: prefixes(&mut programs, "cluster_pods")?,
             programs,
@@ -272,6 +324,11 @@ impl Steer {
             slots: BTreeSet::new(),
             owned: BTreeMap::new(),
         })
+    }
+
+    /// Sets which ways of attaching [`Steer::attach`] tries.
+    pub fn choose(&mut self, choice: AttachChoice) {
+        self.choice = choice;
     }
 
     /// Returns the heartbeat for the worker's thread. Call it once: there is one worker.
@@ -317,18 +374,12 @@ impl Steer {
     }
 
     /// Puts the role's program on a device, whether the device is up or down, and pins the link under `name`. Where a link of that
-    /// name is already on the device, its program is exchanged in one step.
+    /// name is already on the device, its program is exchanged in one step; it keeps its way of attaching whatever [`Steer::choose`]
+    /// was told, because a change of that would leave the device without a program for a moment.
     ///
     /// Errors: the device does not exist, carries a foreign program, or takes none.
     pub fn attach(&mut self, role: Role, ifindex: u32, name: &str) -> Result<AttachMode, SteerError> {
-        if name.is_empty() || name.contains(['/', '@']) {
-            let path = self.directory.display().to_string();
-            return Err(SteerError::Pin {
-                name: name.to_owned(),
-                path,
-                why: "not a usable file name".to_owned(),
-            });
-        }
+        self.check_name(name)?;
         for mode in AttachMode::BOTH {
             let path = self.pin_path(mode, name, ifindex);
             if path.exists() && self.exchange(role, &path) {
@@ -336,9 +387,10 @@ impl Steer {
             }
         }
         // Links of that name on other devices: the name has moved on, so they end.
-        self.detach(name);
+        self.unpin(name, &XDP_FOLDERS);
         let deadline = Instant::now() + RELEASE_PATIENCE;
-        let forms = AttachMode::BOTH.into_iter().flat_map(|mode| role.programs().map(|form| (mode, form)));
+        let modes = self.choice.modes().iter();
+        let forms = modes.flat_map(|mode| role.programs().map(|form| (*mode, form)));
         let mut refused = ProgramError::NotAttached;
         for (mode, form) in forms {
             let program = program(&mut self.programs, form)?;
@@ -387,19 +439,30 @@ impl Steer {
         })
     }
 
+    fn check_name(&self, name: &str) -> Result<(), SteerError> {
+        if !name.is_empty() && !name.contains(['/', '@']) {
+            return Ok(());
+        }
+        Err(SteerError::Pin {
+            name: name.to_owned(),
+            path: self.directory.display().to_string(),
+            why: "not a usable file name".to_owned(),
+        })
+    }
+
     fn pin_path(&self, mode: AttachMode, name: &str, ifindex: u32) -> PathBuf {
         self.directory.join(mode.as_str()).join(format!("{name}@{ifindex}"))
     }
 
-    /// Returns every pinned link: name, path.
-    fn pins(&self) -> Vec<(String, PathBuf)> {
+    /// Returns every pin in these folders: name, folder, path.
+    fn pins(&self, folders: &[&'static str]) -> Vec<(String, &'static str, PathBuf)> {
         let mut found = Vec::new();
-        for mode in AttachMode::BOTH {
-            let Ok(entries) = fs::read_dir(self.directory.join(mode.as_str())) else { continue };
+        for folder in folders {
+            let Ok(entries) = fs::read_dir(self.directory.join(folder)) else { continue };
             for entry in entries.flatten() {
                 let file = entry.file_name().to_string_lossy().into_owned();
                 if let Some((name, _)) = file.rsplit_once('@') {
-                    found.push((name.to_owned(), entry.path()));
+                    found.push((name.to_owned(), *folder, entry.path()));
                 }
             }
         }
@@ -409,14 +472,21 @@ impl Steer {
 
     /// Returns the names under which links are pinned, in order.
     pub fn link_names(&self) -> BTreeSet<String> {
-        self.pins().into_iter().map(|(name, _)| name).collect()
+        self.pins(&FOLDERS).into_iter().map(|(name, ..)| name).collect()
     }
 
-    /// Takes the program of that name off its device, which the kernel does a moment later. Returns whether there was one.
+    /// Takes the programs of that name off their devices, which the kernel does a moment later. Returns whether there was one.
     pub fn detach(&mut self, name: &str) -> bool {
+        self.unpin(name, &FOLDERS)
+    }
+
+    fn unpin(&mut self, name: &str, folders: &[&'static str]) -> bool {
         let mut any = false;
-        for (pinned, path) in self.pins() {
+        for (pinned, folder, path) in self.pins(folders) {
             if pinned == name {
+                if folder == EgressMode::Filter.as_str() {
+                    egress::remove_filter(&path);
+                }
                 any |= fs::remove_file(path).is_ok();
             }
         }
@@ -456,6 +526,21 @@ impl Steer {
         self.cluster.set(cluster)?;
         self.local.set(local)
     }
+}
+
+/// Returns an error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        cause = inner.source();
+    }
+    text
 }
 
 /// Whether another program is on the device.
