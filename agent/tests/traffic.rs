@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::time::Instant;
 
-use common::{Lab, skipped, within};
+use common::{Lab, STRANGER, skipped, within};
 use serde_json::Value;
 
 const PODS: &str = "
@@ -31,13 +31,6 @@ spec: {nodeName: node2, containers: [{name: main, image: none}]}
 
 const EVERYBODY: [&str; 5] = ["shop/web", "shop/db", "shop/far", "node1", "node2"];
 
-fn set_rp_filter(lab: &Lab, value: u8) {
-    for node in ["node1", "node2"] {
-        let script = format!("for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo {value} > $f; done");
-        lab.must(node, &["sh", "-c", &script]);
-    }
-}
-
 #[test]
 fn pods_and_nodes_reach_each_other_whatever_rp_filter_says() {
     let name = "pods_and_nodes_reach_each_other_whatever_rp_filter_says";
@@ -47,7 +40,7 @@ fn pods_and_nodes_reach_each_other_whatever_rp_filter_says() {
     let lab = Lab::up("r", PODS);
     let _servers = EVERYBODY.map(|place| lab.serve(place, 8000));
     for value in [0, 1, 2] {
-        set_rp_filter(&lab, value);
+        lab.set_rp_filter(value);
         for from in EVERYBODY {
             for to in EVERYBODY.iter().filter(|to| **to != from) {
                 for address in lab.addresses(to) {
@@ -271,7 +264,7 @@ fn senders_learn_what_the_path_can_carry() {
     }
 
     // The bottleneck is elsewhere: a network behind the node, whose kernel says what fits.
-    let stranger = third_network(&mut lab);
+    let stranger = lab.third_network();
     lab.ip(&stranger, "link set eth0 mtu 1280");
     lab.ip(&lab.netns("node1"), "link set ext0 mtu 1280");
     for address in STRANGER {
@@ -293,26 +286,6 @@ fn senders_learn_what_the_path_can_carry() {
         );
     }
     lab.books_balance();
-}
-
-/// The addresses of the machine behind node1.
-const STRANGER: [&str; 2] = ["192.0.2.2", "2001:db8:7::2"];
-
-/// Joins a machine of another network to node1, which is its router.
-fn third_network(lab: &mut Lab) -> String {
-    let stranger = lab.namespace("ext");
-    let node = lab.netns("node1");
-    lab.ip(&node, &format!("link add ext0 type veth peer name eth0 netns {stranger}"));
-    lab.ip(&node, "addr add 192.0.2.1/24 dev ext0");
-    lab.ip(&node, "addr add 2001:db8:7::1/64 dev ext0 nodad");
-    lab.ip(&node, "link set ext0 up");
-    lab.ip(&stranger, "link set lo up");
-    lab.ip(&stranger, "addr add 192.0.2.2/24 dev eth0");
-    lab.ip(&stranger, "addr add 2001:db8:7::2/64 dev eth0 nodad");
-    lab.ip(&stranger, "link set eth0 up");
-    lab.ip(&stranger, "route add default via 192.0.2.1");
-    lab.ip(&stranger, "-6 route add default via 2001:db8:7::1");
-    stranger
 }
 
 const CLOSED: &str = "
@@ -341,11 +314,11 @@ fn a_third_network_meets_full_policy_and_the_host_does_not() {
         return;
     }
     let mut lab = Lab::up("n", PODS);
-    let stranger = third_network(&mut lab);
+    let stranger = lab.third_network();
     let _server = lab.serve("shop/db", 8000);
     let _outside = lab.serve(&stranger, 8000);
     for value in [0, 1, 2] {
-        set_rp_filter(&lab, value);
+        lab.set_rp_filter(value);
         for address in lab.addresses("shop/db") {
             assert!(
                 within(3, || lab.fetches(&stranger, &address, 8000)),

@@ -1,5 +1,7 @@
 //! A lab for a test: two nodes with real agents, taken down when the test ends, however it ends.
 
+#![allow(dead_code, reason = "each test file uses the part that it needs")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -7,6 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+
+/// The addresses of the machine behind node1, see [`Lab::third_network`].
+pub const STRANGER: [&str; 2] = ["192.0.2.2", "2001:db8:7::2"];
 
 /// Says why a test cannot run here: no root, no delegate for addresses, or one of `programs` is not installed.
 pub fn skipped(name: &str, programs: &[&str]) -> bool {
@@ -197,6 +202,31 @@ impl Lab {
         let output =
             Command::new("ip").args(["-n", netns]).args(arguments.split_whitespace()).output().expect("ip");
         assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Joins a machine of another network to node1, which is its router. Returns its namespace; its addresses are [`STRANGER`].
+    pub fn third_network(&mut self) -> String {
+        let stranger = self.namespace("ext");
+        let node = self.netns("node1");
+        self.ip(&node, &format!("link add ext0 type veth peer name eth0 netns {stranger}"));
+        self.ip(&node, "addr add 192.0.2.1/24 dev ext0");
+        self.ip(&node, "addr add 2001:db8:7::1/64 dev ext0 nodad");
+        self.ip(&node, "link set ext0 up");
+        self.ip(&stranger, "link set lo up");
+        self.ip(&stranger, "addr add 192.0.2.2/24 dev eth0");
+        self.ip(&stranger, "addr add 2001:db8:7::2/64 dev eth0 nodad");
+        self.ip(&stranger, "link set eth0 up");
+        self.ip(&stranger, "route add default via 192.0.2.1");
+        self.ip(&stranger, "-6 route add default via 2001:db8:7::1");
+        stranger
+    }
+
+    /// Sets rp_filter of every device of both nodes.
+    pub fn set_rp_filter(&self, value: u8) {
+        let script = format!("for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo {value} > $f; done");
+        for node in ["node1", "node2"] {
+            self.must(node, &["sh", "-c", &script]);
+        }
     }
 
     /// Writes a policy among the manifests.
