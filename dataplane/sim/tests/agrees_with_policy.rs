@@ -74,7 +74,7 @@ fn allowed(engine: &mut Engine, pod: PodRef, direction: Direction, packet: &Pack
 /// Runs one scenario; a failing assertion names the seed.
 fn scenario(seed: u64) {
     let mut random = Random::new(seed);
-    let config = WorkerConfig { adoption_window: Nanos(0), ..WorkerConfig::default() };
+    let config = WorkerConfig { adoption_window: Nanos(0), max_flows: 4096, ..WorkerConfig::default() };
     let faults = WireFaults { lost: 0, repeated: random.below(20), reordered: random.below(20) };
     let mut cluster = Cluster::new(seed, 2, 3, faults, &config);
     let mut references: Vec<Engine> = Vec::new();

@@ -2,13 +2,13 @@
 //!
 //! The index is an open-addressed array with linear probing, at most half full; an entry is 32 bits of the hash beside a slot number.
 //! It is our own because a known packet must be able to say "I shall look here" ahead of time ([`FlowTable::prefetch_index`],
-//! [`FlowTable::prefetch_flow`]), which library maps do not offer. Both parts are reserved in full at the start: untouched pages cost
-//! nothing, and no packet ever pays for growth.
+//! [`FlowTable::prefetch_flow`]), which library maps do not offer. Both parts are reserved in full at the start, on huge pages where the
+//! kernel has them: 16 bytes a possible flow for the index at once, the slab's pages as flows come. No packet ever pays for growth.
 
 use std::hash::BuildHasher;
 
 use foldhash::fast::FixedState;
-use margay_accel::prefetch_item;
+use margay_accel::{advise_huge_pages, prefetch_item};
 
 use super::{Flow, FlowKey};
 use crate::time::Nanos;
@@ -35,10 +35,14 @@ impl FlowTable {
     pub fn new(limit: usize, seed: u64) -> Self {
         let limit = limit.clamp(1, 1 << 30);
         let size = (limit * 2).next_power_of_two();
+        let (mut index, mut slab) = (Vec::with_capacity(size), Vec::with_capacity(limit));
+        advise_huge_pages(index.spare_capacity_mut());
+        advise_huge_pages(slab.spare_capacity_mut());
+        index.resize(size, 0);
         Self {
-            index: vec![0; size],
+            index,
             mask: size - 1,
-            slab: Vec::with_capacity(limit),
+            slab,
             free: Vec::new(),
             limit,
             hasher: FixedState::with_seed(seed),

@@ -110,6 +110,7 @@ impl Node {
         Self::with(WorkerConfig {
             endpoint_to_host: EndpointToHost::Accept,
             adoption_window: Nanos(0),
+            max_flows: 4096,
             ..Default::default()
         })
     }
