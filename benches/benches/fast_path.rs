@@ -165,12 +165,18 @@ fn main() {
     machine::describe("fast path in memory: parse, flow hit, verdict, rewrite, counters");
     println!("   bursts of 32, flows in random order; dependent steps per ns {:.2}", gigahertz());
     println!("{:<44} {:>10} {:>12} {:>22}", "case", "ns/packet", "Mpps/core", "allocations/M packets");
+    // `cargo bench -p benches --bench fast_path -- 1000_rules/1000_flows` runs one case, for a profiler.
+    let only: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let wanted = |name: &str| only.is_empty() || only.iter().any(|word| name.contains(word.as_str()));
     let mut base = None;
     for (rules, flows) in [(0, 1_000), (1_000, 1_000), (0, 65_536), (1_000, 65_536), (1_000, 1_000_000)] {
+        let name = format!("pipeline/known_flow/64B/{rules}_rules/{flows}_flows");
+        if !wanted(&name) {
+            continue;
+        }
         let (mut engine, topology) = world::two_pods(rules);
         let snapshot = engine.publish();
         let (ns, allocations) = measure(&snapshot, &topology, flows);
-        let name = format!("pipeline/known_flow/64B/{rules}_rules/{flows}_flows");
         println!("{name:<44} {ns:>10.1} {:>12.1} {allocations:>22.1}", 1000.0 / ns);
         if flows == 65_536 {
             match base {
@@ -182,8 +188,11 @@ fn main() {
         }
     }
     for flows in [1_000, 65_536, 1_000_000] {
-        let ns = plain(flows);
         let name = format!("peer: etherparse + std HashMap/{flows}_flows");
+        if !wanted(&name) {
+            continue;
+        }
+        let ns = plain(flows);
         println!("{name:<44} {ns:>10.1} {:>12.1} {:>22}", 1000.0 / ns, "-");
     }
     println!(

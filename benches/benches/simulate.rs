@@ -14,7 +14,7 @@ const PODS: usize = 1_000;
 const POLICIES: usize = 100;
 const NAMESPACES: usize = 20;
 const PROBES: usize = 200_000;
-const ORACLE_PROBES: usize = 20_000;
+const ORACLE_PROBES: usize = 2_000;
 
 fn main() -> Result<()> {
     machine::describe("margay simulate");
