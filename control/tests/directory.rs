@@ -3,6 +3,9 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use margay_control::{Directory, DirectoryConfig, Problem, Severity, Source};
@@ -38,6 +41,34 @@ fn change_of_a_file_is_told_well_under_a_second() {
     fs::remove_file(world.path("b.yaml")).unwrap();
     world.wait_for("its end", |world| world.policy("shop", "api").is_none());
     assert!(world.policy("shop", "web").is_some());
+}
+
+#[test]
+fn busy_neighbour_of_the_folder_delays_nothing() {
+    let mut world = World::new();
+    world.settle();
+    let beside = world.root.path().join("log");
+    let stop = Arc::new(AtomicBool::new(false));
+    let neighbour = thread::spawn({
+        let stop = Arc::clone(&stop);
+        move || {
+            while !stop.load(Ordering::Relaxed) {
+                write_whole(&beside, "a line");
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+    });
+    let mut fastest = Duration::MAX;
+    for round in 0..3 {
+        let name = format!("p{round}");
+        let began = Instant::now();
+        world.write(&format!("{name}.yaml"), &VALID.replace("web", &name));
+        world.wait_for("the new policy", |world| world.policy("shop", &name).is_some());
+        fastest = fastest.min(began.elapsed());
+    }
+    stop.store(true, Ordering::Relaxed);
+    neighbour.join().unwrap();
+    assert!(fastest < Duration::from_millis(400), "{fastest:?}");
 }
 
 #[test]

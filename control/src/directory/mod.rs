@@ -123,16 +123,22 @@ impl Directory {
         Some(Batch { changes, problems: self.problems(), complete: true, stale: !manifests.lost.is_empty() })
     }
 
-    /// Collects events after `first` until nothing happens for [`QUIET`], and no file is being written, within [`WRITER`].
+    /// Collects events after `first` until nothing happens to a manifest for [`QUIET`], and no file is being written, within [`WRITER`].
     fn settle(&self, first: notify::Result<Event>) -> Result<Happened, SourceError> {
         let mut happened = Happened::default();
         happened.note(first);
         let latest = Instant::now() + WRITER;
+        let mut quiet = Instant::now() + QUIET;
         loop {
-            match self.events.recv_timeout(QUIET) {
-                Ok(event) => happened.note(event),
+            match self.events.recv_timeout(quiet.saturating_duration_since(Instant::now())) {
+                Ok(event) if self.concerns_us(&event) => {
+                    happened.note(event);
+                    quiet = Instant::now() + QUIET;
+                }
+                // Somebody is busy beside the manifests; that is no reason to wait.
+                Ok(_) => {}
                 Err(RecvTimeoutError::Timeout) if happened.writing.is_empty() => return Ok(happened),
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => quiet = Instant::now() + QUIET,
                 Err(RecvTimeoutError::Disconnected) => return Err(closed()),
             }
             if Instant::now() >= latest {
