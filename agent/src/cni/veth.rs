@@ -63,6 +63,14 @@ pub fn gateways(addresses: &[IpAddr]) -> Vec<IpAddr> {
     v4.into_iter().chain(v6).collect()
 }
 
+/// Keeps VLAN tags (802.1Q and 802.1ad) in the frame: beside it, no XDP program would see them.
+const TAGS_IN_FRAMES: [(&str, bool); 4] = [
+    ("rx-vlan-hw-parse", false),
+    ("tx-vlan-hw-insert", false),
+    ("rx-vlan-stag-hw-parse", false),
+    ("tx-vlan-stag-hw-insert", false),
+];
+
 /// Makes the pair, both ends down, the pod's born inside `netns`; `EEXIST` when either name is taken.
 pub fn create(netlink: &mut Netlink, key: &AttachmentKey, netns: &NetNs, mtu: u32) -> Result<(), NetError> {
     let name = host_name(key);
@@ -78,7 +86,7 @@ pub fn prepare_host_end(netlink: &mut Netlink, network: &str, key: &AttachmentKe
     netlink.set_alias(link.index, &alias(network, key))?;
     sysctl::set_if_present(&["ipv6", "conf", &name, "addr_gen_mode"], "1")?;
     sysctl::set_if_present(&["ipv6", "conf", &name, "disable_ipv6"], "1")?;
-    ethtool::set_features(&name, &[("rx-vlan-hw-parse", false), ("tx-vlan-hw-insert", false)])?;
+    ethtool::set_features(&name, &TAGS_IN_FRAMES)?;
     netlink.existing(&name)
 }
 
@@ -97,10 +105,8 @@ pub fn configure_pod_end(ifname: &str, addresses: &[IpAddr]) -> Result<(), NetEr
         sysctl::set_if_present(&["ipv6", "conf", ifname, setting], value)?;
     }
     // GRO gives the pod end its receive queue's NAPI context, which is what lets the dataplane's XDP transmissions reach it.
-    ethtool::set_features(
-        ifname,
-        &[("rx-gro", true), ("rx-vlan-hw-parse", false), ("tx-vlan-hw-insert", false)],
-    )?;
+    ethtool::set_features(ifname, &[("rx-gro", true)])?;
+    ethtool::set_features(ifname, &TAGS_IN_FRAMES)?;
     for address in addresses {
         netlink.add_address(index, IpNet::from(*address))?;
     }
