@@ -106,6 +106,9 @@ struct UpArgs {
     /// How long to wait for an agent or a pod, in seconds
     #[arg(long, default_value_t = 60)]
     timeout: u64,
+    /// A further argument for every agent that is started, such as --agent-arg=--xdp-mode=generic; may be given several times
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    agent_arg: Vec<OsString>,
     /// Leave what was made in place when something fails
     #[arg(long)]
     keep: bool,
@@ -231,6 +234,7 @@ fn up(args: &UpArgs) -> Result<ExitCode, LabError> {
         nodes: args.nodes,
         wire_mtu: args.wire_mtu,
         timeout: Duration::from_secs(args.timeout),
+        agent_args: args.agent_arg.clone(),
         manifests,
     };
     if let Err(error) = up::up(&paths, &wanted, &options) {

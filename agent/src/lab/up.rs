@@ -4,6 +4,7 @@
 //! is merged over the user's: first with its node and uid, and after CNI ADD with its addresses as well.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::IpAddr;
@@ -50,6 +51,8 @@ pub struct Options {
     pub wire_mtu: u32,
     /// How long to wait for an agent or a pod.
     pub timeout: Duration,
+    /// Further arguments of every agent.
+    pub agent_args: Vec<OsString>,
     /// The user's manifests.
     pub manifests: PathBuf,
 }
@@ -264,7 +267,7 @@ fn start_agents(
             continue;
         }
         journal.note(&Entry::Mounts { below: paths.node(name) })?;
-        let child = start_agent(paths, state, name)?;
+        let child = start_agent(paths, state, name, &options.agent_args)?;
         let process = Process::of(child.id().cast_signed());
         if let Some(process) = process {
             journal.note(&Entry::Process(process))?;
@@ -300,7 +303,12 @@ fn start_agents(
     Ok(())
 }
 
-fn start_agent(paths: &Paths, state: &LabState, name: &str) -> Result<Child, LabError> {
+fn start_agent(
+    paths: &Paths,
+    state: &LabState,
+    name: &str,
+    more: &[OsString],
+) -> Result<Child, LabError> {
     let directory = paths.node(name);
     fs::create_dir_all(&directory).map_err(|e| LabError::file("make", &directory, e))?;
     let log_path = paths.log(name);
@@ -325,6 +333,7 @@ fn start_agent(paths: &Paths, state: &LabState, name: &str) -> Result<Child, Lab
         .arg(&directory)
         .arg("--run-dir")
         .arg(paths.run_dir(name))
+        .args(more)
         .stdin(Stdio::null())
         .stdout(log)
         .stderr(errors)

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use margay_core::worker::{EndpointToHost, PolicyChangeFlowAction};
 use margay_core::{Nanos, WorkerConfig};
+use margay_io::AttachChoice;
 
 /// Runs the node agent.
 #[derive(Args, Clone, Debug)]
@@ -53,6 +54,10 @@ pub struct AgentArgs {
     /// How long a CNI ADD waits for the pod's policy to be in force.
     #[arg(long, default_value = "10s", value_parser = duration)]
     pub attach_timeout: Duration,
+    /// How XDP programs are attached: in the driver where it can and above it elsewhere, or one of the two only. A port that an earlier
+    /// run left keeps its way.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub xdp_mode: XdpModeArg,
     /// Address for /metrics, /healthz and /readyz; none when absent.
     #[arg(long)]
     pub admin_listen: Option<SocketAddr>,
@@ -65,6 +70,27 @@ pub enum EndpointToHostArg {
     Drop,
     /// Passed on.
     Accept,
+}
+
+/// How XDP programs are attached.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum XdpModeArg {
+    /// In the driver; above it where the driver refuses.
+    Auto,
+    /// In the driver, or the agent does not take the port.
+    Native,
+    /// Above the driver.
+    Generic,
+}
+
+impl From<XdpModeArg> for AttachChoice {
+    fn from(mode: XdpModeArg) -> Self {
+        match mode {
+            XdpModeArg::Auto => Self::Auto,
+            XdpModeArg::Native => Self::Native,
+            XdpModeArg::Generic => Self::Generic,
+        }
+    }
 }
 
 /// `policyChangeFlowAction`.

@@ -11,6 +11,7 @@
 pub mod args;
 mod attach;
 mod host_port;
+mod offloads;
 mod preflight;
 mod reconciler;
 mod view;
@@ -25,7 +26,7 @@ use crossbeam::channel::{RecvTimeoutError, Sender, bounded, unbounded};
 use margay_control::{Directory, DirectoryConfig, Source};
 use margay_core::PortIndex;
 use margay_io::netlink::Follower;
-use margay_io::{Dataplane, DataplaneConfig, PortSpec, Role as PortRole};
+use margay_io::{AttachMode, Dataplane, DataplaneConfig, PortSpec, Role as PortRole};
 
 use crate::admin::{AdminServer, DropHub};
 use crate::endpoints::{Registry, bind_private, serve_cni};
@@ -87,6 +88,7 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
         worker: config.clone(),
         bpffs: args.run_dir.join("bpf"),
         cpu: args.cpu.map(|cpu| cpu as usize),
+        xdp: args.xdp_mode.into(),
         ..DataplaneConfig::default()
     })?);
 
@@ -100,6 +102,10 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
         queues: Some(1),
     };
     let report = dataplane.add_port(spec)?;
+    if report.mode == AttachMode::Generic {
+        offloads::no_large_segments(&kernel_end.name)?;
+        offloads::no_large_receives(&our_end.name)?;
+    }
     netlink.set_up(our_end.index, true)?;
     ports.push((reconciler::host_port(&kernel_end, &our_end), report, our_end.index));
     for (nth, link) in links.iter().enumerate() {
@@ -107,6 +113,9 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
         let pin = format!("uplink-{}", link.name);
         let spec = PortSpec { index, device: link.name.clone(), role: PortRole::Uplink, pin, queues: None };
         let report = dataplane.add_port(spec)?;
+        if report.mode == AttachMode::Generic {
+            offloads::no_large_receives(&link.name)?;
+        }
         ports.push((reconciler::uplink_port(nth, &link.name, link.mac, link.mtu), report, link.index));
     }
 

@@ -21,7 +21,7 @@ use margay_control::{Batch, Problem};
 use margay_core::topology::{Port, PortKind, TopologyBuilder};
 use margay_core::{PortIndex, WorkerConfig};
 use margay_io::netlink::{Address, Follower, Role, fill_topology};
-use margay_io::{Dataplane, PortReport, PortSpec, Role as PortRole};
+use margay_io::{AttachMode, Dataplane, PortReport, PortSpec, Role as PortRole};
 use margay_policy_engine::engine::{Change, Engine, LocalEndpoint};
 use margay_policy_engine::model::{NamespacedName, Object, ObjectKey};
 use margay_policy_engine::packet::{Direction, EndpointId};
@@ -29,6 +29,7 @@ use margay_policy_engine::snapshot::Snapshot;
 use margay_wire::MacAddr;
 
 use super::host_port::PodRoutes;
+use super::offloads;
 use crate::endpoints::EndpointRecord;
 use crate::net::{Link, Netlink};
 
@@ -283,6 +284,12 @@ impl Reconciler {
         };
         // The device of a new pod is down until its program stands on it.
         let report = self.dataplane.add_port(spec).map_err(|e| chain(&e))?;
+        if report.mode == AttachMode::Generic
+            && let Err(error) = offloads::of_pod(record)
+        {
+            let _ = self.dataplane.remove_port(record.port);
+            return Err(chain(&error));
+        }
         if let Err(error) = self.netlink.set_up(record.host_ifindex, true) {
             let _ = self.dataplane.remove_port(record.port);
             return Err(chain(&error));
