@@ -303,12 +303,7 @@ fn start_agents(
     Ok(())
 }
 
-fn start_agent(
-    paths: &Paths,
-    state: &LabState,
-    name: &str,
-    more: &[OsString],
-) -> Result<Child, LabError> {
+fn start_agent(paths: &Paths, state: &LabState, name: &str, more: &[OsString]) -> Result<Child, LabError> {
     let directory = paths.node(name);
     fs::create_dir_all(&directory).map_err(|e| LabError::file("make", &directory, e))?;
     let log_path = paths.log(name);
