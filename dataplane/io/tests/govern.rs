@@ -216,8 +216,12 @@ fn both_ways_of_attaching_govern_and_let_go() {
             drop(next);
             let mut third = Steer::load(directory).unwrap();
             assert!(third.ungovern(nic, "governed-nic"));
-            say("let go", 30);
-            assert!(hears(&wire, "let go", SOON).is_some(), "{mode:?}");
+            // A link ends a moment after its pin, and until then the program still has the map of the agent that is gone.
+            let freed = (0..50).any(|_| {
+                say("let go", 30);
+                hears(&wire, "let go", QUIET).is_some()
+            });
+            assert!(freed, "{mode:?}");
             assert!(third.link_names().is_empty());
             let filters =
                 std::process::Command::new("tc").args(["filter", "show", "dev", "nic", "egress"]).output();
