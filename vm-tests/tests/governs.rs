@@ -31,8 +31,9 @@ fn tests() -> PathBuf {
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     let text = String::from_utf8_lossy(&built.stdout);
     let key = "\"executable\":\"";
-    let paths = text.lines().filter_map(|line| line.split_once(key)?.1.split_once('"').map(|(path, _)| path));
-    PathBuf::from(paths.last().expect("a test has an executable"))
+    let mut paths =
+        text.lines().filter_map(|line| line.split_once(key)?.1.split_once('"').map(|(path, _)| path));
+    PathBuf::from(paths.next_back().expect("a test has an executable"))
 }
 
 fn governs(kernel: &Kernel) -> Result<(), Error> {
@@ -42,7 +43,8 @@ fn governs(kernel: &Kernel) -> Result<(), Error> {
         .tool("ip", "iproute2")?
         .program_as(&tests(), "/bin/govern")?;
     let machine = Machine::new(kernel).memory_mib(2560).limit(Duration::from_secs(200));
-    let outcome = machine.run(files, "mkdir -p /tmp\nip link set lo up\ngovern --nocapture --test-threads=1\n")?;
+    let outcome =
+        machine.run(files, "mkdir -p /tmp\nip link set lo up\ngovern --nocapture --test-threads=1\n")?;
     passed(&outcome);
     let skipped_tcx = outcome.console.contains("SKIPPED tcx");
     assert_eq!(skipped_tcx, kernel.release().starts_with("6.1."), "{}", outcome.console);

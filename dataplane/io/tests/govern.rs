@@ -103,6 +103,61 @@ fn the_kernels_frames_take_the_host_port_while_the_worker_lives() {
     });
 }
 
+/// An IPv6 frame with these bytes behind its header, and a text.
+fn v6(next: u8, hops: u8, payload: &[u8], text: &str) -> Vec<u8> {
+    let mut f = vec![2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 1, 0x86, 0xdd, 0x60, 0, 0, 0];
+    f.extend(((payload.len() + text.len()) as u16).to_be_bytes());
+    f.extend([next, hops]);
+    f.extend([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    f.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    f.extend(payload);
+    f.extend(text.as_bytes());
+    f
+}
+
+#[test]
+fn what_ends_at_the_link_stays_with_the_kernel() {
+    in_namespaces("what_ends_at_the_link_stays_with_the_kernel", |directory| {
+        devices();
+        let (dataplane, _) = start(directory, &[(0, 2)]);
+        dataplane.govern(UPLINK, ifindex("hx-far"), "governed-nic").unwrap();
+        // A packet socket's frames leave through the same hook as the kernel's own.
+        let (kernel, wire, pod) = (Far::new("nic"), Far::new("nic-far"), Far::new("p0-far"));
+        let alert = |kind: u8| [58, 0, 5, 2, 0, 0, 1, 0, kind, 0, 0, 0];
+        let mut tagged = v6(17, 64, &[0; 8], "tagged");
+        tagged.splice(12..12, [0x81, 0, 0, 5]);
+        let cases = [
+            (v6(58, 255, &[135, 0, 0, 0], "solicitation"), "solicitation", false),
+            (v6(58, 255, &[136, 0, 0, 0], "advertisement"), "advertisement", false),
+            (v6(58, 64, &[135, 0, 0, 0], "from afar"), "from afar", true),
+            (v6(58, 255, &[137, 0, 0, 0], "redirect"), "redirect", true),
+            (v6(58, 255, &[128, 0, 0, 0], "echo"), "echo", true),
+            (v6(0, 1, &alert(143), "report"), "report", false),
+            (v6(0, 1, &alert(128), "odd echo"), "odd echo", true),
+            (v6(17, 255, &[135, 0, 0, 0], "datagram"), "datagram", true),
+            (v6(58, 255, &[], ""), "", true),
+            (tagged, "tagged", false),
+        ];
+        for (frame, text, detour) in &cases {
+            kernel.send(frame);
+            let same = |f: &[u8]| {
+                f.ends_with(text.as_bytes()) && f.len() >= frame.len() - 4 && f[..12] == frame[..12]
+            };
+            let patience = |expected: bool| if expected { SOON } else { QUIET };
+            assert_eq!(
+                pod.receive_where(patience(*detour), same).is_some(),
+                *detour,
+                "{text:?} to the host port"
+            );
+            assert_eq!(
+                wire.receive_where(patience(!detour), same).is_some(),
+                !detour,
+                "{text:?} to the wire"
+            );
+        }
+    });
+}
+
 #[test]
 fn what_the_worker_sends_by_the_uplink_does_not_come_back() {
     in_namespaces("what_the_worker_sends_by_the_uplink_does_not_come_back", |directory| {

@@ -258,7 +258,8 @@ pub(super) fn rule(payload: &[u8]) -> Option<String> {
         }
     }
     let default = matches!((priority, table), (0, 255) | (32766, 254) | (32767, 253));
-    if default && !selective && action == TO_TABLE {
+    let own = super::OWN_RULES.contains(&priority) && action != TO_TABLE;
+    if own || (default && !selective && action == TO_TABLE) {
         return None;
     }
     Some(format!(

@@ -24,6 +24,9 @@ pub use follower::Follower;
 pub use topology::{Role, fill_topology};
 pub use view::{Address, KernelRoute, KernelView, Link, Neighbour, NeighbourState, NextHop, RouteKind};
 
+/// Priorities of the routing rules that the agent itself adds; they move no packet that this machine's ports carry.
+pub const OWN_RULES: std::ops::Range<u32> = 1017..1020;
+
 /// Why the kernel could not be followed or asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
