@@ -365,3 +365,51 @@ fn a_third_network_meets_full_policy_and_the_host_does_not() {
     assert!(lab.drops("node1", "policy_ingress") > 0);
     lab.books_balance();
 }
+
+/// Datagrams over IPv6 that reached a place without anybody listening there.
+fn unclaimed(lab: &Lab, place: &str) -> u64 {
+    let counters = lab.must(place, &["cat", "/proc/net/snmp6"]);
+    let line = counters.lines().find(|line| line.starts_with("Udp6NoPorts")).expect("the counter");
+    line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
+}
+
+#[test]
+fn a_routed_machine_cannot_pass_for_the_node() {
+    if skipped("a_routed_machine_cannot_pass_for_the_node", &["python3"]) {
+        return;
+    }
+    let mut lab = Lab::up("m", PODS);
+    let stranger = lab.third_network();
+    let [_, node] = lab.addresses("node1");
+    let [_, pod] = lab.addresses("shop/db");
+    lab.apply("closed.yaml", CLOSED);
+    assert!(within(3, || !lab.pings("shop/web", &pod)), "closed{}", lab.diagnosis());
+    let send = |place: &str| {
+        let program = "import socket, sys\ns = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)\ns.bind((sys.argv[1], 0))\n\
+                       [s.sendto(b'x', (sys.argv[2], 7777)) for _ in range(5)]";
+        lab.must(place, &["python3", "-c", program, &node, &pod]);
+    };
+    let before = unclaimed(&lab, "shop/db");
+    send("node1");
+    assert!(
+        within(3, || unclaimed(&lab, "shop/db") > before),
+        "the node itself is let through{}",
+        lab.diagnosis()
+    );
+    lab.ip(&stranger, &format!("addr add {node}/128 dev eth0 nodad"));
+    let before = unclaimed(&lab, "shop/db");
+    send(&stranger);
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert_eq!(
+        unclaimed(&lab, "shop/db"),
+        before,
+        "a routed machine with the node's address{}",
+        lab.diagnosis()
+    );
+    assert!(
+        lab.pings("node1", &pod) && lab.pings("node2", &node),
+        "and nobody else is refused{}",
+        lab.diagnosis()
+    );
+    lab.books_balance();
+}

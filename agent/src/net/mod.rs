@@ -7,6 +7,7 @@ pub mod ethtool;
 pub mod netlink;
 pub mod netns;
 pub mod routes;
+pub mod rules;
 pub mod sysctl;
 
 pub use netlink::{Link, Netlink, VethEnd};

@@ -11,7 +11,7 @@
 //! (policy model 28, rows 2 and 7). Nothing is published before the source's first complete picture (row 1): pods stay closed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -123,6 +123,7 @@ pub struct Reconciler {
     routes: PodRoutes,
     topology_generation: u64,
     published: Option<TopologyBuilder>,
+    refused: BTreeSet<Ipv6Addr>,
     uplink_prefixes: (Vec<IpNet>, Vec<IpNet>),
     board: Board,
     policy_changed: bool,
@@ -176,6 +177,7 @@ impl Reconciler {
             routes: PodRoutes::default(),
             topology_generation: 0,
             published: None,
+            refused: BTreeSet::new(),
             uplink_prefixes: Default::default(),
             board: from.board,
             policy_changed: false,
@@ -413,6 +415,14 @@ impl Reconciler {
         let local: Vec<IpNet> = builder.local_pod_cidrs.iter().copied().chain(local_pods.clone()).collect();
         let mut remembered = cidrs.clone();
         remembered.extend(local_pods);
+        let own: BTreeSet<Ipv6Addr> = builder
+            .node_addresses
+            .iter()
+            .filter_map(|address| match address {
+                IpAddr::V6(v6) if !v6.is_unicast_link_local() => Some(*v6),
+                _ => None,
+            })
+            .collect();
         if self.published.as_ref() != Some(&builder) {
             self.published = Some(builder.clone());
             self.topology_generation += 1;
@@ -423,6 +433,15 @@ impl Reconciler {
             match self.dataplane.set_uplink_prefixes(&prefixes.0, &prefixes.1) {
                 Ok(()) => self.uplink_prefixes = prefixes,
                 Err(error) => tracing::warn!(error = chain(&error), "the uplink filter could not be changed"),
+            }
+        }
+        if self.refused != own {
+            match self.netlink.refuse_forged_own_sources(&own) {
+                Ok(()) => self.refused = own,
+                Err(error) => tracing::warn!(
+                    error = chain(&error),
+                    "machines that this node routes for could pass for it over IPv6: the rules against that are not in place"
+                ),
             }
         }
         let present = |cidr: &IpNet| view.routes.iter().any(|route| route.prefix == *cidr);
