@@ -317,6 +317,8 @@ fn start_agent(paths: &Paths, state: &LabState, name: &str, more: &[OsString]) -
     let mut command = Command::new(&binary);
     command
         .args(["agent", "--node", name, "--uplink", UPLINK, "--endpoint-to-host", "Accept"])
+        // Several agents share this machine: the scheduler places their workers better than any of them could.
+        .args(["--cpu", "none"])
         .args(["--admin-listen", "127.0.0.1:9100"])
         .arg("--manifests")
         .arg(&state.manifests)

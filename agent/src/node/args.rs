@@ -45,9 +45,9 @@ pub struct AgentArgs {
     /// Most flows kept.
     #[arg(long, default_value_t = 512_000)]
     pub max_flows: usize,
-    /// CPU to pin the worker to; not pinned when absent.
-    #[arg(long)]
-    pub cpu: Option<u32>,
+    /// CPU that the worker stays on: a number, `auto` for the last one that this process may use, or `none` to leave it to the scheduler.
+    #[arg(long, default_value = "auto", value_parser = cpu)]
+    pub cpu: Cpu,
     /// MTU of pods; the smallest uplink's when absent.
     #[arg(long)]
     pub pod_mtu: Option<u32>,
@@ -102,6 +102,49 @@ pub enum PolicyChangeArg {
     Keep,
 }
 
+/// Where the worker runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cpu {
+    /// The last CPU that this process may use: interrupts and most services gather on the first.
+    Auto,
+    /// Wherever the scheduler puts it.
+    None,
+    /// This one.
+    Number(usize),
+}
+
+impl Cpu {
+    /// Returns the CPU to pin to, if any. Errors: the CPU is not among those that this process may use.
+    pub fn choose(self) -> Result<Option<usize>, String> {
+        use nix::sched::{CpuSet, sched_getaffinity};
+        if self == Self::None {
+            return Ok(None);
+        }
+        let set = sched_getaffinity(nix::unistd::Pid::from_raw(0))
+            .map_err(|e| format!("cannot read the CPU affinity: {e}"))?;
+        let allowed: Vec<usize> =
+            (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect();
+        match self {
+            Self::Number(wanted) if !allowed.contains(&wanted) => Err(format!(
+                "--cpu {wanted}: this process may use {allowed:?}; choose one of them, auto or none"
+            )),
+            Self::Number(wanted) => Ok(Some(wanted)),
+            Self::Auto | Self::None => Ok(allowed.last().copied()),
+        }
+    }
+}
+
+fn cpu(text: &str) -> Result<Cpu, String> {
+    match text {
+        "auto" => Ok(Cpu::Auto),
+        "none" => Ok(Cpu::None),
+        number => number
+            .parse()
+            .map(Cpu::Number)
+            .map_err(|_| format!("{text:?} is not a CPU; write a number, auto or none")),
+    }
+}
+
 /// Reads `120s`, `500ms`, `2m` or `1h`.
 fn duration(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -141,6 +184,16 @@ impl AgentArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cpu_is_a_number_or_a_word() {
+        assert_eq!((cpu("auto"), cpu("none"), cpu("3")), (Ok(Cpu::Auto), Ok(Cpu::None), Ok(Cpu::Number(3))));
+        assert!(cpu("first").is_err() && cpu("-1").is_err());
+        assert_eq!(Cpu::None.choose(), Ok(None));
+        let last = Cpu::Auto.choose().expect("an affinity").expect("a CPU");
+        assert_eq!(Cpu::Number(last).choose(), Ok(Some(last)));
+        assert!(Cpu::Number(1_000_000).choose().is_err());
+    }
 
     #[test]
     fn durations_carry_units() {

@@ -70,6 +70,7 @@ fn random_seed() -> Result<u64, Failure> {
 fn start(args: &AgentArgs) -> Result<(), Failure> {
     let started = Instant::now();
     preflight::check(&args.uplink)?;
+    let cpu = args.cpu.choose()?;
     private_directory(&args.run_dir)?;
     private_directory(&args.state_dir)?;
 
@@ -87,7 +88,7 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
     let dataplane = Arc::new(Dataplane::start(DataplaneConfig {
         worker: config.clone(),
         bpffs: args.run_dir.join("bpf"),
-        cpu: args.cpu.map(|cpu| cpu as usize),
+        cpu,
         xdp: args.xdp_mode.into(),
         ..DataplaneConfig::default()
     })?);
@@ -178,7 +179,7 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
         board,
         commands: commands.clone(),
         hub: DropHub::new(),
-        cpu: args.cpu,
+        cpu: cpu.and_then(|cpu| u32::try_from(cpu).ok()),
         endpoint_to_host: config.endpoint_to_host,
     });
     let events = dataplane.drop_events();

@@ -101,7 +101,7 @@ pub(super) fn route(value: &Value) -> Route {
     let (group, version) = normal.split_once('/').unwrap_or(("", normal));
     if group == ADMIN {
         let reason = format!(
-            "{kind} is not enforced by margay; write a GlobalNetworkPolicy in a tier of its own instead"
+            "{kind} is not enforced yet; until it is, write a GlobalNetworkPolicy in a tier of its own"
         );
         return wrong("kind", &kind_value, reason);
     }
