@@ -11,29 +11,33 @@
 //! | path | [`path`] | where does it leave, and by whose hands? |
 //! | finish | [`finish`] | size, TTL, checksum, addresses, transmit |
 //!
+//! ICMP errors leave this way after the sanity stage, for [`related`]; what is told beside the counters is in [`events`].
+//!
 //! Invariant: after every call `received` equals the sum of all endings ([`Counters::endings`]).
 
 mod discovery;
+mod events;
 mod fast;
 mod finish;
 mod fragments;
 mod judge;
 mod limits;
 mod path;
+mod related;
 mod sanity;
 
 use std::net::IpAddr;
 
-use margay_policy_engine::packet::{Direction, PacketTuple, Verdict};
+use margay_policy_engine::packet::{Direction, PacketTuple};
 use margay_policy_engine::snapshot::{Attribution, RuleRef, Snapshot};
-use margay_wire::parse::{parse_quoted, tcp_flags};
+use margay_wire::parse::tcp_flags;
 use margay_wire::{Fragment, IpHeaders, Packet, ParseError, Parsed, Transport, icmp, parse};
 
 use crate::flow::{Arrival, Flow, FlowKey, FlowTable, JudgedBy, Side, State, key, tcp};
 use crate::frame::Frame;
-use crate::output::{Output, PacketEvent, What};
+use crate::output::Output;
 use crate::time::Nanos;
-use crate::topology::{Port, PortIndex, PortKind, Topology};
+use crate::topology::{PortIndex, Topology};
 use crate::verdict::{Counters, DropReason};
 use finish::Waiting;
 use fragments::FirstFragments;
@@ -561,94 +565,6 @@ impl<F: Frame> Worker<F> {
         Ok((slot, direction))
     }
 
-    /// Tells which Log rules the first packet of a flow passes, each with the verdict of its leg (policy model 14.4), within an allowance.
-    #[cold]
-    fn log(
-        &mut self,
-        view: View<'_>,
-        now: Nanos,
-        port: PortIndex,
-        tuple: &PacketTuple,
-        parties: &judge::Parties,
-        out: &mut Output<F>,
-    ) {
-        let Some(snapshot) = view.snapshot else { return };
-        let legs =
-            [(parties.egress, Direction::Egress, "egress"), (parties.ingress, Direction::Ingress, "ingress")];
-        for (endpoint, direction, leg) in legs {
-            let Some(endpoint) = endpoint else { continue };
-            let Some(judgement) = snapshot.judge(endpoint, direction, tuple) else { continue };
-            for rule in snapshot.logs(endpoint, direction, tuple) {
-                if out.events.len() >= Output::<F>::MAX_EVENTS || !self.log_records.take(now) {
-                    return;
-                }
-                out.events.push(PacketEvent {
-                    port,
-                    what: What::Logged(judgement.verdict),
-                    source: Some(tuple.source),
-                    destination: Some(tuple.destination),
-                    protocol: tuple.protocol,
-                    source_port: tuple.source_port.unwrap_or(0),
-                    destination_port: tuple.destination_port.unwrap_or(0),
-                    attribution: snapshot.attribution(rule).cloned(),
-                    leg,
-                });
-            }
-            if judgement.verdict == Verdict::Deny {
-                return;
-            }
-        }
-    }
-
-    /// Sends an ICMP error on to the sender of the packet that it quotes (policy model 13.4, PM-D23).
-    fn forward_related(
-        &mut self,
-        view: View<'_>,
-        now: Nanos,
-        port: &Port,
-        frame: &mut F,
-        ip: &IpHeaders,
-        out: &mut Output<F>,
-    ) -> Result<Ending, Dropped> {
-        let quoted = parse_quoted(frame.data(), ip).map_err(|_| DropReason::IcmpUnrelated)?;
-        let (key, side) = FlowKey::of(&quoted);
-        let slot = self.flows.find(&key, self.flows.hash(&key)).ok_or(DropReason::IcmpUnrelated)?;
-        let generation = view.snapshot.map(Snapshot::generation).unwrap_or_default();
-        let flow = self.flows.flow(slot).ok_or(DropReason::IcmpUnrelated)?;
-        if (flow.snapshot, flow.topology) != (generation, view.topology.generation())
-            && !self.revalidate(view, slot)
-        {
-            return Err(DropReason::IcmpUnrelated.into());
-        }
-        let flow = self.flows.flow(slot).ok_or(DropReason::IcmpUnrelated)?;
-        let direction = usize::from(side != flow.opener);
-        let from_pod = matches!(port.kind, PortKind::Pod { .. });
-        let told_the_truth = ip.destination == quoted.source
-            && flow.packets[direction] > 0
-            && (!from_pod || quoted.destination == ip.source)
-            && !matches!(quoted.fragment, Fragment::Later { .. });
-        if !told_the_truth {
-            return Err(DropReason::IcmpUnrelated.into());
-        }
-        if !flow.approved {
-            return Err(flow.refused());
-        }
-        let at = usize::from(port.index.0);
-        if from_pod {
-            if self.pod_errors.len() <= at {
-                self.pod_errors.resize(at + 1, Allowance::new(100, now));
-            }
-            if !self.pod_errors[at].take(now) {
-                return Err(DropReason::IcmpRateLimited.into());
-            }
-        }
-        icmp::clamp_mtu_in_place(frame.data_mut(), ip);
-        match path::resolve(view.topology, port, ip.destination)? {
-            path::Next::Ready(path) => finish::finish(frame, port, ip, &path, out),
-            path::Next::Unresolved(path, next_hop) => Ok(Ending::Hold { path, next_hop, ip: *ip }),
-        }
-    }
-
     /// Ends a packet by name: counts it, samples it, and where the reason says so turns its frame into the answer for its sender.
     #[cold]
     #[allow(clippy::too_many_arguments, reason = "the parts of one packet, which live for this call only")]
@@ -666,7 +582,7 @@ impl<F: Frame> Worker<F> {
         // Discovery that ends at the gateway is daily business: counted, never an event that hides a real one.
         let noteworthy = dropped.reason != DropReason::DiscoveryConsumed;
         if noteworthy && out.events.len() < Output::<F>::MAX_EVENTS {
-            out.events.push(event(view, port, ip, &dropped));
+            out.events.push(events::dropped(view, port, ip, &dropped));
         }
         if let (Some(error), Some(ip), Some(port)) = (dropped.error, ip, view.topology.port(port))
             && self.own_errors.take(now)
@@ -733,26 +649,6 @@ fn other(side: Side) -> Side {
     match side {
         Side::Low => Side::High,
         Side::High => Side::Low,
-    }
-}
-
-fn event(view: View<'_>, port: PortIndex, ip: Option<&IpHeaders>, dropped: &Dropped) -> PacketEvent {
-    let (source_port, destination_port) = ip.and_then(IpHeaders::ports).unwrap_or((0, 0));
-    let attribution = dropped.rule.and_then(|rule| view.snapshot?.attribution(rule).cloned());
-    PacketEvent {
-        port,
-        what: What::Dropped(dropped.reason),
-        source: ip.map(|ip| ip.source),
-        destination: ip.map(|ip| ip.destination),
-        protocol: ip.map_or(0, |ip| ip.protocol),
-        source_port,
-        destination_port,
-        attribution,
-        leg: match dropped.reason {
-            DropReason::PolicyEgress => "egress",
-            DropReason::PolicyIngress => "ingress",
-            _ => "",
-        },
     }
 }
 

@@ -1,0 +1,65 @@
+//! ICMP errors belong to the flow that they quote.
+
+use margay_policy_engine::snapshot::Snapshot;
+use margay_wire::parse::parse_quoted;
+use margay_wire::{Fragment, IpHeaders, icmp};
+
+use super::limits::Allowance;
+use super::{Dropped, Ending, View, Worker, finish, path};
+use crate::flow::FlowKey;
+use crate::frame::Frame;
+use crate::output::Output;
+use crate::time::Nanos;
+use crate::topology::{Port, PortKind};
+use crate::verdict::DropReason;
+
+impl<F: Frame> Worker<F> {
+    /// Sends an ICMP error on to the sender of the packet that it quotes (policy model 13.4, PM-D23).
+    pub(super) fn forward_related(
+        &mut self,
+        view: View<'_>,
+        now: Nanos,
+        port: &Port,
+        frame: &mut F,
+        ip: &IpHeaders,
+        out: &mut Output<F>,
+    ) -> Result<Ending, Dropped> {
+        let quoted = parse_quoted(frame.data(), ip).map_err(|_| DropReason::IcmpUnrelated)?;
+        let (key, side) = FlowKey::of(&quoted);
+        let slot = self.flows.find(&key, self.flows.hash(&key)).ok_or(DropReason::IcmpUnrelated)?;
+        let generation = view.snapshot.map(Snapshot::generation).unwrap_or_default();
+        let flow = self.flows.flow(slot).ok_or(DropReason::IcmpUnrelated)?;
+        if (flow.snapshot, flow.topology) != (generation, view.topology.generation())
+            && !self.revalidate(view, slot)
+        {
+            return Err(DropReason::IcmpUnrelated.into());
+        }
+        let flow = self.flows.flow(slot).ok_or(DropReason::IcmpUnrelated)?;
+        let direction = usize::from(side != flow.opener);
+        let from_pod = matches!(port.kind, PortKind::Pod { .. });
+        let told_the_truth = ip.destination == quoted.source
+            && flow.packets[direction] > 0
+            && (!from_pod || quoted.destination == ip.source)
+            && !matches!(quoted.fragment, Fragment::Later { .. });
+        if !told_the_truth {
+            return Err(DropReason::IcmpUnrelated.into());
+        }
+        if !flow.approved {
+            return Err(flow.refused());
+        }
+        let at = usize::from(port.index.0);
+        if from_pod {
+            if self.pod_errors.len() <= at {
+                self.pod_errors.resize(at + 1, Allowance::new(100, now));
+            }
+            if !self.pod_errors[at].take(now) {
+                return Err(DropReason::IcmpRateLimited.into());
+            }
+        }
+        icmp::clamp_mtu_in_place(frame.data_mut(), ip);
+        match path::resolve(view.topology, port, ip.destination)? {
+            path::Next::Ready(path) => finish::finish(frame, port, ip, &path, out),
+            path::Next::Unresolved(path, next_hop) => Ok(Ending::Hold { path, next_hop, ip: *ip }),
+        }
+    }
+}
