@@ -48,12 +48,13 @@ fn pod(namespace: &str, name: &str, app: &str, node: &str, address: Ipv4Addr) ->
     Pod {
         key: NamespacedName { namespace: namespace.to_owned(), name: name.to_owned() },
         uid: String::new(),
-        labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+        labels: Arc::new(labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()),
         service_account: None,
         node: Some(node.to_owned()),
         host_network: false,
         finished: false,
         addresses: vec![address.into()],
+        annotated_addresses: Vec::new(),
         ports: Vec::new(),
         started: String::new(),
         annotations: Default::default(),
@@ -61,18 +62,7 @@ fn pod(namespace: &str, name: &str, app: &str, node: &str, address: Ipv4Addr) ->
 }
 
 fn allow(protocol: u8, source: Entity, destination: Entity) -> Rule {
-    Rule {
-        action: Action::Allow,
-        ip_version: None,
-        protocol: Some(protocol),
-        not_protocol: None,
-        icmp: None,
-        not_icmp: None,
-        source,
-        destination,
-        unenforced: Vec::new(),
-        annotations: Default::default(),
-    }
+    Rule { protocol: Some(protocol), source, destination, ..Rule::everything(Action::Allow) }
 }
 
 fn port(port: u16) -> Entity {

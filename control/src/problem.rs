@@ -120,5 +120,9 @@ pub fn object_name(key: &ObjectKey) -> String {
         ObjectKey::Profile(name) => format!("Profile/{name}"),
         ObjectKey::EndpointSlice(key) => format!("EndpointSlice/{}/{}", key.namespace, key.name),
         ObjectKey::HostEndpoint(name) => format!("HostEndpoint/{name}"),
+        ObjectKey::FelixConfiguration(name) => format!("FelixConfiguration/{name}"),
+        ObjectKey::KubeControllersConfiguration(name) => format!("KubeControllersConfiguration/{name}"),
+        ObjectKey::IpPool(name) => format!("IPPool/{name}"),
+        ObjectKey::CalicoNode(name) => format!("CalicoNode/{name}"),
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::compile::compiler::{Compiler, Touched};
 use crate::model::{Model, NamespacedName, Object, ObjectKey};
-use crate::packet::EndpointId;
+use crate::packet::{EndpointId, HostId};
 use crate::resolve::owners;
 use crate::snapshot::Snapshot;
 
@@ -24,6 +24,10 @@ pub enum Change {
     Endpoint(LocalEndpoint),
     /// And lost it.
     EndpointGone(EndpointId),
+    /// An interface of a host is up, or changed.
+    Interface(HostInterface),
+    /// And gone.
+    InterfaceGone(HostId),
 }
 
 /// A workload endpoint that the CNI plug-in made on this node.
@@ -39,11 +43,27 @@ pub struct LocalEndpoint {
     pub addresses: Vec<IpAddr>,
 }
 
+/// An interface of a host, to which host endpoints may apply (policy model 11.1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostInterface {
+    /// Its name for the snapshot.
+    pub id: HostId,
+    /// The node.
+    pub node: String,
+    /// Interface name, such as `eth0`. For the host side of all pods' interfaces of the node together: empty.
+    pub name: String,
+    /// Addresses assigned to it.
+    pub addresses: Vec<IpAddr>,
+    /// The boundary between host and pods: only a `*` host endpoint applies, and only preDNAT and forward (policy model 11.7).
+    pub is_pod_side: bool,
+}
+
 /// Owns the Model and compiles it.
 #[derive(Debug)]
 pub struct Engine {
     model: Model,
     locals: BTreeMap<EndpointId, LocalEndpoint>,
+    interfaces: BTreeMap<HostId, HostInterface>,
     compiler: Compiler,
     touched: Touched,
     published: Arc<Snapshot>,
@@ -66,6 +86,7 @@ impl Engine {
         Self {
             model,
             locals: BTreeMap::new(),
+            interfaces: BTreeMap::new(),
             compiler: Compiler::default(),
             touched: Touched { anything: true, policies: true, everywhere: true, ..Touched::default() },
             published: Arc::default(),
@@ -116,6 +137,14 @@ impl Engine {
                 self.touch_local(id);
                 self.locals.remove(&id);
             }
+            Change::Interface(interface) => {
+                self.touched.policies = true;
+                self.interfaces.insert(interface.id, interface);
+            }
+            Change::InterfaceGone(id) => {
+                self.touched.policies = true;
+                self.interfaces.remove(&id);
+            }
         }
         self.touched.anything = true;
     }
@@ -165,6 +194,11 @@ impl Engine {
         &self.locals
     }
 
+    /// Returns the interfaces of hosts as they stand.
+    pub fn interfaces(&self) -> &BTreeMap<HostId, HostInterface> {
+        &self.interfaces
+    }
+
     /// Returns the local endpoint of a pod; of several, the newest.
     pub fn endpoint_of(&self, pod: &NamespacedName) -> Option<EndpointId> {
         self.locals.values().rev().find(|local| local.pod == *pod).map(|local| local.id)
@@ -184,6 +218,10 @@ fn holds(model: &Model, object: &Object) -> bool {
         Object::Profile(o) => model.profiles.get(&o.name) == Some(o),
         Object::EndpointSlice(o) => model.endpoint_slices.get(&o.key) == Some(o),
         Object::HostEndpoint(o) => model.host_endpoints.get(&o.name) == Some(o),
+        Object::FelixConfiguration(o) => model.felix_configurations.get(&o.name) == Some(o),
+        Object::KubeControllersConfiguration(o) => model.kube_controllers.get(&o.name) == Some(o),
+        Object::IpPool(o) => model.ip_pools.get(&o.name) == Some(o),
+        Object::CalicoNode(o) => model.calico_nodes.get(&o.name) == Some(o),
     }
 }
 
@@ -191,12 +229,18 @@ fn holds(model: &Model, object: &Object) -> bool {
 /// accounts count for the profiles that they are.
 fn decides_lists(key: &ObjectKey) -> bool {
     match key {
-        ObjectKey::Tier(_) | ObjectKey::Policy(_) | ObjectKey::Profile(_) => true,
+        ObjectKey::Tier(_)
+        | ObjectKey::Policy(_)
+        | ObjectKey::Profile(_)
+        | ObjectKey::FelixConfiguration(_) => true,
         ObjectKey::Namespace(_) | ObjectKey::ServiceAccount(_) => true,
         ObjectKey::Pod(_)
         | ObjectKey::Node(_)
         | ObjectKey::NetworkSet(_)
         | ObjectKey::EndpointSlice(_)
-        | ObjectKey::HostEndpoint(_) => false,
+        | ObjectKey::HostEndpoint(_)
+        | ObjectKey::KubeControllersConfiguration(_)
+        | ObjectKey::IpPool(_)
+        | ObjectKey::CalicoNode(_) => false,
     }
 }

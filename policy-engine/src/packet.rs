@@ -8,6 +8,39 @@ use serde::Serialize;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EndpointId(pub u32);
 
+/// Names one interface of a host for as long as the engine knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostId(pub u32);
+
+/// Where a policy of a host endpoint is asked (policy model 11.2), in the order of an arriving packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Context {
+    /// Before any state; `doNotTrack` policies.
+    Untracked,
+    /// Before destination translation, of connections that are not established; `preDNAT` policies, ingress only.
+    PreDnat,
+    /// To and from the host itself.
+    Normal,
+    /// Routed through the host; `applyOnForward` policies.
+    Forward,
+}
+
+impl Context {
+    /// Every context, in the order of an arriving packet.
+    pub const ALL: [Self; 4] = [Self::Untracked, Self::PreDnat, Self::Normal, Self::Forward];
+
+    /// Returns the name used in output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Untracked => "untracked",
+            Self::PreDnat => "preDNAT",
+            Self::Normal => "normal",
+            Self::Forward => "forward",
+        }
+    }
+}
+
 /// Numbers a published snapshot. Larger is newer; zero is "nothing published yet".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u64);
@@ -58,4 +91,16 @@ pub enum Verdict {
     Allow,
     /// The packet may not.
     Deny,
+}
+
+/// What a host endpoint's policy says in one context (policy model 11.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum HostVerdict {
+    /// Accepted in this context; what that skips is said in policy model 11.3.
+    Allow,
+    /// Dropped.
+    Deny,
+    /// No policy of the context decides, or the packet is failsafe in a context that leaves it tracked: the next context is asked.
+    NoMatch,
 }

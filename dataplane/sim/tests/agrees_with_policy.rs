@@ -41,6 +41,7 @@ fn rules(random: &mut Random) -> Vec<Rule> {
                 not_icmp: None,
                 source: entity(random),
                 destination,
+                http: None,
                 unenforced: Vec::new(),
                 annotations: BTreeMap::new(),
             }

@@ -17,7 +17,7 @@ use super::rules::{CompiledRule, RuleList, referenced};
 use super::sets::{Identities, Membership, Sets};
 use super::table::Table;
 use crate::engine::LocalEndpoint;
-use crate::model::{Action, Entity, Labels, Model, NamespacedName, Policy, PolicyKey, Profile, Rule};
+use crate::model::{Action, Labels, Model, NamespacedName, Policy, PolicyKey, Profile, Rule};
 use crate::packet::{Direction, EndpointId, Epoch, Generation, IdentityId};
 use crate::resolve::labels::{ALLOW_PROFILE, NAMESPACE_PROFILE, pod_profiles, service_account_of};
 use crate::resolve::order::{self, OrderedTier};
@@ -428,16 +428,5 @@ fn same(a: &Snapshot, b: &Snapshot) -> bool {
 }
 
 fn allow_all() -> Rule {
-    Rule {
-        action: Action::Allow,
-        ip_version: None,
-        protocol: None,
-        not_protocol: None,
-        icmp: None,
-        not_icmp: None,
-        source: Entity::default(),
-        destination: Entity::default(),
-        unenforced: Vec::new(),
-        annotations: BTreeMap::new(),
-    }
+    Rule::everything(Action::Allow)
 }

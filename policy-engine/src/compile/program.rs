@@ -217,14 +217,13 @@ fn always(tier: &str, kind: &str, name: &str) -> Point {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     use super::super::rules::{CompiledRule, RuleList};
     use super::super::sets::{Membership, Sets};
     use super::super::table::Table;
     use super::{PROFILES, Part, Program};
-    use crate::model::{Action, Entity, Rule, TierDefault};
+    use crate::model::{Action, Rule, TierDefault};
     use crate::packet::{Epoch, IdentityId, PacketTuple, Verdict};
     use crate::snapshot::Attribution;
 
@@ -237,18 +236,7 @@ mod tests {
                 name: "p".to_owned(),
                 rule,
             };
-            let rule = Rule {
-                action: *action,
-                ip_version: None,
-                protocol: None,
-                not_protocol: None,
-                icmp: None,
-                not_icmp: None,
-                source: Entity::default(),
-                destination: Entity::default(),
-                unenforced: Vec::new(),
-                annotations: BTreeMap::new(),
-            };
+            let rule = Rule::everything(*action);
             CompiledRule::compile(&rule, named, &mut Sets::default()).map(Arc::new)
         });
         Arc::new(RuleList { number: 0, rules: rules.collect() })

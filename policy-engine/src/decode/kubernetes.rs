@@ -41,12 +41,13 @@ pub(super) fn pod(value: &Value, metadata: &Metadata, problems: &mut Problems) -
     let pod = Pod {
         key: metadata.key(),
         uid: metadata.uid.clone(),
-        labels: pod_labels(metadata, account.as_deref()),
+        labels: pod_labels(metadata, account.as_deref()).into(),
         service_account: account,
         node: spec.text("nodeName", problems).filter(|name| !name.is_empty()).map(str::to_owned),
         host_network: spec.boolean("hostNetwork", problems),
         finished,
         addresses: if finished { Vec::new() } else { addresses },
+        annotated_addresses: Vec::new(),
         ports,
         started,
         annotations: with_prefixes(

@@ -24,18 +24,7 @@ pub(super) struct Place<'n> {
 
 /// Returns a rule that does `action` to everything.
 pub(super) fn everything(action: Action) -> Rule {
-    Rule {
-        action,
-        ip_version: None,
-        protocol: None,
-        not_protocol: None,
-        icmp: None,
-        not_icmp: None,
-        source: Entity::default(),
-        destination: Entity::default(),
-        unenforced: Vec::new(),
-        annotations: Default::default(),
-    }
+    Rule::everything(action)
 }
 
 /// Reads the rules in list `ingress` or `egress` of `spec`.

@@ -4,6 +4,9 @@
 //! (6 and 7): Kubernetes policies have become [`Policy`] values like the others, selectors carry their namespace scope, protocol
 //! names are numbers. `resolve`, `compile` and the oracle read nothing else. Values are behind `Arc`, so a Model is cheap to clone.
 
+mod config;
+mod http;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,6 +14,12 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::selector::Selector;
+
+pub use config::{
+    CalicoNode, EndpointToHostAction, Failsafe, FelixConfiguration, HostEndpointTemplate, IpPool,
+    KubeControllersConfiguration, Settings,
+};
+pub use http::{HeaderMatch, HeaderOperator, HttpMatch, PathMatch, WrittenPeer};
 
 /// Label keys to values, ordered so that every walk repeats.
 pub type Labels = BTreeMap<String, String>;
@@ -143,6 +152,12 @@ pub struct Entity {
     pub not_ports: Vec<PortMatch>,
     /// Endpoints of a Kubernetes Service (policy model 10.6).
     pub service: Option<NamespacedName>,
+    /// Addresses of the Kubernetes nodes whose own labels are selected (policy model 32.11).
+    pub nodes: Option<Selector>,
+    /// Domain patterns in lower case without trailing dot (policy model 23.1); empty means no criterion.
+    pub domains: Vec<String>,
+    /// The peer as written; present when it has any criterion beside addresses and ports.
+    pub written: Option<Arc<WrittenPeer>>,
 }
 
 /// One rule of a policy or profile.
@@ -164,10 +179,31 @@ pub struct Rule {
     pub source: Entity,
     /// Who receives.
     pub destination: Entity,
+    /// Application-layer criteria (policy model 2.12); packets are not judged by them.
+    pub http: Option<Arc<HttpMatch>>,
     /// Criteria that this build does not enforce. Non-empty: Allow and Pass never match, Deny and Log match without them.
     pub unenforced: Vec<Unenforced>,
     /// `metadata.annotations` of the rule; informative.
     pub annotations: BTreeMap<String, String>,
+}
+
+impl Rule {
+    /// Returns a rule that does `action` to every packet.
+    pub fn everything(action: Action) -> Self {
+        Self {
+            action,
+            ip_version: None,
+            protocol: None,
+            not_protocol: None,
+            icmp: None,
+            not_icmp: None,
+            source: Entity::default(),
+            destination: Entity::default(),
+            http: None,
+            unenforced: Vec::new(),
+            annotations: BTreeMap::new(),
+        }
+    }
 }
 
 /// Where policies of a host endpoint are evaluated (policy model 11.2); everything is `Normal` for pods.
@@ -282,7 +318,8 @@ pub struct Pod {
     /// `metadata.uid`, empty when the manifest has none.
     pub uid: String,
     /// User labels (reserved prefixes removed) plus `projectcalico.org/{namespace,orchestrator,serviceaccount}`.
-    pub labels: Labels,
+    /// Pods of one deployment share one value.
+    pub labels: Arc<Labels>,
     /// `spec.serviceAccountName`, when set.
     pub service_account: Option<String>,
     /// `spec.nodeName`, when set.
@@ -293,6 +330,8 @@ pub struct Pod {
     pub finished: bool,
     /// `status.podIPs`; validated against the Node's podCIDRs by `resolve` (PM-D24).
     pub addresses: Vec<IpAddr>,
+    /// What annotations claim where the status has none; counts only with `trustPodIPAnnotations` (PM-D24).
+    pub annotated_addresses: Vec<IpAddr>,
     /// Named and host ports.
     pub ports: Vec<NamedPort>,
     /// Orders two live pods that claim one address: `status.startTime`, else creation time, as RFC 3339 text, else empty.
@@ -364,7 +403,7 @@ pub struct EndpointSlice {
     pub ports: Vec<(u8, u16)>,
 }
 
-/// A HostEndpoint (policy model 2.5). A peer of other policies by `expected_ips`; not a policy target before its issue.
+/// A HostEndpoint (policy model 2.5). A peer of other policies by `expected_ips`, and a target of policy in four contexts (11.2).
 #[derive(Clone, Debug, PartialEq)]
 pub struct HostEndpoint {
     /// Name.
@@ -406,6 +445,14 @@ pub enum ObjectKey {
     EndpointSlice(NamespacedName),
     /// HostEndpoint by name.
     HostEndpoint(String),
+    /// FelixConfiguration by name.
+    FelixConfiguration(String),
+    /// KubeControllersConfiguration by name.
+    KubeControllersConfiguration(String),
+    /// IPPool by name.
+    IpPool(String),
+    /// Calico Node by name.
+    CalicoNode(String),
 }
 
 /// Any object that the engine follows.
@@ -431,6 +478,14 @@ pub enum Object {
     EndpointSlice(Arc<EndpointSlice>),
     /// HostEndpoint.
     HostEndpoint(Arc<HostEndpoint>),
+    /// FelixConfiguration.
+    FelixConfiguration(Arc<FelixConfiguration>),
+    /// KubeControllersConfiguration.
+    KubeControllersConfiguration(Arc<KubeControllersConfiguration>),
+    /// IPPool.
+    IpPool(Arc<IpPool>),
+    /// Calico Node.
+    CalicoNode(Arc<CalicoNode>),
 }
 
 /// Everything that is known, judged and in force. Ordered maps: every walk repeats.
@@ -456,6 +511,14 @@ pub struct Model {
     pub endpoint_slices: BTreeMap<NamespacedName, Arc<EndpointSlice>>,
     /// Host endpoints by name.
     pub host_endpoints: BTreeMap<String, Arc<HostEndpoint>>,
+    /// FelixConfigurations by name.
+    pub felix_configurations: BTreeMap<String, Arc<FelixConfiguration>>,
+    /// KubeControllersConfigurations by name.
+    pub kube_controllers: BTreeMap<String, Arc<KubeControllersConfiguration>>,
+    /// IPPools by name.
+    pub ip_pools: BTreeMap<String, Arc<IpPool>>,
+    /// Calico Nodes by name.
+    pub calico_nodes: BTreeMap<String, Arc<CalicoNode>>,
 }
 
 impl Eq for Order {}
@@ -486,6 +549,10 @@ impl Object {
             Self::Profile(o) => ObjectKey::Profile(o.name.clone()),
             Self::EndpointSlice(o) => ObjectKey::EndpointSlice(o.key.clone()),
             Self::HostEndpoint(o) => ObjectKey::HostEndpoint(o.name.clone()),
+            Self::FelixConfiguration(o) => ObjectKey::FelixConfiguration(o.name.clone()),
+            Self::KubeControllersConfiguration(o) => ObjectKey::KubeControllersConfiguration(o.name.clone()),
+            Self::IpPool(o) => ObjectKey::IpPool(o.name.clone()),
+            Self::CalicoNode(o) => ObjectKey::CalicoNode(o.name.clone()),
         }
     }
 }
@@ -518,6 +585,10 @@ impl Model {
             Object::Profile(o) => drop(self.profiles.insert(o.name.clone(), o)),
             Object::EndpointSlice(o) => drop(self.endpoint_slices.insert(o.key.clone(), o)),
             Object::HostEndpoint(o) => drop(self.host_endpoints.insert(o.name.clone(), o)),
+            Object::FelixConfiguration(o) => drop(self.felix_configurations.insert(o.name.clone(), o)),
+            Object::KubeControllersConfiguration(o) => drop(self.kube_controllers.insert(o.name.clone(), o)),
+            Object::IpPool(o) => drop(self.ip_pools.insert(o.name.clone(), o)),
+            Object::CalicoNode(o) => drop(self.calico_nodes.insert(o.name.clone(), o)),
         }
     }
 
@@ -537,6 +608,10 @@ impl Model {
             ObjectKey::Profile(k) => drop(self.profiles.remove(k)),
             ObjectKey::EndpointSlice(k) => drop(self.endpoint_slices.remove(k)),
             ObjectKey::HostEndpoint(k) => drop(self.host_endpoints.remove(k)),
+            ObjectKey::FelixConfiguration(k) => drop(self.felix_configurations.remove(k)),
+            ObjectKey::KubeControllersConfiguration(k) => drop(self.kube_controllers.remove(k)),
+            ObjectKey::IpPool(k) => drop(self.ip_pools.remove(k)),
+            ObjectKey::CalicoNode(k) => drop(self.calico_nodes.remove(k)),
         }
     }
 }

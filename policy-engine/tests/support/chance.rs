@@ -138,12 +138,13 @@ impl<'a> Chance<'a> {
         Pod {
             key,
             uid: self.pick(&["", "u1", "u2"]).to_owned(),
-            labels,
+            labels: labels.into(),
             service_account: self.some(2, |chance| chance.pick(&["s", "t.u", "none"]).to_owned()),
             node: if self.once_in(8) { None } else { Some(self.pick(&["n1", "n2", "n3"]).to_owned()) },
             host_network: self.once_in(12),
             finished: self.once_in(12),
             addresses: self.list(3, Self::address),
+            annotated_addresses: Vec::new(),
             ports: self.named_ports(),
             started: self.pick(&["", "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"]).to_owned(),
             annotations: BTreeMap::new(),
@@ -207,6 +208,7 @@ impl<'a> Chance<'a> {
             not_icmp: self.some(if is_icmp { 3 } else { 20 }, icmp),
             source: self.entity(false),
             destination: self.entity(true),
+            http: None,
             unenforced: if self.once_in(16) { vec![Unenforced::Http] } else { Vec::new() },
             annotations: BTreeMap::new(),
         }

@@ -143,12 +143,13 @@ pub fn pod(key: &str, addresses: &str, pairs: &[(&str, &str)], ports: &[(&str, u
     Pod {
         key,
         uid: String::new(),
-        labels,
+        labels: labels.into(),
         service_account: None,
         node: Some("node".to_owned()),
         host_network: false,
         finished: false,
         addresses: addresses.split_whitespace().map(|address| address.parse().unwrap()).collect(),
+        annotated_addresses: Vec::new(),
         ports,
         started: String::new(),
         annotations: BTreeMap::new(),
@@ -206,18 +207,7 @@ impl PolicyExt for Policy {
 }
 
 pub fn rule(action: Action) -> Rule {
-    Rule {
-        action,
-        ip_version: None,
-        protocol: None,
-        not_protocol: None,
-        icmp: None,
-        not_icmp: None,
-        source: Entity::default(),
-        destination: Entity::default(),
-        unenforced: Vec::new(),
-        annotations: BTreeMap::new(),
-    }
+    Rule::everything(action)
 }
 
 /// Short forms for building rules.

@@ -62,12 +62,13 @@ fn pod(namespace: &str, name: &str, addresses: &[&str]) -> Object {
     Object::Pod(Arc::new(Pod {
         key: NamespacedName { namespace: namespace.into(), name: name.into() },
         uid: String::new(),
-        labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+        labels: Arc::new(labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()),
         service_account: None,
         node: Some("node1".into()),
         host_network: false,
         finished: false,
         addresses: addresses.iter().map(|a| ip(a)).collect(),
+        annotated_addresses: Vec::new(),
         ports: Vec::new(),
         started: String::new(),
         annotations: Default::default(),
@@ -84,6 +85,7 @@ pub fn rule(action: Action, protocol: Option<u8>) -> Rule {
         not_icmp: None,
         source: Entity::default(),
         destination: Entity::default(),
+        http: None,
         unenforced: Vec::new(),
         annotations: Default::default(),
     }

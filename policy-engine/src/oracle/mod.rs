@@ -300,18 +300,7 @@ impl<'a> Walk<'a> {
     }
 
     fn profiles(&mut self, pod: &Pod) -> Verdict {
-        let allow = Rule {
-            action: Action::Allow,
-            ip_version: None,
-            protocol: None,
-            not_protocol: None,
-            icmp: None,
-            not_icmp: None,
-            source: Entity::default(),
-            destination: Entity::default(),
-            unenforced: Vec::new(),
-            annotations: BTreeMap::new(),
-        };
+        let allow = Rule::everything(Action::Allow);
         let model = self.world.model;
         for name in profiles_of(pod) {
             let place = Attribution {

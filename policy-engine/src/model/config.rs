@@ -1,0 +1,171 @@
+//! Configuration objects that have a say in policy (policy model 2.14, 7.8, 27), and what they come to for one node.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{Labels, Model};
+
+/// A port that host endpoint policy never closes (policy model 11.9).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failsafe {
+    /// IP protocol number: TCP, UDP or SCTP.
+    pub protocol: u8,
+    /// The packet's destination port.
+    pub port: u16,
+    /// Inbound: the packet's source is in here; outbound: its destination. `None`: everything.
+    pub net: Option<IpNet>,
+}
+
+/// One FelixConfiguration: `default`, or `node.<name>`. Absent fields say nothing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FelixConfiguration {
+    /// Name.
+    pub name: String,
+    /// `failsafeInboundHostPorts`; an empty list disables them.
+    pub failsafe_inbound: Option<Vec<Failsafe>>,
+    /// `failsafeOutboundHostPorts`.
+    pub failsafe_outbound: Option<Vec<Failsafe>>,
+    /// `defaultEndpointToHostAction`.
+    pub endpoint_to_host: Option<EndpointToHostAction>,
+    /// `trustPodIPAnnotations` (project).
+    pub trust_pod_ip_annotations: Option<bool>,
+    /// `restrictNamespaceSelectors` (project, PM-D4): a namespaceSelector selects namespaced objects only.
+    pub restrict_namespace_selectors: Option<bool>,
+    /// `allowUnenforcedCriteria` (project, PM-D15): rules whose criteria are not enforced behave as in Calico.
+    pub allow_unenforced_criteria: Option<bool>,
+    /// Every other parameter of policy model 27 that was written, as canonical text by its field name.
+    pub others: std::collections::BTreeMap<String, String>,
+}
+
+/// What a pod's packet to its own node meets after its egress policy (policy model 12.5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EndpointToHostAction {
+    /// Drop.
+    #[default]
+    Drop,
+    /// Left to the host's own firewall.
+    Return,
+    /// Accepted.
+    Accept,
+}
+
+/// What the configuration comes to for one node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Inbound ports that host endpoint policy never closes.
+    pub failsafe_inbound: Vec<Failsafe>,
+    /// Outbound ports.
+    pub failsafe_outbound: Vec<Failsafe>,
+    /// `None`: no FelixConfiguration says, the agent's own default holds.
+    pub endpoint_to_host: Option<EndpointToHostAction>,
+    /// Whether pods of other nodes may claim addresses by annotation (PM-D24).
+    pub trust_pod_ip_annotations: bool,
+    /// PM-D4.
+    pub restrict_namespace_selectors: bool,
+    /// PM-D15.
+    pub allow_unenforced_criteria: bool,
+}
+
+/// Policy model 11.9.
+const INBOUND: [(u8, u16); 9] =
+    [(6, 22), (17, 68), (6, 179), (6, 2379), (6, 2380), (6, 5473), (6, 6443), (6, 6666), (6, 6667)];
+const OUTBOUND: [(u8, u16); 9] =
+    [(17, 53), (17, 67), (6, 179), (6, 2379), (6, 2380), (6, 5473), (6, 6443), (6, 6666), (6, 6667)];
+
+impl Default for Settings {
+    fn default() -> Self {
+        let list = |ports: [(u8, u16); 9]| {
+            ports
+                .iter()
+                .map(|(protocol, port)| Failsafe { protocol: *protocol, port: *port, net: None })
+                .collect()
+        };
+        Self {
+            failsafe_inbound: list(INBOUND),
+            failsafe_outbound: list(OUTBOUND),
+            endpoint_to_host: None,
+            trust_pod_ip_annotations: false,
+            restrict_namespace_selectors: false,
+            allow_unenforced_criteria: false,
+        }
+    }
+}
+
+impl Settings {
+    /// Returns what holds on `node`: the object `node.<node>` before `default` (policy model 27), field by field.
+    pub fn of_node(model: &Model, node: &str) -> Self {
+        let mut settings = Self::default();
+        for name in ["default".to_owned(), format!("node.{node}")] {
+            let Some(written) = model.felix_configurations.get(&name) else { continue };
+            if let Some(list) = &written.failsafe_inbound {
+                settings.failsafe_inbound.clone_from(list);
+            }
+            if let Some(list) = &written.failsafe_outbound {
+                settings.failsafe_outbound.clone_from(list);
+            }
+            settings.endpoint_to_host = written.endpoint_to_host.or(settings.endpoint_to_host);
+            let over = |value: &mut bool, written: Option<bool>| *value = written.unwrap_or(*value);
+            over(&mut settings.trust_pod_ip_annotations, written.trust_pod_ip_annotations);
+            over(&mut settings.restrict_namespace_selectors, written.restrict_namespace_selectors);
+            over(&mut settings.allow_unenforced_criteria, written.allow_unenforced_criteria);
+        }
+        settings
+    }
+}
+
+/// An IPPool (policy model 2.14). It carries no policy; other parts ask whether an address is inside a pool.
+#[derive(Clone, Debug, PartialEq)]
+pub struct IpPool {
+    /// Name.
+    pub name: String,
+    /// Addresses of the pool, masked.
+    pub cidr: IpNet,
+    /// Source NAT for what leaves all pools.
+    pub nat_outgoing: bool,
+    /// `spec.disabled`.
+    pub disabled: bool,
+    /// Everything else that was written under `spec`, as canonical text by field name.
+    pub others: std::collections::BTreeMap<String, String>,
+}
+
+/// Automatic host endpoints (policy model 7.8): what KubeControllersConfiguration says about them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct KubeControllersConfiguration {
+    /// Name; `default` is the one that counts.
+    pub name: String,
+    /// `autoCreate: Enabled`.
+    pub auto_create: bool,
+    /// `createDefaultHostEndpoint`; Enabled unless told otherwise.
+    pub create_default: bool,
+    /// `templates`.
+    pub templates: Vec<HostEndpointTemplate>,
+}
+
+/// One entry of `templates`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HostEndpointTemplate {
+    /// `generateName`.
+    pub generate_name: String,
+    /// `interfaceCIDRs`.
+    pub interface_cidrs: Vec<IpNet>,
+    /// `interfacePattern`, a regular expression that compiles.
+    pub interface_pattern: Option<String>,
+    /// `labels`.
+    pub labels: Labels,
+    /// `nodeSelector` over node labels; `None` selects every node.
+    pub node_selector: Option<crate::selector::Selector>,
+}
+
+/// A Calico Node object: addresses beside those of the Kubernetes Node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CalicoNode {
+    /// Name.
+    pub name: String,
+    /// Labels.
+    pub labels: Labels,
+    /// BGP, IPIP, VXLAN and WireGuard addresses, in the order of policy model 7.8, without duplicates.
+    pub addresses: Vec<IpAddr>,
+    /// Interfaces that it lists, with their addresses.
+    pub interfaces: Vec<(String, Vec<IpAddr>)>,
+}
