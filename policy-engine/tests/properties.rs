@@ -130,7 +130,10 @@ proptest! {
         let is_pod = |change: &Change| match change {
             Change::Upsert(object) => matches!(object, Object::Pod(_)),
             Change::Endpoint(_) => true,
-            Change::Delete(_) | Change::EndpointGone(_) => false,
+            Change::Delete(_)
+            | Change::EndpointGone(_)
+            | Change::Interface(_)
+            | Change::InterfaceGone(_) => false,
         };
         let world = Chance::new(&bytes).world();
         let mut changes: Vec<Change> = Chance::new(&other).world().into_iter().chain(world.clone()).filter(is_pod).collect();
