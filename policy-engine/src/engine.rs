@@ -7,8 +7,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use hashbrown::HashSet;
+
 use crate::compile::compiler::{Compiler, Touched};
-use crate::model::{Model, NamespacedName, Object, ObjectKey};
+use crate::model::{Labels, Model, NamespacedName, Object, ObjectKey, Pod, Settings};
 use crate::packet::{EndpointId, HostId};
 use crate::resolve::owners;
 use crate::snapshot::Snapshot;
@@ -67,6 +69,7 @@ pub struct Engine {
     compiler: Compiler,
     touched: Touched,
     published: Arc<Snapshot>,
+    label_sets: HashSet<Arc<Labels>, foldhash::fast::FixedState>,
 }
 
 impl Default for Engine {
@@ -88,16 +91,18 @@ impl Engine {
             locals: BTreeMap::new(),
             interfaces: BTreeMap::new(),
             compiler: Compiler::default(),
-            touched: Touched { anything: true, policies: true, everywhere: true, ..Touched::default() },
+            touched: Touched { everything: true, ..Touched::default() },
             published: Arc::default(),
+            label_sets: HashSet::default(),
         }
     }
 
     /// Returns an engine for which every pod that has a network of its own is local: the whole cluster as one node, for `simulate`.
     /// Ids follow the order of the pods' names; each pod has the addresses that its status may claim (PM-D24).
     pub fn with_all_pods_local(model: Model) -> Self {
+        let trusts_annotations = Settings::of_node(&model, "").trust_pod_ip_annotations;
         let mut addresses: BTreeMap<NamespacedName, Vec<IpAddr>> = BTreeMap::new();
-        for (address, pod) in owners::claims(&model, |_| true, |_| true) {
+        for (address, pod) in owners::holders(&model, trusts_annotations) {
             addresses.entry(pod.key.clone()).or_default().push(address);
         }
         let pods = model.pods.values().filter(|pod| !pod.host_network && !pod.finished);
@@ -118,68 +123,65 @@ impl Engine {
                 if holds(&self.model, &object) {
                     return;
                 }
-                let key = object.key();
-                self.touch_object(&key);
+                let object = match object {
+                    Object::Pod(pod) => Object::Pod(self.with_shared_labels(pod)),
+                    other => other,
+                };
+                self.touch(|touched| touched.objects.extend([object.key()]));
                 self.model.insert(object);
-                self.touch_object(&key);
             }
             Change::Delete(key) => {
-                self.touch_object(&key);
                 self.model.remove(&key);
+                self.touch(|touched| touched.objects.extend([key]));
             }
             Change::Endpoint(local) => {
-                self.touch_local(local.id);
-                let id = local.id;
-                self.locals.insert(id, local);
-                self.touch_local(id);
+                self.touch(|touched| touched.locals.extend([local.id]));
+                self.locals.insert(local.id, local);
             }
             Change::EndpointGone(id) => {
-                self.touch_local(id);
+                self.touch(|touched| touched.locals.extend([id]));
                 self.locals.remove(&id);
             }
             Change::Interface(interface) => {
-                self.touched.policies = true;
+                self.touch(|touched| touched.interfaces = true);
                 self.interfaces.insert(interface.id, interface);
             }
             Change::InterfaceGone(id) => {
-                self.touched.policies = true;
+                self.touch(|touched| touched.interfaces = true);
                 self.interfaces.remove(&id);
             }
         }
-        self.touched.anything = true;
     }
 
-    /// Notes what the object, as it is now, has a say in.
-    fn touch_object(&mut self, key: &ObjectKey) {
-        let ObjectKey::Pod(pod) = key else {
-            self.touched.everywhere = true;
-            self.touched.policies |= decides_lists(key);
-            return;
-        };
-        self.touched.pods.insert(pod.clone());
-        self.touch_addresses_of(pod);
-    }
-
-    fn touch_local(&mut self, id: EndpointId) {
-        let pod = self.locals.get(&id).map(|local| local.pod.clone());
-        if let Some(pod) = pod {
-            self.touch_addresses_of(&pod);
+    /// Before the first publication everything is looked at anyway.
+    fn touch(&mut self, note: impl FnOnce(&mut Touched)) {
+        if !self.touched.everything {
+            note(&mut self.touched);
         }
     }
 
-    /// Notes every address that the pod claims, by its status or as a local endpoint.
-    fn touch_addresses_of(&mut self, pod: &NamespacedName) {
-        let status = self.model.pods.get(pod).map(|pod| pod.addresses.iter());
-        let local = self.locals.values().filter(|local| local.pod == *pod).flat_map(|local| &local.addresses);
-        self.touched.addresses.extend(status.into_iter().flatten().chain(local));
+    /// Pods of one deployment have equal labels; one copy is enough for all of them.
+    fn with_shared_labels(&mut self, mut pod: Arc<Pod>) -> Arc<Pod> {
+        match self.label_sets.get(&pod.labels) {
+            Some(known) if Arc::ptr_eq(known, &pod.labels) => {}
+            Some(known) => Arc::make_mut(&mut pod).labels = Arc::clone(known),
+            None => {
+                if self.label_sets.len() == self.label_sets.capacity() {
+                    self.label_sets.retain(|labels| Arc::strong_count(labels) > 1);
+                }
+                self.label_sets.insert(Arc::clone(&pod.labels));
+            }
+        }
+        pod
     }
 
     /// Compiles what changed since the last call and returns the newest snapshot. The generation grows by one when a packet could notice
     /// a difference; else the last snapshot is returned again.
     pub fn publish(&mut self) -> Arc<Snapshot> {
         let touched = std::mem::take(&mut self.touched);
-        if touched.anything {
-            self.published = self.compiler.publish(&self.model, &self.locals, &touched, &self.published);
+        if !touched.is_empty() {
+            let Self { model, locals, interfaces, compiler, published, .. } = self;
+            *published = compiler.publish(model, locals, interfaces, &touched, published);
         }
         Arc::clone(&self.published)
     }
@@ -222,25 +224,5 @@ fn holds(model: &Model, object: &Object) -> bool {
         Object::KubeControllersConfiguration(o) => model.kube_controllers.get(&o.name) == Some(o),
         Object::IpPool(o) => model.ip_pools.get(&o.name) == Some(o),
         Object::CalicoNode(o) => model.calico_nodes.get(&o.name) == Some(o),
-    }
-}
-
-/// Whether the object takes part in which rule lists govern an endpoint. Labels are compared on their own, so namespaces and service
-/// accounts count for the profiles that they are.
-fn decides_lists(key: &ObjectKey) -> bool {
-    match key {
-        ObjectKey::Tier(_)
-        | ObjectKey::Policy(_)
-        | ObjectKey::Profile(_)
-        | ObjectKey::FelixConfiguration(_) => true,
-        ObjectKey::Namespace(_) | ObjectKey::ServiceAccount(_) => true,
-        ObjectKey::Pod(_)
-        | ObjectKey::Node(_)
-        | ObjectKey::NetworkSet(_)
-        | ObjectKey::EndpointSlice(_)
-        | ObjectKey::HostEndpoint(_)
-        | ObjectKey::KubeControllersConfiguration(_)
-        | ObjectKey::IpPool(_)
-        | ObjectKey::CalicoNode(_) => false,
     }
 }

@@ -15,9 +15,12 @@ use serde::Serialize;
 
 use crate::compile::addresses::Addresses;
 use crate::compile::paged::Paged;
-use crate::compile::sets::Membership;
+use crate::compile::sets::{Membership, SetId, SetKey, set_of};
 use crate::compile::table::Table;
-use crate::packet::{Direction, EndpointId, Epoch, Generation, IdentityId, PacketTuple, Verdict};
+use crate::model::HostEndpoint;
+use crate::packet::{
+    Context, Direction, EndpointId, Epoch, Generation, HostId, HostVerdict, IdentityId, PacketTuple, Verdict,
+};
 
 /// Names a decision point. Resolve it with [`Snapshot::attribution`] of the snapshot that gave it, or of a later one in which the epoch
 /// of the endpoint and direction is still the same.
@@ -48,6 +51,63 @@ pub struct Judgement {
     pub rule: RuleRef,
 }
 
+/// What a host endpoint's policy says in one context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostJudgement {
+    /// Allow, deny, or neither.
+    pub verdict: HostVerdict,
+    /// Who decided.
+    pub rule: RuleRef,
+}
+
+/// One question of a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Query {
+    /// Whose policy is asked.
+    pub endpoint: EndpointId,
+    /// Which leg.
+    pub direction: Direction,
+    /// The packet.
+    pub packet: PacketTuple,
+}
+
+/// Where the verdicts of one endpoint and direction can change: between neighbouring values every packet is judged alike, other fields
+/// being equal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Boundaries {
+    /// Protocols that some rule names.
+    pub protocols: Vec<u8>,
+    /// First port of every interval of source ports, zero included, ascending.
+    pub source_ports: Vec<u16>,
+    /// First port of every interval of destination ports, zero included, ascending.
+    pub destination_ports: Vec<u16>,
+    /// ICMP types that some rule names, with the code where it names one.
+    pub icmp: Vec<(u8, Option<u8>)>,
+}
+
+/// The tables of one host endpoint on one interface, by context and direction.
+#[derive(Clone, Debug)]
+pub(crate) struct HostTables {
+    pub(crate) endpoint: Arc<HostEndpoint>,
+    pub(crate) tables: [[Option<Arc<Table>>; 2]; 4],
+}
+
+impl HostTables {
+    fn of(&self, context: Context, direction: Direction) -> Option<&Table> {
+        let context = match context {
+            Context::Untracked => 0,
+            Context::PreDnat => 1,
+            Context::Normal => 2,
+            Context::Forward => 3,
+        };
+        let direction = match direction {
+            Direction::Ingress => 0,
+            Direction::Egress => 1,
+        };
+        self.tables[context][direction].as_deref()
+    }
+}
+
 /// The tables of one endpoint.
 #[derive(Clone, Debug)]
 pub(crate) struct EndpointTables {
@@ -69,11 +129,14 @@ impl EndpointTables {
 pub struct Snapshot {
     pub(crate) generation: Generation,
     pub(crate) endpoints: HashMap<EndpointId, EndpointTables, foldhash::fast::FixedState>,
+    pub(crate) hosts: HashMap<HostId, HostTables, foldhash::fast::FixedState>,
     /// Every table once, by ascending base.
     pub(crate) tables: Vec<Arc<Table>>,
     pub(crate) addresses: Arc<Addresses>,
     pub(crate) memberships: Paged<Arc<Membership>>,
     pub(crate) has_logs: bool,
+    /// What each set contains, for those who want to know what a table is about.
+    pub(crate) sets: Paged<Arc<SetKey>>,
 }
 
 impl Snapshot {
@@ -148,6 +211,128 @@ impl Snapshot {
         endpoints
     }
 
+    /// Returns the name of the host endpoint that governs an interface (policy model 11.1), if one does.
+    pub fn host_endpoint(&self, host: HostId) -> Option<&str> {
+        self.hosts.get(&host).map(|tables| tables.endpoint.name.as_str())
+    }
+
+    /// Returns the epoch of a context of the host endpoint of an interface; `None` where the context has no policy.
+    pub fn host_epoch(&self, host: HostId, context: Context, direction: Direction) -> Option<Epoch> {
+        self.hosts.get(&host)?.of(context, direction).map(|table| table.epoch)
+    }
+
+    /// Asks one context of the host endpoint that governs an interface; failsafe ports are part of the answer (policy model 11.9).
+    ///
+    /// `None`: no host endpoint governs the interface, or it has no policy in this context and direction. Either way the packet goes on.
+    pub fn judge_host(
+        &self,
+        host: HostId,
+        context: Context,
+        direction: Direction,
+        packet: &PacketTuple,
+    ) -> Option<HostJudgement> {
+        let table = self.hosts.get(&host)?.of(context, direction)?;
+        let identities = [self.identity(packet.source), self.identity(packet.destination)];
+        let (verdict, bit) = self.ask(table, packet, identities, |_| ());
+        Some(HostJudgement { verdict, rule: RuleRef(table.base + bit as u32) })
+    }
+
+    /// Judges many legs. Faster than one after the other: what one reads is fetched while the others are judged.
+    ///
+    /// Shape: `out` has the length of `queries`; `None` where the endpoint is unknown.
+    pub fn judge_batch(&self, queries: &[Query], out: &mut [Option<Judgement>]) {
+        const STAGE: usize = 32;
+        let mut identities = [[IdentityId(0); 2]; STAGE];
+        for (queries, out) in queries.chunks(STAGE).zip(out.chunks_mut(STAGE)) {
+            for Query { packet, .. } in queries {
+                self.addresses.prefetch(packet.source);
+                self.addresses.prefetch(packet.destination);
+            }
+            for (query, identities) in queries.iter().zip(&mut identities) {
+                *identities = [self.identity(query.packet.source), self.identity(query.packet.destination)];
+                if let Some(tables) = self.endpoints.get(&query.endpoint) {
+                    tables.of(query.direction).prefetch(&query.packet, *identities);
+                }
+            }
+            for ((query, identities), out) in queries.iter().zip(&identities).zip(out) {
+                *out = self.decide(query.endpoint, query.direction, &query.packet, *identities, |_| ());
+            }
+        }
+    }
+
+    /// Returns where verdicts of an endpoint and direction can change.
+    pub fn boundaries(&self, endpoint: EndpointId, direction: Direction) -> Option<Boundaries> {
+        Some(self.endpoints.get(&endpoint)?.of(direction).program.boundaries())
+    }
+
+    /// Returns the first address of every interval of addresses, with the identity of its addresses: a partition of both families, in
+    /// order. Neighbours differ.
+    pub fn address_classes(&self) -> Vec<(IpAddr, IdentityId)> {
+        let mut classes: Vec<(IpAddr, IdentityId)> = Vec::new();
+        self.addresses.for_each_interval(|start, identity| {
+            let is_same = classes
+                .last()
+                .is_some_and(|(last, known)| *known == identity && last.is_ipv4() == start.is_ipv4());
+            if !is_same {
+                classes.push((start, identity));
+            }
+        });
+        classes
+    }
+
+    /// Returns the (protocol, port) pairs that mean something on the addresses of an identity alone: named ports and services.
+    pub fn port_points(&self, identity: IdentityId) -> Vec<(u8, u16)> {
+        let triples = self.memberships.get(identity.0).map_or(&[][..], |membership| &membership.triples);
+        let mut points: Vec<(u8, u16)> =
+            triples.iter().map(|triple| ((triple >> 16) as u8, *triple as u16)).collect();
+        points.sort_unstable();
+        points.dedup();
+        points
+    }
+
+    /// Describes the whole snapshot without any number that depends on how it came about: snapshots of equal state have equal texts.
+    ///
+    /// Shape: one line per decision point of every endpoint and interface, then one per interval of addresses.
+    pub fn canonical(&self) -> String {
+        let set = |set: SetId| self.sets.get(set.0).map_or_else(String::new, |key| format!("{key:?}"));
+        let mut text = String::new();
+        let mut add = |line: std::fmt::Arguments<'_>| {
+            let _ = fmt::Write::write_fmt(&mut text, line);
+        };
+        for endpoint in self.endpoints() {
+            let Some(tables) = self.endpoints.get(&endpoint) else { continue };
+            for direction in [Direction::Ingress, Direction::Egress] {
+                for line in tables.of(direction).program.describe(&set) {
+                    add(format_args!("{endpoint:?} {direction:?} {line}\n"));
+                }
+            }
+        }
+        let hosts: std::collections::BTreeMap<_, _> = self.hosts.iter().collect();
+        for (host, tables) in hosts {
+            for context in Context::ALL {
+                for direction in [Direction::Ingress, Direction::Egress] {
+                    let lines = tables.of(context, direction).map(|table| table.program.describe(&set));
+                    for line in lines.into_iter().flatten() {
+                        add(format_args!(
+                            "{host:?} {} {context:?} {direction:?} {line}\n",
+                            tables.endpoint.name
+                        ));
+                    }
+                }
+            }
+        }
+        for (start, identity) in self.address_classes() {
+            let Some(membership) = self.memberships.get(identity.0) else { continue };
+            let mut sets: Vec<String> = membership.sets.iter().map(|number| set(*number)).collect();
+            sets.extend(membership.triples.iter().map(|triple| {
+                format!("{} {}/{}", set(set_of(*triple)), (triple >> 16) as u8, *triple as u16)
+            }));
+            sets.sort_unstable();
+            add(format_args!("{start} {sets:?}\n"));
+        }
+        text
+    }
+
     #[inline]
     fn decide(
         &self,
@@ -158,16 +343,26 @@ impl Snapshot {
         mut log: impl FnMut(RuleRef),
     ) -> Option<Judgement> {
         let table = self.endpoints.get(&endpoint)?.of(direction);
-        let mut decide = |[source, destination]: [IdentityId; 2]| {
-            let memberships =
-                |identity: IdentityId| self.memberships.get(identity.0).map(|membership| &**membership);
-            table
-                .decide(packet, source, destination, memberships, |bit| log(RuleRef(table.base + bit as u32)))
-        };
-        let (verdict, bit) = decide(identities)
-            .or_else(|| decide([self.identity(packet.source), self.identity(packet.destination)]))
-            .unwrap_or((Verdict::Deny, table.len() as usize - 1));
+        let (verdict, bit) = self.ask(table, packet, identities, |bit| log(RuleRef(table.base + bit as u32)));
+        let verdict = if verdict == HostVerdict::Allow { Verdict::Allow } else { Verdict::Deny };
         Some(Judgement { verdict, rule: RuleRef(table.base + bit as u32) })
+    }
+
+    #[inline]
+    fn ask(
+        &self,
+        table: &Table,
+        packet: &PacketTuple,
+        [source, destination]: [IdentityId; 2],
+        mut log: impl FnMut(usize),
+    ) -> (HostVerdict, usize) {
+        table
+            .decide(packet, source, destination, &self.memberships, &mut log)
+            .or_else(|| {
+                let (source, destination) = (self.identity(packet.source), self.identity(packet.destination));
+                table.decide(packet, source, destination, &self.memberships, &mut log)
+            })
+            .unwrap_or((HostVerdict::Deny, table.len() as usize - 1))
     }
 }
 

@@ -121,6 +121,7 @@ proptest! {
         judge.publish();
         check_memory(&judge, &packets, &mut remembered)?;
         prop_assert_eq!(judge.engine.model(), straight.engine.model());
+        prop_assert_eq!(judge.snapshot.canonical(), straight.snapshot.canonical());
         prop_assert_eq!(decisions(&judge, &packets), decisions(&straight, &packets));
     }
 

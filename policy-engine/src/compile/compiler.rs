@@ -1,143 +1,111 @@
 //! One publication: what is remembered from the last one, what is made new, what is let go.
 //!
+//! ```text
+//!   touched objects ─▶ sources ──────────────▶ stirred subjects ─┐
+//!   touched policies ─▶ the subjects they select or selected ────┴▶ tables ─▶ lists ─▶ sets that came and went
+//!                          sources and sets ask each other ─▶ identities ─▶ addresses ─▶ rows of the tables that care
+//! ```
+//!
 //! Everything that is remembered is remembered by its inputs, so a result depends on the present Model alone; numbers (of sets,
 //! identities, epochs) name contents and are never given to another content.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::IpNet;
+use hashbrown::{HashMap, HashSet};
 
 use super::addresses::Addresses;
-use super::objects::Objects;
-use super::paged::Paged;
-use super::program::{KeyPart, PROFILES, Part, Program, key};
-use super::rules::{CompiledRule, RuleList, referenced};
-use super::sets::{Identities, Membership, Sets};
-use super::table::Table;
-use crate::engine::LocalEndpoint;
-use crate::model::{Action, Labels, Model, NamespacedName, Policy, PolicyKey, Profile, Rule};
-use crate::packet::{Direction, EndpointId, Epoch, Generation, IdentityId};
+use super::lists::{ListKey, ListOwner, ListSource, Lists};
+use super::policies::Policies;
+use super::program::{End, KeyPart, PROFILES, Part, Program, key};
+use super::sets::{SetId, Sets};
+use super::sources::Sources;
+use super::table::{Table, TableIndex};
+use super::universe::LabelList;
+use crate::engine::{HostInterface, LocalEndpoint};
+use crate::model::{
+    Action, Failsafe, HostEndpoint, Model, NamespacedName, NetworkSetKey, ObjectKey, PolicyKey, PortMatch,
+    Rule, Settings, TierDefault,
+};
+use crate::packet::{Context, Direction, EndpointId, Epoch, Generation, HostId, IdentityId};
 use crate::resolve::labels::{ALLOW_PROFILE, NAMESPACE_PROFILE, pod_profiles, service_account_of};
-use crate::resolve::order::{self, OrderedTier};
-use crate::resolve::owners::{self, Owner};
-use crate::snapshot::{Attribution, EndpointTables, Snapshot};
+use crate::resolve::{hosts, order, owners};
+use crate::snapshot::{Attribution, EndpointTables, HostTables, Snapshot};
 
-/// Whose rules a list holds.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum ListOwner {
-    Policy(PolicyKey),
-    Profile(String),
-}
-
-/// The object that a list was compiled from.
-#[derive(Clone, Debug)]
-enum ListSource {
-    Policy(Arc<Policy>),
-    Profile(Arc<Profile>),
-    /// Follows from the name alone.
-    Derived,
-}
-
-impl ListSource {
-    fn is(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Policy(a), Self::Policy(b)) => Arc::ptr_eq(a, b),
-            (Self::Profile(a), Self::Profile(b)) => Arc::ptr_eq(a, b),
-            (Self::Derived, Self::Derived) => true,
-            _ => false,
-        }
-    }
-}
-
-type ListKey = (ListOwner, Direction);
+type Hasher = foldhash::fast::FixedState;
 type Key = Arc<Vec<KeyPart>>;
 
-/// Compiled rule lists by what they were compiled from.
-#[derive(Debug, Default)]
-struct Lists {
-    known: BTreeMap<ListKey, (ListSource, Arc<RuleList>)>,
-    used: BTreeSet<ListKey>,
-    next: u64,
+/// What changed since the last publication. Everything is touched before the first one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Touched {
+    /// Nothing was published yet.
+    pub(crate) everything: bool,
+    /// Objects that appeared, changed or went.
+    pub(crate) objects: BTreeSet<ObjectKey>,
+    /// Local endpoints that did.
+    pub(crate) locals: BTreeSet<EndpointId>,
+    /// Some interface of the host did.
+    pub(crate) interfaces: bool,
 }
 
-impl Lists {
-    fn get(
-        &mut self,
-        key: ListKey,
-        source: ListSource,
-        rules: &[Rule],
-        name: impl Fn(i32) -> Attribution,
-        sets: &mut Sets,
-    ) -> Arc<RuleList> {
-        let known = self.known.get(&key);
-        self.used.insert(key.clone());
-        if let Some((from, list)) = known
-            && from.is(&source)
-        {
-            return Arc::clone(list);
-        }
-        let rules: Vec<Arc<CompiledRule>> = rules
-            .iter()
-            .enumerate()
-            .filter_map(|(index, rule)| CompiledRule::compile(rule, name(index as i32), sets).map(Arc::new))
-            .collect();
-        let list = match known {
-            Some((_, list)) if list.rules == rules => Arc::clone(list),
-            _ => {
-                self.next += 1;
-                Arc::new(RuleList { number: self.next, rules })
-            }
-        };
-        self.known.insert(key, (source, Arc::clone(&list)));
-        list
+impl Touched {
+    /// Whether there is anything to do.
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.everything && !self.interfaces && self.objects.is_empty() && self.locals.is_empty()
     }
 }
 
-/// The parts that governed an endpoint last time, and by what they were found.
-#[derive(Debug)]
+/// So many changed policies are looked at from the subjects' side.
+const MANY: usize = 64;
+
+/// Something that policies govern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Subject {
+    Pod(EndpointId),
+    Host(HostId),
+}
+
+/// One table of a subject. Pods have `Normal` only.
+type Place = (Context, Direction);
+
+/// What governs a subject, and by what it was found.
+#[derive(Debug, Default)]
 struct Governed {
-    labels: Arc<Labels>,
+    labels: LabelList,
     profiles: Vec<String>,
-    parts: [Vec<Part>; 2],
-    keys: [Key; 2],
-    lists: BTreeSet<ListKey>,
+    /// The host endpoint of an interface, and whether the interface is the pods' side.
+    host: Option<(Arc<HostEndpoint>, bool)>,
+    policies: BTreeSet<u32>,
+    lists: Vec<ListKey>,
+    tables: BTreeMap<Place, Epoch>,
+}
+
+#[derive(Debug)]
+struct TableEntry {
+    key: Key,
+    table: Arc<Table>,
+    index: TableIndex,
+    uses: u32,
 }
 
 /// State between publications.
 #[derive(Debug, Default)]
 pub(crate) struct Compiler {
+    sources: Sources,
     sets: Sets,
-    identities: Identities,
-    objects: Objects,
     lists: Lists,
-    governed: BTreeMap<EndpointId, Governed>,
-    tiers: Vec<OrderedTier>,
-    tables: BTreeMap<Key, Arc<Table>>,
-    live: BTreeMap<IdentityId, Arc<Membership>>,
-    memberships: Paged<Arc<Membership>>,
-    /// How many entries of the address table have each identity.
-    uses: BTreeMap<IdentityId, usize>,
-    /// What prefixes mean, pods aside.
-    prefixes: BTreeMap<IpNet, Membership>,
+    policies: Policies,
+    host_endpoints: BTreeMap<String, Arc<HostEndpoint>>,
+    subjects: BTreeMap<Subject, Governed>,
+    tables: BTreeMap<Epoch, TableEntry>,
+    epochs: HashMap<Key, Epoch, Hasher>,
+    /// Tables by the sets that they mention.
+    mentioning: HashMap<SetId, BTreeSet<Epoch>, Hasher>,
+    /// Numbers of decision points in use: first and end.
+    taken: BTreeMap<u32, u32>,
+    addresses: Arc<Addresses>,
     last_epoch: u64,
     next_base: u32,
-}
-
-/// What changed since the last publication.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Touched {
-    /// Anything at all.
-    pub(crate) anything: bool,
-    /// Policies, tiers, profiles, or which namespaces and service accounts exist.
-    pub(crate) policies: bool,
-    /// Something beside pods and local endpoints: every address is looked at again.
-    pub(crate) everywhere: bool,
-    /// Pods that appeared, changed or went.
-    pub(crate) pods: BTreeSet<NamespacedName>,
-    /// Addresses that these pods, and local endpoints that came or went, claim or claimed.
-    pub(crate) addresses: BTreeSet<IpAddr>,
 }
 
 impl Compiler {
@@ -146,132 +114,324 @@ impl Compiler {
         &mut self,
         model: &Model,
         locals: &BTreeMap<EndpointId, LocalEndpoint>,
+        interfaces: &BTreeMap<HostId, HostInterface>,
         touched: &Touched,
         previous: &Arc<Snapshot>,
     ) -> Arc<Snapshot> {
-        if touched.policies {
-            self.tiers = order::tiers(model);
-        }
-        if touched.everywhere {
-            self.objects.follow(model);
-        } else {
-            self.objects.follow_pods(model, touched.pods.iter());
-        }
-        if self.govern(model, locals, touched) {
-            let used = referenced(self.lists.known.values().map(|(_, list)| list));
-            self.sets.retain(&used);
-        }
-        let other_sets = self.objects.ask(model, &self.sets);
-        for governed in self.governed.values() {
-            for (key, parts) in governed.keys.iter().zip(&governed.parts) {
-                if !self.tables.contains_key(key) {
-                    let mut table = Table::new(Epoch(self.last_epoch + 1), 0, Program::build(parts));
-                    table.base = allocate(&mut self.next_base, table.len(), &self.tables);
-                    table.learn(&self.live);
-                    self.last_epoch += 1;
-                    self.tables.insert(Arc::clone(key), Arc::new(table));
-                }
-            }
-        }
-        let keys: BTreeSet<&Key> = self.governed.values().flat_map(|governed| &governed.keys).collect();
-        self.tables.retain(|key, _| keys.contains(key));
-
-        let few = (!touched.everywhere && !other_sets).then_some(&touched.addresses);
-        let addresses = self.address(model, locals, few, &previous.addresses);
-        let endpoints = self
-            .governed
-            .iter()
-            .filter_map(|(endpoint, governed)| {
-                let [ingress, egress] = governed.keys.each_ref().map(|key| self.tables.get(key).cloned());
-                Some((*endpoint, EndpointTables { ingress: ingress?, egress: egress? }))
-            })
-            .collect();
-        let mut tables: Vec<Arc<Table>> = self.tables.values().cloned().collect();
-        tables.sort_by_key(|table| table.base);
-        let next = Snapshot {
-            generation: Generation(previous.generation.0 + 1),
-            endpoints,
-            has_logs: tables.iter().any(|table| table.program.has_logs),
-            tables,
-            addresses,
-            memberships: self.memberships.clone(),
-        };
-        if previous.generation.0 > 0 && same(previous, &next) { Arc::clone(previous) } else { Arc::new(next) }
+        let work = Work::sort(model, touched);
+        let mut dirty = self.follow_objects(model, locals, touched, &work);
+        dirty.append(&mut self.follow_policies(model, touched, &work));
+        dirty.append(&mut self.follow_hosts(model, interfaces, &work, touched));
+        let mut retired = Vec::new();
+        let fresh_tables = self.rebuild(model, dirty, &mut retired);
+        self.retire(retired);
+        let (added, removed) = self.sets.take_changes();
+        self.sources.ask(&self.sets, &added, &removed);
+        self.sources.settle(model);
+        let same_addresses = !self.refresh_addresses();
+        self.learn(&fresh_tables);
+        let next = self.snapshot(previous);
+        let is_same = previous.generation.0 > 0 && same_addresses && same_tables(previous, &next);
+        if is_same { Arc::clone(previous) } else { Arc::new(next) }
     }
 
-    /// Finds what governs each local endpoint whose pod is known. Returns whether any of that may differ from last time.
-    fn govern(
+    /// Brings sources up to date, and tells which subjects have other labels or profiles.
+    fn follow_objects(
         &mut self,
         model: &Model,
         locals: &BTreeMap<EndpointId, LocalEndpoint>,
         touched: &Touched,
-    ) -> bool {
-        let mut before = std::mem::take(&mut self.governed);
-        let mut changed = false;
-        for (id, local) in locals {
-            let Some(pod) = owners::pod_of(model, local) else { continue };
-            let Some(labels) = self.objects.pod_labels(pod) else { continue };
-            let profiles = pod_profiles(pod);
-            let kept = before.remove(id).filter(|governed| {
-                let same_labels = Arc::ptr_eq(&governed.labels, &labels) || governed.labels == labels;
-                !touched.policies && governed.profiles == profiles && same_labels
-            });
-            let governed = kept.unwrap_or_else(|| {
-                changed = true;
-                self.lists.used.clear();
-                let parts = [Direction::Ingress, Direction::Egress]
-                    .map(|direction| self.parts(model, &labels, &profiles, direction));
-                let keys = parts.each_ref().map(|parts| Arc::new(key(parts)));
-                Governed { labels, profiles, parts, keys, lists: std::mem::take(&mut self.lists.used) }
-            });
-            self.governed.insert(*id, governed);
+        work: &Work,
+    ) -> BTreeSet<Subject> {
+        let settings = Settings::of_node(model, "");
+        let trust = self.sources.trust_annotations(settings.trust_pod_ip_annotations);
+        let mut dirty = BTreeSet::new();
+        if self.lists.allow_unenforced(settings.allow_unenforced_criteria) {
+            dirty.extend(self.subjects.keys().copied());
         }
-        changed |= !before.is_empty();
-        if changed {
-            let used: BTreeSet<&ListKey> =
-                self.governed.values().flat_map(|governed| &governed.lists).collect();
-            self.lists.known.retain(|key, _| used.contains(key));
+        let everyone = touched.everything || trust;
+        let pods: Box<dyn Iterator<Item = &NamespacedName>> =
+            if everyone { Box::new(model.pods.keys()) } else { Box::new(work.pods.iter()) };
+        pods.for_each(|pod| self.sources.follow_pod(model, pod));
+        for (namespace, account) in &work.inheriting {
+            let first = NamespacedName { namespace: namespace.clone(), name: String::new() };
+            let pods = model.pods.range(first..).take_while(|(key, _)| key.namespace == *namespace);
+            for (_, pod) in pods.filter(|(_, pod)| account.is_none() || pod.service_account == *account) {
+                self.sources.follow_inherited(model, pod);
+            }
         }
-        changed
+        for set in &work.network_sets {
+            self.sources.follow_network_set(model, set);
+        }
+        for slice in &work.slices {
+            self.sources.follow_slice(model, &self.sets, slice);
+        }
+        for node in &work.nodes {
+            self.sources.follow_node(model, &self.sets, node);
+        }
+        let ids: Box<dyn Iterator<Item = &EndpointId>> =
+            if touched.everything { Box::new(locals.keys()) } else { Box::new(touched.locals.iter()) };
+        ids.for_each(|id| self.sources.follow_local(*id, locals.get(id)));
+        for id in self.sources.take_stirred() {
+            let subject = Subject::Pod(id);
+            let pod = locals.get(&id).and_then(|local| owners::pod_of(model, local));
+            let labels = pod.and_then(|pod| self.sources.pod_labels(&pod.key)).cloned();
+            match pod.zip(labels) {
+                Some((pod, labels)) => self.see(subject, labels, pod_profiles(pod), None, &mut dirty),
+                None => self.lose(subject, &mut dirty),
+            }
+        }
+        if !work.profiles.is_empty() {
+            let concerned = self.subjects.iter().filter(|(_, governed)| {
+                governed.profiles.iter().any(|profile| work.profiles.contains(profile))
+            });
+            dirty.extend(concerned.map(|(subject, _)| *subject));
+        }
+        dirty
     }
 
+    /// A subject is there with these properties.
+    fn see(
+        &mut self,
+        subject: Subject,
+        labels: LabelList,
+        profiles: Vec<String>,
+        host: Option<(Arc<HostEndpoint>, bool)>,
+        dirty: &mut BTreeSet<Subject>,
+    ) {
+        let known = self.subjects.get(&subject);
+        let same_host = known.is_some_and(|known| match (&known.host, &host) {
+            (Some((a, a_side)), Some((b, b_side))) => Arc::ptr_eq(a, b) && a_side == b_side,
+            (None, None) => true,
+            _ => false,
+        });
+        let same_labels = known.is_some_and(|known| known.labels == labels);
+        if same_host && same_labels && known.is_some_and(|known| known.profiles == profiles) {
+            return;
+        }
+        let policies = if same_labels {
+            known.map(|known| known.policies.clone()).unwrap_or_default()
+        } else {
+            self.policies.of(&labels, self.sources.universe())
+        };
+        let governed = self.subjects.entry(subject).or_default();
+        (governed.labels, governed.profiles, governed.host) = (labels, profiles, host);
+        governed.policies = policies;
+        dirty.insert(subject);
+    }
+
+    /// A subject is gone; its tables go when it is rebuilt into nothing.
+    fn lose(&mut self, subject: Subject, dirty: &mut BTreeSet<Subject>) {
+        if let Some(governed) = self.subjects.get_mut(&subject) {
+            *governed = Governed {
+                lists: std::mem::take(&mut governed.lists),
+                tables: std::mem::take(&mut governed.tables),
+                ..Governed::default()
+            };
+            dirty.insert(subject);
+        }
+    }
+
+    fn follow_policies(&mut self, model: &Model, touched: &Touched, work: &Work) -> BTreeSet<Subject> {
+        let mut dirty = BTreeSet::new();
+        if work.tiers {
+            dirty.extend(self.subjects.keys().copied());
+        }
+        let keys: Box<dyn Iterator<Item = &PolicyKey>> =
+            if touched.everything { Box::new(model.policies.keys()) } else { Box::new(work.policies.iter()) };
+        let numbers: Vec<u32> =
+            keys.filter_map(|key| self.policies.follow(model, key, self.sources.universe())).collect();
+        let universe = self.sources.universe();
+        if numbers.len() > MANY {
+            for (subject, governed) in &mut self.subjects {
+                governed.policies = self.policies.of(&governed.labels, universe);
+                dirty.insert(*subject);
+            }
+            return dirty;
+        }
+        for (subject, governed) in &mut self.subjects {
+            for number in &numbers {
+                let had = governed.policies.remove(number);
+                let has = self.policies.selects(*number, &governed.labels, universe);
+                if has {
+                    governed.policies.insert(*number);
+                }
+                if had || has {
+                    dirty.insert(*subject);
+                }
+            }
+        }
+        dirty
+    }
+
+    fn follow_hosts(
+        &mut self,
+        model: &Model,
+        interfaces: &BTreeMap<HostId, HostInterface>,
+        work: &Work,
+        touched: &Touched,
+    ) -> BTreeSet<Subject> {
+        let mut dirty = BTreeSet::new();
+        if !work.hosts && !touched.interfaces {
+            return dirty;
+        }
+        let now = hosts::endpoints(model);
+        let before = std::mem::replace(&mut self.host_endpoints, now.clone());
+        for name in before.keys().chain(now.keys().filter(|name| !before.contains_key(*name))) {
+            self.sources.follow_host_endpoint(model, name, now.get(name));
+        }
+        let known: Vec<HostId> = self
+            .subjects
+            .keys()
+            .filter_map(|subject| match subject {
+                Subject::Host(id) => Some(*id),
+                Subject::Pod(_) => None,
+            })
+            .collect();
+        for id in known.into_iter().filter(|id| !interfaces.contains_key(id)) {
+            self.lose(Subject::Host(id), &mut dirty);
+        }
+        for interface in interfaces.values() {
+            let subject = Subject::Host(interface.id);
+            let endpoint = hosts::of_interface(&now, interface);
+            let labels =
+                endpoint.and_then(|endpoint| self.sources.host_endpoint_labels(&endpoint.name)).cloned();
+            match endpoint.zip(labels) {
+                Some((endpoint, labels)) => {
+                    let host = (Arc::clone(endpoint), interface.is_pod_side);
+                    self.see(subject, labels, endpoint.profiles.clone(), Some(host), &mut dirty);
+                    // Failsafe ports may be others, and nothing else tells.
+                    dirty.insert(subject);
+                }
+                None => self.lose(subject, &mut dirty),
+            }
+        }
+        dirty
+    }
+
+    /// Finds the tables of these subjects; returns those that are new, and in `retired` those that nobody has now.
+    fn rebuild(&mut self, model: &Model, dirty: BTreeSet<Subject>, retired: &mut Vec<Epoch>) -> Vec<Epoch> {
+        let mut fresh = Vec::new();
+        for subject in dirty {
+            let Some(mut governed) = self.subjects.remove(&subject) else { continue };
+            let mut lists = Vec::new();
+            let mut tables = BTreeMap::new();
+            let is_there = !governed.profiles.is_empty() || governed.host.is_some();
+            let places = if is_there { self.places(&governed) } else { Vec::new() };
+            for place in places {
+                let Some(parts) = self.parts(model, &governed, place, &mut lists) else { continue };
+                tables.insert(place, self.table(&parts, &mut fresh));
+            }
+            lists.sort_unstable();
+            lists.dedup();
+            lists.iter().for_each(|list| self.lists.hold(list));
+            std::mem::replace(&mut governed.lists, lists)
+                .iter()
+                .for_each(|list| self.lists.release(list, &mut self.sets));
+            for epoch in std::mem::replace(&mut governed.tables, tables).into_values() {
+                if let Some(entry) = self.tables.get_mut(&epoch) {
+                    entry.uses -= 1;
+                    retired.push(epoch);
+                }
+            }
+            if is_there {
+                self.subjects.insert(subject, governed);
+            }
+        }
+        fresh.retain(|epoch| self.tables.get(epoch).is_some_and(|entry| entry.uses > 0));
+        fresh
+    }
+
+    fn places(&self, governed: &Governed) -> Vec<Place> {
+        use Direction::{Egress, Ingress};
+        match &governed.host {
+            None => vec![(Context::Normal, Ingress), (Context::Normal, Egress)],
+            Some((_, is_pod_side)) => {
+                let contexts = Context::ALL
+                    .into_iter()
+                    .filter(|context| !is_pod_side || matches!(context, Context::PreDnat | Context::Forward));
+                contexts.flat_map(|context| [(context, Ingress), (context, Egress)]).collect()
+            }
+        }
+    }
+
+    /// Returns what governs a subject in one place; `None` where nothing does and packets go on.
     fn parts(
         &mut self,
         model: &Model,
-        labels: &Labels,
-        profiles: &[String],
-        direction: Direction,
-    ) -> Vec<Part> {
+        governed: &Governed,
+        place: Place,
+        lists: &mut Vec<ListKey>,
+    ) -> Option<Vec<Part>> {
+        let (context, direction) = place;
+        let host = governed.host.as_ref().map(|(endpoint, _)| Arc::clone(endpoint));
+        let is_asked = |policy: &crate::model::Policy| match &host {
+            Some(endpoint) => hosts::is_asked(policy, endpoint, context, direction),
+            None => !policy.flags.do_not_track && !policy.flags.pre_dnat,
+        };
+        let mut applicable: Vec<_> = governed
+            .policies
+            .iter()
+            .filter_map(|number| self.policies.get(*number))
+            .filter(|entry| order::governs(&entry.policy, direction) && is_asked(&entry.policy))
+            .map(|entry| (order::tier(model, &entry.policy.tier), entry))
+            .collect();
+        if applicable.is_empty() && host.is_some() && context != Context::Normal {
+            return None;
+        }
+        applicable.sort_by(|((a_tier, _), a), ((b_tier, _), b)| {
+            a_tier
+                .cmp(b_tier)
+                .then_with(|| order::compare((&a.policy, &a.tie_break), (&b.policy, &b.tie_break)))
+        });
         let mut parts = Vec::new();
-        for (tier, policies) in order::applicable(&self.tiers, labels, direction) {
-            let lists = policies
-                .into_iter()
-                .map(|policy| {
-                    let rules = match direction {
-                        Direction::Ingress => &policy.ingress,
-                        Direction::Egress => &policy.egress,
-                    };
-                    let name = |rule| Attribution {
-                        tier: policy.tier.clone(),
-                        kind: policy.key.kind.as_str().to_owned(),
-                        namespace: policy.key.namespace.clone().unwrap_or_default(),
-                        name: policy.key.name.clone(),
-                        rule,
-                    };
-                    let key = (ListOwner::Policy(policy.key.clone()), direction);
-                    self.lists.get(key, ListSource::Policy(Arc::clone(policy)), rules, name, &mut self.sets)
-                })
-                .collect();
-            parts.push(Part::Tier { name: tier.name.clone(), default_action: tier.default_action, lists });
+        if let Some(endpoint) = &host
+            && context != Context::Forward
+        {
+            parts.push(failsafe(model, endpoint, place, &mut self.lists, &mut self.sets, lists));
         }
-        for profile in profiles {
-            parts.push(self.profile(model, profile, direction));
+        for tier in applicable.chunk_by(|a, b| a.0 == b.0) {
+            let (_, default_action) = &tier[0].0;
+            let mut of_tier = Vec::with_capacity(tier.len());
+            for (_, entry) in tier {
+                let policy = &entry.policy;
+                let rules = match direction {
+                    Direction::Ingress => &policy.ingress,
+                    Direction::Egress => &policy.egress,
+                };
+                let name = |rule| Attribution {
+                    tier: policy.tier.clone(),
+                    kind: policy.key.kind.as_str().to_owned(),
+                    namespace: policy.key.namespace.clone().unwrap_or_default(),
+                    name: policy.key.name.clone(),
+                    rule: rule as i32,
+                };
+                let key = (ListOwner::Policy(policy.key.clone()), direction);
+                let source = ListSource::Policy(Arc::clone(policy));
+                of_tier.push(self.lists.get(&key, source, rules, name, &mut self.sets));
+                lists.push(key);
+            }
+            let default_action = match context {
+                // They never deny by default (policy model 11.2).
+                Context::Untracked | Context::PreDnat => TierDefault::Pass,
+                Context::Normal | Context::Forward => *default_action,
+            };
+            let name = tier[0].1.policy.tier.clone();
+            parts.push(Part::Tier { name, default_action, lists: of_tier });
         }
-        parts
+        if context == Context::Normal {
+            for profile in &governed.profiles {
+                parts.push(self.profile(model, profile, direction, lists));
+            }
+            parts.push(Part::End(End::Deny));
+        } else {
+            parts.push(Part::End(End::NoMatch));
+        }
+        Some(parts)
     }
 
-    fn profile(&mut self, model: &Model, name: &str, direction: Direction) -> Part {
-        let allow = [allow_all()];
+    fn profile(&mut self, model: &Model, name: &str, direction: Direction, lists: &mut Vec<ListKey>) -> Part {
+        let allow = [Rule::everything(Action::Allow)];
         let namespace = name.strip_prefix(NAMESPACE_PROFILE);
         let account = service_account_of(name);
         let (source, rules): (ListSource, &[Rule]) = match (namespace, account, model.profiles.get(name)) {
@@ -296,137 +456,315 @@ impl Compiler {
             kind: "Profile".to_owned(),
             namespace: String::new(),
             name: name.to_owned(),
-            rule,
+            rule: rule as i32,
         };
         let key = (ListOwner::Profile(name.to_owned()), direction);
-        Part::Profile(self.lists.get(key, source, rules, attribution, &mut self.sets))
+        let list = self.lists.get(&key, source, rules, attribution, &mut self.sets);
+        lists.push(key);
+        Part::Profile(list)
     }
 
-    /// Brings addresses, identities and the rows of every table up to date. `few`: nothing but pods at these addresses changed.
-    fn address(
-        &mut self,
-        model: &Model,
-        locals: &BTreeMap<EndpointId, LocalEndpoint>,
-        few: Option<&BTreeSet<IpAddr>>,
-        previous: &Arc<Addresses>,
-    ) -> Arc<Addresses> {
-        let mut live = BTreeMap::new();
-        let addresses = match few {
-            None => {
-                self.prefixes = self.objects.prefixes(model, &self.sets);
-                let mut all = self.prefixes.clone();
-                for (address, owner) in owners::owners(model, locals, |_| true) {
-                    if let Owner::Pod(pod) = owner
-                        && let Some(membership) = self.objects.of_pod(&pod)
-                    {
-                        all.entry(IpNet::from(address)).or_default().merge(membership);
-                    }
-                }
-                let addresses = Addresses::build(&all, &mut self.identities, &mut live);
-                self.uses = addresses.uses();
-                addresses
-            }
-            Some(few) if few.is_empty() => return Arc::clone(previous),
-            Some(few) => {
-                let owners = owners::owners(model, locals, |address| few.contains(address));
-                let mut addresses = Addresses::clone(previous);
-                let mut same = true;
-                for address in few {
-                    let own = self.prefixes.get(&IpNet::from(*address));
-                    let pod = match owners.get(address) {
-                        Some(Owner::Pod(pod)) => self.objects.of_pod(pod),
-                        Some(Owner::Nobody) | None => None,
-                    };
-                    let outer = self.live.get(&addresses.around(*address));
-                    let identity = (own.is_some() || pod.is_some()).then(|| {
-                        let mut membership = Membership::default();
-                        let parts = [own, pod, outer.map(|outer| &**outer)];
-                        parts.into_iter().flatten().for_each(|part| membership.merge(part));
-                        membership.normalise();
-                        let (identity, membership) = self.identities.number(membership);
-                        live.insert(identity, membership);
-                        identity
-                    });
-                    let former = addresses.set_host(*address, identity);
-                    same &= former == identity;
-                    if let Some(former) = former
-                        && let Some(uses) = self.uses.get_mut(&former)
-                    {
-                        *uses -= 1;
-                    }
-                    if let Some(identity) = identity {
-                        *self.uses.entry(identity).or_default() += 1;
-                    }
-                }
-                self.uses.retain(|_, uses| *uses > 0);
-                if same {
-                    return Arc::clone(previous);
-                }
-                addresses
-            }
-        };
-        live.entry(IdentityId(0)).or_default();
-        self.uses.entry(IdentityId(0)).or_default();
-        self.learn(live);
-        if few.is_none() && addresses == **previous { Arc::clone(previous) } else { Arc::new(addresses) }
+    /// Returns the table that `parts` make, held once more.
+    fn table(&mut self, parts: &[Part], fresh: &mut Vec<Epoch>) -> Epoch {
+        let key: Key = Arc::new(key(parts));
+        if let Some(epoch) = self.epochs.get(&key)
+            && let Some(entry) = self.tables.get_mut(epoch)
+        {
+            entry.uses += 1;
+            return *epoch;
+        }
+        self.last_epoch += 1;
+        let epoch = Epoch(self.last_epoch);
+        let mut index = TableIndex::default();
+        let mut table = Table::new(epoch, 0, Program::build(parts), &mut index);
+        table.base = self.allocate(table.len());
+        for set in table.sets() {
+            self.mentioning.entry(set).or_default().insert(epoch);
+        }
+        self.epochs.insert(Arc::clone(&key), epoch);
+        self.tables.insert(epoch, TableEntry { key, table: Arc::new(table), index, uses: 1 });
+        fresh.push(epoch);
+        epoch
     }
 
-    /// Takes in what is `known` of the identities that [`Compiler::uses`] counts, and lets the others go.
-    fn learn(&mut self, known: BTreeMap<IdentityId, Arc<Membership>>) {
-        let gone: Vec<IdentityId> =
-            self.live.keys().filter(|identity| !self.uses.contains_key(identity)).copied().collect();
-        let new: BTreeMap<IdentityId, Arc<Membership>> = known
-            .into_iter()
-            .filter(|(identity, _)| self.uses.contains_key(identity) && !self.live.contains_key(identity))
-            .collect();
-        for identity in &gone {
-            self.memberships.remove(identity.0);
-            self.live.remove(identity);
-        }
-        for (identity, membership) in &new {
-            self.memberships.insert(identity.0, Arc::clone(membership));
-            self.live.insert(*identity, Arc::clone(membership));
-        }
-        if !gone.is_empty() || !new.is_empty() {
-            for table in self.tables.values_mut().filter(|table| table.depends_on_addresses()) {
-                let table = Arc::make_mut(table);
-                table.forget(&gone);
-                table.learn(&new);
-                table.compact(&self.live);
+    /// Finds `len` numbers for decision points that no live table uses, as far away from recently used ones as possible.
+    fn allocate(&mut self, len: u32) -> u32 {
+        let mut start = self.next_base;
+        for _ in 0..2 * self.taken.len() + 2 {
+            let Some(end) = start.checked_add(len) else {
+                start = 0;
+                continue;
+            };
+            match self.taken.range(..end).next_back() {
+                Some((_, taken_until)) if *taken_until > start => start = *taken_until,
+                _ => break,
             }
         }
-        self.identities.tidy(&self.live);
+        self.next_base = start.saturating_add(len);
+        self.taken.insert(start, self.next_base);
+        start
+    }
+
+    /// Lets those tables go that nobody has any more.
+    fn retire(&mut self, candidates: Vec<Epoch>) {
+        for epoch in candidates {
+            if self.tables.get(&epoch).is_none_or(|entry| entry.uses > 0) {
+                continue;
+            }
+            if let Some(entry) = self.tables.remove(&epoch) {
+                self.epochs.remove(&entry.key);
+                self.taken.remove(&entry.table.base);
+                for set in entry.table.sets() {
+                    if let Some(epochs) = self.mentioning.get_mut(&set) {
+                        epochs.remove(&epoch);
+                        if epochs.is_empty() {
+                            self.mentioning.remove(&set);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns whether any address means something else now.
+    fn refresh_addresses(&mut self) -> bool {
+        let changed = self.sources.take_changed();
+        if changed.is_empty() {
+            return false;
+        }
+        let mut addresses = Addresses::clone(&self.addresses);
+        let (store, identity_of, identities) = self.sources.parts();
+        let is_other = addresses.refresh(changed, store, &identity_of, identities);
+        if is_other {
+            self.addresses = Arc::new(addresses);
+        }
+        is_other
+    }
+
+    /// Adds the rows of new identities to the tables that care, and all rows of new tables.
+    fn learn(&mut self, fresh_tables: &[Epoch]) {
+        if self.sources.identities().is_crowded() {
+            self.tidy();
+        }
+        let identities = self.sources.identities();
+        let mut wanted: BTreeMap<Epoch, BTreeSet<IdentityId>> = BTreeMap::new();
+        for identity in identities.take_fresh() {
+            let sets = &identities.value(identity).sets;
+            for epoch in sets.iter().filter_map(|set| self.mentioning.get(set)).flatten() {
+                wanted.entry(*epoch).or_default().insert(identity);
+            }
+        }
+        for epoch in fresh_tables {
+            let sets = self.tables.get(epoch).map(|entry| entry.table.sets()).unwrap_or_default();
+            wanted.insert(*epoch, sets.into_iter().flat_map(|set| identities.with_set(set)).collect());
+        }
+        for (epoch, wanted) in wanted {
+            let Some(TableEntry { table, index, .. }) = self.tables.get_mut(&epoch) else { continue };
+            let table = Arc::make_mut(table);
+            for identity in wanted {
+                table.learn(index, identity, identities.value(identity));
+            }
+        }
+    }
+
+    /// Forgets identities that no address and no source has, and rows that no identity needs.
+    fn tidy(&mut self) {
+        let mut used: HashSet<IdentityId, Hasher> = HashSet::default();
+        self.addresses.for_each_identity(|identity| used.extend([identity]));
+        self.sources.for_each_identity(|identity| used.extend([identity]));
+        let identities = self.sources.identities();
+        let gone = identities.retain(&used);
+        for TableEntry { table, index, .. } in self.tables.values_mut() {
+            let table = Arc::make_mut(table);
+            table.forget(&gone);
+            if table.is_crowded(index, used.len()) {
+                let sets = table.sets();
+                let wanted: BTreeSet<IdentityId> =
+                    sets.into_iter().flat_map(|set| identities.with_set(set)).collect();
+                table.start_over(index);
+                wanted.iter().for_each(|id| table.learn(index, *id, identities.value(*id)));
+            }
+        }
+    }
+
+    fn snapshot(&mut self, previous: &Snapshot) -> Snapshot {
+        let mut endpoints = HashMap::with_capacity_and_hasher(self.subjects.len(), Hasher::default());
+        let mut hosts = HashMap::default();
+        let table = |epoch: &Epoch| self.tables.get(epoch).map(|entry| Arc::clone(&entry.table));
+        for (subject, governed) in &self.subjects {
+            let at = |place: Place| governed.tables.get(&place).and_then(table);
+            match (subject, &governed.host) {
+                (Subject::Pod(id), _) => {
+                    let ingress = at((Context::Normal, Direction::Ingress));
+                    let egress = at((Context::Normal, Direction::Egress));
+                    if let Some((ingress, egress)) = ingress.zip(egress) {
+                        endpoints.insert(*id, EndpointTables { ingress, egress });
+                    }
+                }
+                (Subject::Host(id), Some((endpoint, _))) => {
+                    let of = |context| [at((context, Direction::Ingress)), at((context, Direction::Egress))];
+                    let tables = Context::ALL.map(of);
+                    hosts.insert(*id, HostTables { endpoint: Arc::clone(endpoint), tables });
+                }
+                (Subject::Host(_), None) => {}
+            }
+        }
+        let mut tables: Vec<Arc<Table>> =
+            self.tables.values().map(|entry| Arc::clone(&entry.table)).collect();
+        tables.sort_unstable_by_key(|table| table.base);
+        Snapshot {
+            generation: Generation(previous.generation.0 + 1),
+            endpoints,
+            hosts,
+            has_logs: tables.iter().any(|table| table.program.has_logs),
+            tables,
+            addresses: Arc::clone(&self.addresses),
+            memberships: self.sources.identities().values().clone(),
+            sets: self.sets.keys().clone(),
+        }
     }
 }
 
-/// Finds `len` numbers for decision points that no live table uses, as far away from recently used ones as possible.
-fn allocate(next: &mut u32, len: u32, tables: &BTreeMap<Key, Arc<Table>>) -> u32 {
-    let taken: BTreeMap<u32, u32> =
-        tables.values().map(|table| (table.base, table.base.saturating_add(table.len()))).collect();
-    let mut start = *next;
-    for _ in 0..2 * taken.len() + 2 {
-        let Some(end) = start.checked_add(len) else {
-            start = 0;
-            continue;
-        };
-        match taken.range(..end).next_back() {
-            Some((_, taken_until)) if *taken_until > start => start = *taken_until,
-            _ => break,
-        }
-    }
-    *next = start.saturating_add(len);
-    start
-}
-
-fn same(a: &Snapshot, b: &Snapshot) -> bool {
-    let tables = |a: &EndpointTables, b: &EndpointTables| {
-        a.ingress.epoch == b.ingress.epoch && a.egress.epoch == b.egress.epoch
+/// Returns the failsafe ports of a place, ahead of every tier (policy model 11.9).
+fn failsafe(
+    model: &Model,
+    endpoint: &HostEndpoint,
+    (context, direction): Place,
+    known: &mut Lists,
+    sets: &mut Sets,
+    lists: &mut Vec<ListKey>,
+) -> Part {
+    let settings = Settings::of_node(model, &endpoint.node);
+    let is_stateless = context == Context::Untracked;
+    let (own, other) = match direction {
+        Direction::Ingress => (&settings.failsafe_inbound, &settings.failsafe_outbound),
+        Direction::Egress => (&settings.failsafe_outbound, &settings.failsafe_inbound),
     };
-    Arc::ptr_eq(&a.addresses, &b.addresses)
-        && a.endpoints.len() == b.endpoints.len()
-        && a.endpoints.iter().all(|(id, left)| b.endpoints.get(id).is_some_and(|right| tables(left, right)))
+    let replies = if is_stateless { other.as_slice() } else { &[] };
+    let rules: Vec<Rule> = own
+        .iter()
+        .map(|port| failsafe_rule(port, direction, false))
+        .chain(replies.iter().map(|port| failsafe_rule(port, direction, true)))
+        .collect();
+    let names: Vec<String> = own.iter().chain(replies).map(failsafe_name).collect();
+    let name = |index: usize| Attribution {
+        tier: String::new(),
+        kind: "Failsafe".to_owned(),
+        namespace: String::new(),
+        name: names.get(index).cloned().unwrap_or_default(),
+        rule: -1,
+    };
+    let key = (ListOwner::Failsafe(endpoint.node.clone(), is_stateless), direction);
+    let list = known.get(&key, ListSource::Unknown, &rules, name, sets);
+    lists.push(key);
+    Part::Failsafe { list, leaves: is_stateless }
 }
 
-fn allow_all() -> Rule {
-    Rule::everything(Action::Allow)
+/// The peer of an inbound packet is its source, that of an outbound one its destination; a reply has the port on the other side.
+fn failsafe_rule(failsafe: &Failsafe, direction: Direction, is_reply: bool) -> Rule {
+    let mut rule = Rule { protocol: Some(failsafe.protocol), ..Rule::everything(Action::Allow) };
+    let port = vec![PortMatch::Range { first: failsafe.port, last: failsafe.port }];
+    if is_reply {
+        rule.source.ports = port;
+    } else {
+        rule.destination.ports = port;
+    }
+    let peer = match direction {
+        Direction::Ingress => &mut rule.source,
+        Direction::Egress => &mut rule.destination,
+    };
+    peer.nets.extend(failsafe.net.filter(|net| net.prefix_len() > 0 || net.addr().is_ipv6()));
+    rule
+}
+
+fn failsafe_name(failsafe: &Failsafe) -> String {
+    let protocol = match failsafe.protocol {
+        6 => "tcp",
+        17 => "udp",
+        _ => "sctp",
+    };
+    format!("{protocol}:{}", failsafe.port)
+}
+
+fn same_tables(a: &Snapshot, b: &Snapshot) -> bool {
+    let epochs = |tables: &EndpointTables| [tables.ingress.epoch, tables.egress.epoch];
+    let all = |tables: &HostTables| {
+        tables.tables.each_ref().map(|pair| pair.each_ref().map(|table| table.as_ref().map(|t| t.epoch)))
+    };
+    a.endpoints.len() == b.endpoints.len()
+        && a.hosts.len() == b.hosts.len()
+        && a.endpoints
+            .iter()
+            .all(|(id, left)| b.endpoints.get(id).is_some_and(|right| epochs(left) == epochs(right)))
+        && a.hosts.iter().all(|(id, left)| {
+            b.hosts
+                .get(id)
+                .is_some_and(|right| left.endpoint.name == right.endpoint.name && all(left) == all(right))
+        })
+}
+
+/// What was touched, sorted by what it has a say in.
+#[derive(Debug, Default)]
+struct Work {
+    pods: BTreeSet<NamespacedName>,
+    /// Pods of a namespace that inherit other labels now: all, or those of a service account.
+    inheriting: BTreeSet<(String, Option<String>)>,
+    network_sets: BTreeSet<NetworkSetKey>,
+    slices: BTreeSet<NamespacedName>,
+    nodes: BTreeSet<String>,
+    policies: BTreeSet<PolicyKey>,
+    tiers: bool,
+    /// Profiles that appeared, changed or went.
+    profiles: BTreeSet<String>,
+    /// Host endpoints, or what they inherit or are made from.
+    hosts: bool,
+}
+
+impl Work {
+    fn sort(model: &Model, touched: &Touched) -> Self {
+        let mut work = Self::default();
+        if touched.everything {
+            work.network_sets.extend(model.network_sets.keys().cloned());
+            work.slices.extend(model.endpoint_slices.keys().cloned());
+            work.nodes.extend(model.nodes.keys().cloned());
+            work.hosts = true;
+            return work;
+        }
+        for key in &touched.objects {
+            match key {
+                ObjectKey::Pod(key) => drop(work.pods.insert(key.clone())),
+                ObjectKey::Namespace(name) => {
+                    work.inheriting.insert((name.clone(), None));
+                    work.profiles.insert(format!("{NAMESPACE_PROFILE}{name}"));
+                    let sets = model.network_sets.keys();
+                    work.network_sets
+                        .extend(sets.filter(|set| set.namespace.as_ref() == Some(name)).cloned());
+                    work.hosts = true;
+                }
+                ObjectKey::ServiceAccount(key) => {
+                    work.inheriting.insert((key.namespace.clone(), Some(key.name.clone())));
+                    work.profiles.insert(format!("ksa.{}.{}", key.namespace, key.name));
+                    work.hosts = true;
+                }
+                ObjectKey::Profile(name) => {
+                    work.profiles.insert(name.clone());
+                    work.hosts = true;
+                }
+                ObjectKey::Node(name) => {
+                    work.nodes.insert(name.clone());
+                    work.hosts = true;
+                }
+                ObjectKey::Tier(_) => work.tiers = true,
+                ObjectKey::Policy(key) => drop(work.policies.insert(key.clone())),
+                ObjectKey::NetworkSet(key) => drop(work.network_sets.insert(key.clone())),
+                ObjectKey::EndpointSlice(key) => drop(work.slices.insert(key.clone())),
+                ObjectKey::HostEndpoint(_)
+                | ObjectKey::FelixConfiguration(_)
+                | ObjectKey::KubeControllersConfiguration(_)
+                | ObjectKey::CalicoNode(_) => work.hosts = true,
+                ObjectKey::IpPool(_) => {}
+            }
+        }
+        work
+    }
 }

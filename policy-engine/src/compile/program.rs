@@ -5,15 +5,18 @@
 //!             └─ Pass ──────────────────────▶┘
 //! ```
 //!
+//! Contexts of host endpoints (policy model 11.2) are programs too; there the end may be that nothing is decided.
+//!
 //! End-of-tier and end-of-profiles decisions are ordinary points that match everything. A tier whose default is Pass has no end point:
-//! the search simply runs on into the next tier. The last point always matches, so every packet meets a decision.
+//! the search simply runs on into the next tier. The last part is an [`End`], which always matches, so every packet meets a decision.
 
 use std::sync::Arc;
 
 use super::rows::{IcmpRows, PortRows, ProtocolRows, Shape};
 use super::rules::{CompiledRule, RuleList, Side};
+use super::sets::SetId;
 use crate::model::{Action, TierDefault};
-use crate::snapshot::Attribution;
+use crate::snapshot::{Attribution, Boundaries};
 
 /// Tier name under which profile decisions are reported.
 pub(crate) const PROFILES: &str = "__PROFILE__";
@@ -27,6 +30,19 @@ pub(crate) enum Part {
     Profile(Arc<RuleList>),
     /// A profile that is listed and does not exist: deny (policy model 8.6).
     MissingProfile(String),
+    /// Ports that are accepted before any tier (policy model 11.9); or, where `leaves`, left to the next context.
+    Failsafe { list: Arc<RuleList>, leaves: bool },
+    /// What a packet meets that nothing before decided.
+    End(End),
+}
+
+/// What a packet meets that no tier and no profile decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum End {
+    /// No profile allows it.
+    Deny,
+    /// This context of a host endpoint says nothing.
+    NoMatch,
 }
 
 /// Equal keys mean equal programs.
@@ -36,6 +52,8 @@ pub(crate) enum KeyPart {
     List(u64),
     Profile(u64),
     MissingProfile(String),
+    Failsafe(u64, bool),
+    End(End),
 }
 
 /// Returns the key of the program that `parts` make.
@@ -49,6 +67,8 @@ pub(crate) fn key(parts: &[Part]) -> Vec<KeyPart> {
             }
             Part::Profile(list) => key.push(KeyPart::Profile(list.number)),
             Part::MissingProfile(name) => key.push(KeyPart::MissingProfile(name.clone())),
+            Part::Failsafe { list, leaves } => key.push(KeyPart::Failsafe(list.number, *leaves)),
+            Part::End(end) => key.push(KeyPart::End(*end)),
         }
     }
     key
@@ -59,6 +79,8 @@ pub(crate) fn key(parts: &[Part]) -> Vec<KeyPart> {
 pub(crate) enum Outcome {
     Allow,
     Deny,
+    /// Nothing here decides.
+    NoMatch,
     /// Note it and look further.
     Log,
     /// Look further from this point on.
@@ -142,11 +164,54 @@ impl Program {
                     points.push(always(PROFILES, "Profile", name));
                     outcomes.push(Outcome::Deny);
                 }
+                Part::Failsafe { list, leaves } => {
+                    for rule in &list.rules {
+                        points.push(Point {
+                            rule: Some(Arc::clone(rule)),
+                            attribution: Arc::clone(&rule.attribution),
+                        });
+                        outcomes.push(if *leaves { Outcome::NoMatch } else { Outcome::Allow });
+                    }
+                }
+                Part::End(End::Deny) => {
+                    points.push(always(PROFILES, "", ""));
+                    outcomes.push(Outcome::Deny);
+                }
+                Part::End(End::NoMatch) => {
+                    points.push(always("", "", ""));
+                    outcomes.push(Outcome::NoMatch);
+                }
             }
         }
-        points.push(always(PROFILES, "", ""));
-        outcomes.push(Outcome::Deny);
         Self::with_rows(points, outcomes)
+    }
+
+    /// Where verdicts can change.
+    pub(crate) fn boundaries(&self) -> Boundaries {
+        let rules = || self.points.iter().filter_map(|point| point.rule.as_deref());
+        let ports = |side: fn(&CompiledRule) -> &Side| {
+            let ranges = rules().flat_map(|rule| side(rule).port_ranges());
+            let starts = ranges.flat_map(|(first, last)| [Some(first), last.checked_add(1)]).flatten();
+            sorted(starts.chain([0]))
+        };
+        let criteria = rules().flat_map(|rule| [rule.icmp, rule.not_icmp]).flatten();
+        Boundaries {
+            protocols: sorted(rules().flat_map(|rule| [rule.protocol, rule.not_protocol]).flatten()),
+            source_ports: ports(|rule| &rule.source),
+            destination_ports: ports(|rule| &rule.destination),
+            icmp: sorted(criteria.filter_map(|criterion| Some((criterion.kind?, criterion.code)))),
+        }
+    }
+
+    /// One line per decision point, with sets by what they contain.
+    pub(crate) fn describe(&self, set: &dyn Fn(SetId) -> String) -> Vec<String> {
+        let steps = self.points.iter().zip(&self.steps);
+        steps
+            .map(|(point, step)| {
+                let rule = point.rule.as_ref().map(|rule| rule.describe(set)).unwrap_or_default();
+                format!("{:?} {:?} {rule}", step.outcome, point.attribution)
+            })
+            .collect()
     }
 
     fn with_rows(points: Vec<Point>, outcomes: Vec<Outcome>) -> Self {
@@ -163,9 +228,13 @@ impl Program {
         });
         let source_port = port_rows(shape, &rules, |rule| &rule.source);
         let destination_port = port_rows(shape, &rules, |rule| &rule.destination);
-        let icmp = known()
-            .any(|rule| rule.icmp.is_some() || rule.not_icmp.is_some())
-            .then(|| IcmpRows::build(shape, |bit, view| every(bit, &|rule| rule.may_match_icmp(view))));
+        let criteria = || known().flat_map(|rule| [rule.icmp, rule.not_icmp]).flatten();
+        let mut types: Vec<u8> = criteria().filter_map(|criterion| criterion.kind).collect();
+        types.sort_unstable();
+        types.dedup();
+        let icmp = criteria().next().is_some().then(|| {
+            IcmpRows::build(shape, &types, |bit, view| every(bit, &|rule| rule.may_match_icmp(view)))
+        });
         let steps: Vec<Step> = outcomes
             .into_iter()
             .zip(&rules)
@@ -196,6 +265,10 @@ fn port_rows(
     })
 }
 
+fn sorted<T: Ord>(items: impl Iterator<Item = T>) -> Vec<T> {
+    items.collect::<std::collections::BTreeSet<T>>().into_iter().collect()
+}
+
 fn end_of_tier(default_action: TierDefault) -> Option<Outcome> {
     match default_action {
         TierDefault::Deny => Some(Outcome::Deny),
@@ -220,11 +293,11 @@ mod tests {
     use std::sync::Arc;
 
     use super::super::rules::{CompiledRule, RuleList};
-    use super::super::sets::{Membership, Sets};
-    use super::super::table::Table;
-    use super::{PROFILES, Part, Program};
+    use super::super::sets::Sets;
+    use super::super::table::{Table, TableIndex};
+    use super::{End, PROFILES, Part, Program};
     use crate::model::{Action, Rule, TierDefault};
-    use crate::packet::{Epoch, IdentityId, PacketTuple, Verdict};
+    use crate::packet::{Epoch, HostVerdict, IdentityId, PacketTuple};
     use crate::snapshot::Attribution;
 
     fn list(actions: &[Action]) -> Arc<RuleList> {
@@ -237,13 +310,14 @@ mod tests {
                 rule,
             };
             let rule = Rule::everything(*action);
-            CompiledRule::compile(&rule, named, &mut Sets::default()).map(Arc::new)
+            CompiledRule::compile(&rule, named, false, &mut Sets::default()).map(Arc::new)
         });
         Arc::new(RuleList { number: 0, rules: rules.collect() })
     }
 
-    fn decide(parts: &[Part]) -> (Verdict, i32) {
-        let table = Table::new(Epoch(1), 0, Program::build(parts));
+    fn decide(parts: &[Part]) -> (HostVerdict, i32) {
+        let parts: Vec<Part> = parts.iter().cloned().chain([Part::End(End::Deny)]).collect();
+        let table = Table::new(Epoch(1), 0, Program::build(&parts), &mut TableIndex::default());
         let packet = PacketTuple {
             source: [10, 0, 0, 1].into(),
             destination: [10, 0, 0, 2].into(),
@@ -252,9 +326,8 @@ mod tests {
             destination_port: Some(2),
             icmp: None,
         };
-        let nothing = Membership::default();
         let (verdict, bit) =
-            table.decide(&packet, IdentityId(0), IdentityId(0), |_| Some(&nothing), |_| ()).unwrap();
+            table.decide(&packet, IdentityId(0), IdentityId(0), &Default::default(), |_| ()).unwrap();
         (verdict, table.program.points[bit].attribution.rule)
     }
 
@@ -269,14 +342,14 @@ mod tests {
             lists: vec![list(actions)],
         };
         let rows = [
-            (vec![], (Verdict::Deny, -1)),
-            (vec![profile(&[]), profile(&[Allow])], (Verdict::Allow, 0)),
-            (vec![profile(&[Deny]), profile(&[Allow])], (Verdict::Deny, 0)),
-            (vec![missing(), profile(&[Allow])], (Verdict::Deny, -1)),
-            (vec![profile(&[Log, Pass]), profile(&[Allow])], (Verdict::Deny, 1)),
-            (vec![tier(&[Pass, Deny], TierDefault::Deny), profile(&[Allow])], (Verdict::Allow, 0)),
-            (vec![tier(&[Pass], TierDefault::Deny)], (Verdict::Deny, -1)),
-            (vec![tier(&[], TierDefault::Pass), profile(&[Log, Allow])], (Verdict::Allow, 1)),
+            (vec![], (HostVerdict::Deny, -1)),
+            (vec![profile(&[]), profile(&[Allow])], (HostVerdict::Allow, 0)),
+            (vec![profile(&[Deny]), profile(&[Allow])], (HostVerdict::Deny, 0)),
+            (vec![missing(), profile(&[Allow])], (HostVerdict::Deny, -1)),
+            (vec![profile(&[Log, Pass]), profile(&[Allow])], (HostVerdict::Deny, 1)),
+            (vec![tier(&[Pass, Deny], TierDefault::Deny), profile(&[Allow])], (HostVerdict::Allow, 0)),
+            (vec![tier(&[Pass], TierDefault::Deny)], (HostVerdict::Deny, -1)),
+            (vec![tier(&[], TierDefault::Pass), profile(&[Log, Allow])], (HostVerdict::Allow, 1)),
         ];
         for (number, (parts, expected)) in rows.into_iter().enumerate() {
             assert_eq!(decide(&parts), expected, "row {number}");
@@ -287,6 +360,6 @@ mod tests {
     fn thousands_of_rules_are_one_search() {
         let mut actions = vec![Action::Log; 9_000];
         actions.push(Action::Allow);
-        assert_eq!(decide(&[Part::Profile(list(&actions))]), (Verdict::Allow, 9_000));
+        assert_eq!(decide(&[Part::Profile(list(&actions))]), (HostVerdict::Allow, 9_000));
     }
 }

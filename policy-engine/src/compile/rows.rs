@@ -3,9 +3,10 @@
 //! A row holds one bit per decision point, preceded by a summary: bit *i* of the summary says whether word *i* of the row has any bit
 //! at all. ANDing summaries first finds the few words that can match, so a search touches two lines of each row even in long tables.
 
+use std::hash::BuildHasher;
 use std::net::IpAddr;
 
-use hashbrown::HashMap;
+use hashbrown::HashTable;
 
 const WORD: usize = u64::BITS as usize;
 
@@ -77,33 +78,43 @@ impl Shape {
 pub(crate) struct Rows {
     shape: Shape,
     data: Vec<u64>,
-    numbers: HashMap<Vec<u64>, u32, foldhash::fast::FixedState>,
 }
+
+/// Finds a row by its bits; needed only while rows are added.
+#[derive(Debug, Default)]
+pub(crate) struct RowIndex(HashTable<u32>);
 
 impl Rows {
     pub(crate) fn new(shape: Shape) -> Self {
-        Self { shape, data: Vec::new(), numbers: HashMap::default() }
+        Self { shape, data: Vec::new() }
     }
 
     /// Returns the number of the row with exactly these bits.
-    pub(crate) fn add(&mut self, bit: impl FnMut(usize) -> bool) -> u32 {
-        self.add_row(self.shape.build(bit))
+    pub(crate) fn add(&mut self, index: &mut RowIndex, bit: impl FnMut(usize) -> bool) -> u32 {
+        self.add_row(index, &self.shape.build(bit))
     }
 
     /// Returns the number of the row that is like row `number` except for `bits`.
-    pub(crate) fn add_like(&mut self, number: u32, bits: impl Iterator<Item = (usize, bool)>) -> u32 {
+    pub(crate) fn add_like(
+        &mut self,
+        index: &mut RowIndex,
+        number: u32,
+        bits: impl Iterator<Item = (usize, bool)>,
+    ) -> u32 {
         let mut row = self.row(number).to_vec();
         bits.for_each(|(bit, value)| self.shape.set(&mut row, bit, value));
-        self.add_row(row)
+        self.add_row(index, &row)
     }
 
-    fn add_row(&mut self, row: Vec<u64>) -> u32 {
-        let next = self.numbers.len() as u32;
-        let data = &mut self.data;
-        *self.numbers.entry(row).or_insert_with_key(|row| {
-            data.extend_from_slice(row);
-            next
-        })
+    fn add_row(&mut self, index: &mut RowIndex, row: &[u64]) -> u32 {
+        let hash = |row: &[u64]| foldhash::fast::FixedState::default().hash_one(row);
+        if let Some(number) = index.0.find(hash(row), |number| self.row(*number) == row) {
+            return *number;
+        }
+        let number = (self.data.len() / self.shape.stride()) as u32;
+        self.data.extend_from_slice(row);
+        index.0.insert_unique(hash(row), number, |number| hash(self.row(*number)));
+        number
     }
 
     /// Returns the row with that number.
@@ -124,14 +135,14 @@ pub(crate) struct ProtocolRows {
 impl ProtocolRows {
     /// `matches(bit, is_ipv4, protocol)`; protocols outside `named` all behave alike.
     pub(crate) fn build(shape: Shape, named: &[u8], matches: impl Fn(usize, bool, u8) -> bool) -> Self {
-        let mut rows = Rows::new(shape);
+        let (mut rows, mut index) = (Rows::new(shape), RowIndex::default());
         let mut numbers = Vec::with_capacity(512);
         for is_ipv4 in [true, false] {
             let mut other = None;
             for protocol in 0..=u8::MAX {
                 let number = match other {
                     Some(number) if !named.contains(&protocol) => number,
-                    _ => rows.add(|bit| matches(bit, is_ipv4, protocol)),
+                    _ => rows.add(&mut index, |bit| matches(bit, is_ipv4, protocol)),
                 };
                 if !named.contains(&protocol) {
                     other = Some(number);
@@ -170,8 +181,8 @@ impl PortRows {
         unnamed: impl Fn(usize) -> bool,
         none: impl Fn(usize) -> bool,
     ) -> Self {
-        let mut rows = Rows::new(shape);
-        let none = rows.add(none);
+        let (mut rows, mut index) = (Rows::new(shape), RowIndex::default());
+        let none = rows.add(&mut index, none);
         let all = (0..shape.bits).flat_map(&ranges);
         let mut starts: Vec<u16> =
             all.flat_map(|(first, last)| [Some(first), last.checked_add(1)]).flatten().collect();
@@ -188,7 +199,7 @@ impl PortRows {
                 }
             }
         }
-        let classes: Vec<u32> = intervals.into_iter().map(|row| rows.add_row(row)).collect();
+        let classes: Vec<u32> = intervals.iter().map(|row| rows.add_row(&mut index, row)).collect();
         let mut top = Vec::with_capacity(256);
         let mut pages: Vec<[u32; 256]> = Vec::new();
         let mut class = 0;
@@ -240,11 +251,23 @@ pub(crate) struct IcmpRows {
 }
 
 impl IcmpRows {
-    pub(crate) fn build(shape: Shape, matches: impl Fn(usize, IcmpView) -> bool) -> Self {
-        let mut rows = Rows::new(shape);
-        let other = rows.add(|bit| matches(bit, IcmpView::Other));
-        let unknown = rows.add(|bit| matches(bit, IcmpView::Unknown));
-        let numbers = (0..=u8::MAX).map(|kind| rows.add(|bit| matches(bit, IcmpView::Type(kind)))).collect();
+    /// `matches(bit, view)`; types outside `named` all behave alike.
+    pub(crate) fn build(shape: Shape, named: &[u8], matches: impl Fn(usize, IcmpView) -> bool) -> Self {
+        let (mut rows, mut index) = (Rows::new(shape), RowIndex::default());
+        let other = rows.add(&mut index, |bit| matches(bit, IcmpView::Other));
+        let unknown = rows.add(&mut index, |bit| matches(bit, IcmpView::Unknown));
+        let mut unnamed = None;
+        let mut numbers = Vec::with_capacity(256);
+        for kind in 0..=u8::MAX {
+            let number = match unnamed {
+                Some(number) if !named.contains(&kind) => number,
+                _ => rows.add(&mut index, |bit| matches(bit, IcmpView::Type(kind))),
+            };
+            if !named.contains(&kind) {
+                unnamed = Some(number);
+            }
+            numbers.push(number);
+        }
         Self { rows, numbers, other, unknown }
     }
 
@@ -260,15 +283,15 @@ impl IcmpRows {
 
 #[cfg(test)]
 mod tests {
-    use super::{PortRows, Rows, Shape};
+    use super::{PortRows, RowIndex, Rows, Shape};
 
     #[test]
     fn the_first_common_bit_is_found_in_any_word_and_after_any_start() {
         for bits in [1usize, 63, 64, 65, 511, 512, 4_096, 4_097, 9_000] {
             let shape = Shape::new(bits);
-            let mut rows = Rows::new(shape);
-            let sevens = rows.add(|bit| bit % 7 == 0 || bit + 1 == bits);
-            let elevens = rows.add(|bit| bit % 11 == 0 || bit + 1 == bits);
+            let (mut rows, mut index) = (Rows::new(shape), RowIndex::default());
+            let sevens = rows.add(&mut index, |bit| bit % 7 == 0 || bit + 1 == bits);
+            let elevens = rows.add(&mut index, |bit| bit % 11 == 0 || bit + 1 == bits);
             for from in [0, 1, 63, 64, 70, 77, 78, 500, 4_095, 4_096, 4_100, 8_999] {
                 let expected = (from..bits).find(|bit| (bit % 77 == 0) || bit + 1 == bits);
                 assert_eq!(

@@ -1,6 +1,5 @@
 //! Rules with their peer expressions replaced by set numbers, once per policy and direction, shared by every endpoint.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -8,7 +7,7 @@ use ipnet::IpNet;
 
 use super::rows::IcmpView;
 use super::sets::{Membership, SetId, Sets};
-use crate::model::{Action, Entity, IcmpMatch, PortMatch, Rule};
+use crate::model::{Action, Entity, IcmpMatch, PortMatch, Rule, Unenforced};
 use crate::packet::PacketTuple;
 use crate::snapshot::Attribution;
 
@@ -61,6 +60,13 @@ pub(crate) struct Ports {
     pub(crate) named: Vec<SetId>,
 }
 
+impl RuleList {
+    /// Every set that the rules refer to, as often as they do.
+    pub(crate) fn sets(&self) -> impl Iterator<Item = SetId> {
+        self.rules.iter().flat_map(|rule| rule.source.sets().chain(rule.destination.sets()))
+    }
+}
+
 impl Ports {
     fn compile(ports: &[PortMatch], entity: &Entity, sets: &mut Sets) -> Self {
         let mut compiled = Self::default();
@@ -106,6 +112,9 @@ impl Side {
         }
         if let Some(selector) = &entity.not_selector {
             side.outside.push(sets.selector(selector));
+        }
+        if let Some(selector) = &entity.nodes {
+            side.inside.push(sets.nodes(selector));
         }
         match &entity.service {
             Some(service) if is_destination => side.service = Some(sets.service(service)),
@@ -171,8 +180,16 @@ impl Side {
 
 impl CompiledRule {
     /// Compiles `rule`, or returns `None` when it can match no packet (policy model 9.2, PM-D15).
-    pub(crate) fn compile(rule: &Rule, attribution: Attribution, sets: &mut Sets) -> Option<Self> {
-        let inert = !rule.unenforced.is_empty() && matches!(rule.action, Action::Allow | Action::Pass);
+    pub(crate) fn compile(
+        rule: &Rule,
+        attribution: Attribution,
+        allows_unenforced: bool,
+        sets: &mut Sets,
+    ) -> Option<Self> {
+        let unenforced =
+            |criterion: &Unenforced| !allows_unenforced || matches!(criterion, Unenforced::Unparseable(_));
+        let inert =
+            rule.unenforced.iter().any(unenforced) && matches!(rule.action, Action::Allow | Action::Pass);
         let (v4, v6) = (in_family(rule, true), in_family(rule, false));
         if inert || !(v4 || v6) {
             return None;
@@ -189,6 +206,33 @@ impl CompiledRule {
             destination: Side::compile(&rule.destination, true, sets),
             attribution: Arc::new(attribution),
         })
+    }
+
+    /// The rule with sets by what they contain.
+    pub(crate) fn describe(&self, set: &dyn Fn(SetId) -> String) -> String {
+        let side = |side: &Side| {
+            let sets = |list: &[SetId]| list.iter().map(|number| set(*number)).collect::<Vec<_>>();
+            let ports = |ports: &Ports| (ports.ranges.clone(), sets(&ports.named));
+            let service = side.service.map(set);
+            let (inside, outside) = (sets(&side.inside), sets(&side.outside));
+            format!(
+                "{inside:?} {outside:?} {:?} {:?} {service:?}",
+                ports(&side.ports),
+                ports(&side.not_ports)
+            )
+        };
+        format!(
+            "{:?} {} {} {:?} {:?} {:?} {:?} from {} to {}",
+            self.action,
+            self.v4,
+            self.v6,
+            self.protocol,
+            self.not_protocol,
+            self.icmp,
+            self.not_icmp,
+            side(&self.source),
+            side(&self.destination)
+        )
     }
 
     pub(crate) fn matches_protocol(&self, is_ipv4: bool, protocol: u8) -> bool {
@@ -274,12 +318,4 @@ fn in_family(rule: &Rule, is_ipv4: bool) -> bool {
         |list: &[IpNet]| nets(list) && !list.iter().any(|net| of_family(net) && net.prefix_len() == 0);
     version.is_none_or(|version| (version == 4) == is_ipv4)
         && [&rule.source, &rule.destination].iter().all(|side| nets(&side.nets) && not_nets(&side.not_nets))
-}
-
-/// Collects every set that the lists refer to.
-pub(crate) fn referenced<'a>(lists: impl Iterator<Item = &'a Arc<RuleList>>) -> BTreeSet<SetId> {
-    lists
-        .flat_map(|list| &list.rules)
-        .flat_map(|rule| rule.source.sets().chain(rule.destination.sets()))
-        .collect()
 }

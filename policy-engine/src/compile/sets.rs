@@ -1,22 +1,14 @@
-//! Address sets, memberships and identities.
-//!
-//! Every distinct peer expression is one *set*. What an address can mean to any rule is its *membership*: the sets it belongs to, and
-//! for named ports and services the (set, protocol, port) triples. Equal memberships share one number, the *identity*. A number is never
-//! used again for another meaning, so a worker may compare identities across snapshots.
+//! The address sets that rules refer to, for as long as some rule does (policy model 10.1, 10.4).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use hashbrown::HashMap;
 use ipnet::IpNet;
 
-use crate::model::{NamedPort, NamespacedName};
-use crate::packet::IdentityId;
+pub(crate) use super::identities::{Membership, SetId, set_of};
+use super::paged::Paged;
+use crate::model::NamespacedName;
 use crate::selector::Selector;
-
-/// Number of a set; never used again for another one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct SetId(pub(crate) u32);
 
 /// What a set contains. Two expressions with the same canonical text are the same set.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,168 +23,113 @@ pub(crate) enum SetKey {
     ServiceAddresses(NamespacedName),
     /// (address, protocol, port) of a Service's endpoints.
     Service(NamespacedName),
+    /// Addresses of the Kubernetes nodes that a selector over node labels selects (policy model 32.11).
+    Nodes(String),
 }
 
-/// Numbers the sets that rules refer to.
+/// A set that something refers to.
+#[derive(Debug)]
+pub(crate) struct Set {
+    pub(crate) key: Arc<SetKey>,
+    pub(crate) selector: Option<Selector>,
+    uses: u32,
+}
+
+/// Numbers sets and counts who refers to them.
 #[derive(Debug, Default)]
 pub(crate) struct Sets {
-    numbers: BTreeMap<SetKey, SetId>,
-    selectors: BTreeMap<SetId, Selector>,
+    numbers: BTreeMap<Arc<SetKey>, SetId>,
+    sets: BTreeMap<SetId, Set>,
+    keys: Paged<Arc<SetKey>>,
     next: u32,
+    added: BTreeSet<SetId>,
+    removed: Vec<(SetId, Set)>,
 }
 
 impl Sets {
-    fn number(&mut self, key: SetKey) -> SetId {
-        let next = &mut self.next;
-        *self.numbers.entry(key).or_insert_with(|| {
-            *next += 1;
-            SetId(*next - 1)
-        })
+    fn number(&mut self, key: SetKey, selector: Option<&Selector>) -> SetId {
+        if let Some(set) = self.numbers.get(&key) {
+            return *set;
+        }
+        let set = SetId(self.next);
+        self.next += 1;
+        let key = Arc::new(key);
+        self.numbers.insert(Arc::clone(&key), set);
+        self.keys.insert(set.0, Arc::clone(&key));
+        self.sets.insert(set, Set { key, selector: selector.cloned(), uses: 0 });
+        self.added.insert(set);
+        set
     }
 
     pub(crate) fn selector(&mut self, selector: &Selector) -> SetId {
-        let set = self.number(SetKey::Selector(selector.canonical().to_owned()));
-        self.selectors.entry(set).or_insert_with(|| selector.clone());
-        set
+        self.number(SetKey::Selector(selector.canonical().to_owned()), Some(selector))
+    }
+
+    pub(crate) fn nodes(&mut self, selector: &Selector) -> SetId {
+        self.number(SetKey::Nodes(selector.canonical().to_owned()), Some(selector))
     }
 
     pub(crate) fn nets(&mut self, nets: &[IpNet]) -> SetId {
         let nets: BTreeSet<IpNet> = nets.iter().map(IpNet::trunc).collect();
-        self.number(SetKey::Nets(nets.into_iter().collect()))
+        self.number(SetKey::Nets(nets.into_iter().collect()), None)
     }
 
     pub(crate) fn named_port(&mut self, selector: Option<&Selector>, name: &str) -> SetId {
         let within = selector.map(|selector| selector.canonical().to_owned());
-        let set = self.number(SetKey::NamedPort(within, name.to_owned()));
-        if let Some(selector) = selector {
-            self.selectors.entry(set).or_insert_with(|| selector.clone());
-        }
-        set
+        self.number(SetKey::NamedPort(within, name.to_owned()), selector)
     }
 
     pub(crate) fn service_addresses(&mut self, service: &NamespacedName) -> SetId {
-        self.number(SetKey::ServiceAddresses(service.clone()))
+        self.number(SetKey::ServiceAddresses(service.clone()), None)
     }
 
     pub(crate) fn service(&mut self, service: &NamespacedName) -> SetId {
-        self.number(SetKey::Service(service.clone()))
+        self.number(SetKey::Service(service.clone()), None)
     }
 
-    /// Walks the sets that something refers to.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&SetKey, SetId, Option<&Selector>)> {
-        self.numbers.iter().map(|(key, set)| (key, *set, self.selectors.get(set)))
+    /// One more refers to `set`.
+    pub(crate) fn hold(&mut self, set: SetId) {
+        if let Some(set) = self.sets.get_mut(&set) {
+            set.uses += 1;
+        }
     }
 
-    /// Forgets every set that is not in `used`.
-    pub(crate) fn retain(&mut self, used: &BTreeSet<SetId>) {
-        self.numbers.retain(|_, set| used.contains(set));
-        self.selectors.retain(|set, _| used.contains(set));
-    }
-
-    /// Returns what an object with this property contributes to `set`, for the sets that select by label.
-    pub(crate) fn contribution(
-        key: &SetKey,
-        set: SetId,
-        selected: impl FnOnce() -> bool,
-        ports: &[NamedPort],
-        into: &mut Membership,
-    ) {
-        match key {
-            SetKey::Selector(_) => {
-                if selected() {
-                    into.sets.push(set);
-                }
+    /// One less refers to `set`; with the last one the set is gone, and its number with it.
+    pub(crate) fn release(&mut self, set: SetId) {
+        let Some(known) = self.sets.get_mut(&set) else { return };
+        known.uses = known.uses.saturating_sub(1);
+        if known.uses == 0
+            && let Some(known) = self.sets.remove(&set)
+        {
+            self.numbers.remove(&known.key);
+            self.keys.remove(set.0);
+            if !self.added.remove(&set) {
+                self.removed.push((set, known));
             }
-            SetKey::NamedPort(_, name) => {
-                let mut declared = ports.iter().filter(|port| port.name == *name).peekable();
-                if declared.peek().is_some() && selected() {
-                    into.sets.push(set);
-                    into.triples.extend(declared.map(|port| triple(set, port.protocol, port.port)));
-                }
-            }
-            SetKey::Nets(_) | SetKey::ServiceAddresses(_) | SetKey::Service(_) => {}
         }
     }
-}
 
-/// Packs (set, protocol, port) into one comparable word.
-#[inline]
-pub(crate) fn triple(set: SetId, protocol: u8, port: u16) -> u64 {
-    u64::from(set.0) << 24 | u64::from(protocol) << 16 | u64::from(port)
-}
-
-/// Returns the set of a packed triple.
-pub(crate) fn set_of(triple: u64) -> SetId {
-    SetId((triple >> 24) as u32)
-}
-
-/// Everything that rules can know of an address. Sorted and free of duplicates once [`Membership::normalise`] ran.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Membership {
-    /// Sets the address is in; for named ports and services: has any triple of.
-    pub(crate) sets: Vec<SetId>,
-    /// See [`triple`].
-    pub(crate) triples: Vec<u64>,
-}
-
-impl Membership {
-    pub(crate) fn has(&self, set: SetId) -> bool {
-        self.sets.binary_search(&set).is_ok()
+    /// Returns the set with this content.
+    pub(crate) fn find(&self, key: &SetKey) -> Option<SetId> {
+        self.numbers.get(key).copied()
     }
 
-    #[inline]
-    pub(crate) fn has_triple(&self, set: SetId, protocol: u8, port: u16) -> bool {
-        self.triples.binary_search(&triple(set, protocol, port)).is_ok()
+    pub(crate) fn get(&self, set: SetId) -> Option<&Set> {
+        self.sets.get(&set)
     }
 
-    pub(crate) fn merge(&mut self, other: &Membership) {
-        self.sets.extend_from_slice(&other.sets);
-        self.triples.extend_from_slice(&other.triples);
+    /// Walks the sets by number.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (SetId, &Set)> {
+        self.sets.iter().map(|(number, set)| (*number, set))
     }
 
-    pub(crate) fn normalise(&mut self) {
-        self.sets.sort_unstable();
-        self.sets.dedup();
-        self.triples.sort_unstable();
-        self.triples.dedup();
-    }
-}
-
-/// Numbers memberships. Zero is "belongs to nothing".
-#[derive(Debug)]
-pub(crate) struct Identities {
-    numbers: HashMap<Arc<Membership>, IdentityId, foldhash::fast::FixedState>,
-    next: u32,
-}
-
-impl Default for Identities {
-    fn default() -> Self {
-        let mut numbers: HashMap<Arc<Membership>, IdentityId, foldhash::fast::FixedState> =
-            HashMap::default();
-        numbers.insert(Arc::default(), IdentityId(0));
-        Self { numbers, next: 1 }
-    }
-}
-
-impl Identities {
-    /// Returns the number of a normalised membership, and the shared value.
-    pub(crate) fn number(&mut self, membership: Membership) -> (IdentityId, Arc<Membership>) {
-        if let Some((shared, number)) = self.numbers.get_key_value(&membership) {
-            return (*number, Arc::clone(shared));
-        }
-        let number = IdentityId(self.next);
-        self.next += 1;
-        let shared = Arc::new(membership);
-        self.numbers.insert(Arc::clone(&shared), number);
-        (number, shared)
+    /// Returns the keys by number.
+    pub(crate) fn keys(&self) -> &Paged<Arc<SetKey>> {
+        &self.keys
     }
 
-    /// Forgets memberships that no address has now, once they outnumber the others. A later equal one gets a fresh number, which costs
-    /// one judgement per flow.
-    pub(crate) fn tidy(&mut self, live: &BTreeMap<IdentityId, Arc<Membership>>) {
-        if self.numbers.len() <= 2 * live.len() + 1_024 {
-            return;
-        }
-        self.numbers.retain(|_, number| number.0 == 0 || live.contains_key(number));
+    /// Returns the sets that came and that went since the last call.
+    pub(crate) fn take_changes(&mut self) -> (BTreeSet<SetId>, Vec<(SetId, Set)>) {
+        (std::mem::take(&mut self.added), std::mem::take(&mut self.removed))
     }
 }

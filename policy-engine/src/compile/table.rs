@@ -1,97 +1,95 @@
 //! A program with the rows of every identity that exists: all that a verdict needs.
 
-use std::collections::BTreeMap;
-use std::num::NonZeroU32;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hashbrown::HashMap;
 
 use super::paged::Paged;
 use super::program::{Outcome, Program};
-use super::rows::Rows;
+use super::rows::{RowIndex, Rows};
 use super::rules::{CompiledRule, Side, icmp_view, ports};
 use super::sets::{Membership, SetId};
-use crate::packet::{Epoch, IdentityId, PacketTuple, Verdict};
+use crate::packet::{Epoch, HostVerdict, IdentityId, PacketTuple};
 
 /// The rows of one side: what the identity of an address leaves standing.
 ///
-/// Identities that differ only in sets that the program never mentions share a row.
+/// Identities that differ only in sets that the program never mentions share a row; those that have none of them have row zero.
 #[derive(Clone, Debug)]
 struct Identified {
     /// Sets that the side mentions, each with the bits that mention it. Empty: one row fits all.
     relevant: Arc<BTreeMap<SetId, Vec<u32>>>,
     rows: Arc<Rows>,
+    /// Row number, by identity; absent is row zero.
+    by_identity: Paged<u32>,
+}
+
+/// What is needed to add rows to one side, and not to read them.
+#[derive(Debug, Default)]
+pub(crate) struct SideIndex {
+    rows: RowIndex,
     /// By relevant sets.
-    known: Arc<HashMap<Vec<SetId>, u32, foldhash::fast::FixedState>>,
-    /// Row number plus one, by identity.
-    by_identity: Paged<NonZeroU32>,
+    known: HashMap<Box<[SetId]>, u32, foldhash::fast::FixedState>,
 }
 
 impl Identified {
-    fn new(program: &Program, side: impl Fn(&CompiledRule) -> &Side) -> Self {
+    fn new(program: &Program, side: impl Fn(&CompiledRule) -> &Side, index: &mut SideIndex) -> Self {
         let mut relevant: BTreeMap<SetId, Vec<u32>> = BTreeMap::new();
         for (bit, point) in (0..).zip(&program.points) {
             for set in point.rule.iter().flat_map(|rule| side(rule).sets()) {
                 relevant.entry(set).or_default().push(bit);
             }
         }
-        let mut identified = Self {
-            relevant: Arc::new(relevant),
-            rows: Arc::new(Rows::new(program.shape)),
-            known: Arc::default(),
-            by_identity: Paged::default(),
-        };
         // Row zero: belongs to nothing. Every other row differs from it only in bits that mention a set of the identity.
         let nothing = Membership::default();
-        Arc::make_mut(&mut identified.rows).add(|bit| may_match(program, &side, bit, &nothing));
-        Arc::make_mut(&mut identified.known).insert(Vec::new(), 0);
-        identified
+        let mut rows = Rows::new(program.shape);
+        rows.add(&mut index.rows, |bit| may_match(program, &side, bit, &nothing));
+        index.known.insert(Box::default(), 0);
+        Self { relevant: Arc::new(relevant), rows: Arc::new(rows), by_identity: Paged::default() }
     }
 
-    /// Returns the number of the row for a membership, making it when it is the first of its kind.
-    fn row_of(
-        &mut self,
-        program: &Program,
-        side: &impl Fn(&CompiledRule) -> &Side,
-        membership: &Membership,
-    ) -> u32 {
-        let relevant: Vec<SetId> =
-            membership.sets.iter().copied().filter(|set| self.relevant.contains_key(set)).collect();
-        if let Some(number) = self.known.get(&relevant) {
-            return *number;
-        }
-        let mentioned =
-            relevant.iter().filter_map(|set| self.relevant.get(set)).flatten().map(|bit| *bit as usize);
-        let bits = mentioned.map(|bit| (bit, may_match(program, side, bit, membership)));
-        let number = Arc::make_mut(&mut self.rows).add_like(0, bits);
-        Arc::make_mut(&mut self.known).insert(relevant, number);
-        number
-    }
-
+    /// Adds the row of an identity, making it when it is the first of its kind.
     fn learn(
         &mut self,
         program: &Program,
         side: impl Fn(&CompiledRule) -> &Side,
-        identities: &BTreeMap<IdentityId, Arc<Membership>>,
+        index: &mut SideIndex,
+        identity: IdentityId,
+        membership: &Membership,
     ) {
-        if self.relevant.is_empty() {
+        let relevant: Vec<SetId> =
+            membership.sets.iter().copied().filter(|set| self.relevant.contains_key(set)).collect();
+        if relevant.is_empty() {
             return;
         }
-        for (identity, membership) in identities {
-            let number = self.row_of(program, &side, membership);
-            if let Some(number) = NonZeroU32::new(number + 1) {
-                self.by_identity.insert(identity.0, number);
+        let number = match index.known.get(relevant.as_slice()) {
+            Some(number) => *number,
+            None => {
+                let mentioned = relevant.iter().filter_map(|set| self.relevant.get(set)).flatten();
+                let bits = mentioned.map(|bit| {
+                    let bit = *bit as usize;
+                    (bit, may_match(program, &side, bit, membership))
+                });
+                let number = Arc::make_mut(&mut self.rows).add_like(&mut index.rows, 0, bits);
+                index.known.insert(relevant.into(), number);
+                number
             }
+        };
+        if number > 0 {
+            self.by_identity.insert(identity.0, number);
         }
     }
 
     /// Returns the row, or `None` for an identity that the snapshot does not have.
     #[inline]
-    fn row(&self, identity: IdentityId) -> Option<&[u64]> {
+    fn row(&self, identity: IdentityId, memberships: &Paged<Arc<Membership>>) -> Option<&[u64]> {
         if self.relevant.is_empty() || identity.0 == 0 {
             return Some(self.rows.row(0));
         }
-        self.by_identity.get(identity.0).map(|number| self.rows.row(number.get() - 1))
+        match self.by_identity.get(identity.0) {
+            Some(number) => Some(self.rows.row(*number)),
+            None => memberships.get(identity.0).map(|_| self.rows.row(0)),
+        }
     }
 }
 
@@ -115,17 +113,30 @@ pub(crate) struct Table {
     destination: Identified,
 }
 
+/// What is needed to add rows to a table, and not to read them.
+#[derive(Debug, Default)]
+pub(crate) struct TableIndex {
+    source: SideIndex,
+    destination: SideIndex,
+}
+
 impl Table {
-    pub(crate) fn new(epoch: Epoch, base: u32, program: Program) -> Self {
-        let source = Identified::new(&program, |rule| &rule.source);
-        let destination = Identified::new(&program, |rule| &rule.destination);
+    pub(crate) fn new(epoch: Epoch, base: u32, program: Program, index: &mut TableIndex) -> Self {
+        let source = Identified::new(&program, |rule| &rule.source, &mut index.source);
+        let destination = Identified::new(&program, |rule| &rule.destination, &mut index.destination);
         Self { epoch, base, program: Arc::new(program), source, destination }
     }
 
-    /// Adds the rows of identities that appeared.
-    pub(crate) fn learn(&mut self, identities: &BTreeMap<IdentityId, Arc<Membership>>) {
-        self.source.learn(&self.program, |rule| &rule.source, identities);
-        self.destination.learn(&self.program, |rule| &rule.destination, identities);
+    /// Every set that the table mentions.
+    pub(crate) fn sets(&self) -> BTreeSet<SetId> {
+        self.source.relevant.keys().chain(self.destination.relevant.keys()).copied().collect()
+    }
+
+    /// Adds the rows of an identity.
+    pub(crate) fn learn(&mut self, index: &mut TableIndex, identity: IdentityId, membership: &Membership) {
+        let Self { program, source, destination, .. } = self;
+        source.learn(program, |rule| &rule.source, &mut index.source, identity, membership);
+        destination.learn(program, |rule| &rule.destination, &mut index.destination, identity, membership);
     }
 
     /// Drops what was kept for identities that are gone.
@@ -136,27 +147,46 @@ impl Table {
         }
     }
 
-    /// Whether identities matter at all; if not, no identity ever needs a row.
-    pub(crate) fn depends_on_addresses(&self) -> bool {
-        !self.source.relevant.is_empty() || !self.destination.relevant.is_empty()
+    /// Asks for the rows that [`Table::decide`] will read.
+    #[inline]
+    pub(crate) fn prefetch(&self, packet: &PacketTuple, [source, destination]: [IdentityId; 2]) {
+        for (side, identity) in [(&self.source, source), (&self.destination, destination)] {
+            let number = side.by_identity.get(identity.0).copied().unwrap_or(0);
+            margay_accel::prefetch_item(side.rows.row(number), 0);
+        }
+        if let Some(rows) = &self.program.destination_port {
+            margay_accel::prefetch_item(rows.row(ports(packet)[1]), 0);
+        }
     }
 
-    /// Finds the deciding point. `memberships` is asked only where rows cannot settle a rule alone. `None`: an identity is unknown here.
+    /// Whether far more rows are kept than `identities` can have.
+    pub(crate) fn is_crowded(&self, index: &TableIndex, identities: usize) -> bool {
+        index.source.known.len().max(index.destination.known.len()) > 2 * identities + 256
+    }
+
+    /// Forgets every row but that of belonging to nothing.
+    pub(crate) fn start_over(&mut self, index: &mut TableIndex) {
+        *index = TableIndex::default();
+        self.source = Identified::new(&self.program, |rule| &rule.source, &mut index.source);
+        self.destination = Identified::new(&self.program, |rule| &rule.destination, &mut index.destination);
+    }
+
+    /// Finds the deciding point. `None`: an identity is not among `memberships`, those of the snapshot.
     #[inline]
-    pub(crate) fn decide<'a>(
+    pub(crate) fn decide(
         &self,
         packet: &PacketTuple,
         source: IdentityId,
         destination: IdentityId,
-        memberships: impl Fn(IdentityId) -> Option<&'a Membership>,
+        memberships: &Paged<Arc<Membership>>,
         mut log: impl FnMut(usize),
-    ) -> Option<(Verdict, usize)> {
+    ) -> Option<(HostVerdict, usize)> {
         let program = &*self.program;
         let [source_port, destination_port] = ports(packet);
         let protocol = program.protocol.row(&packet.destination, packet.protocol);
         let rows = [
-            self.source.row(source)?,
-            self.destination.row(destination)?,
+            self.source.row(source, memberships)?,
+            self.destination.row(destination, memberships)?,
             protocol,
             program.destination_port.as_ref().map_or(protocol, |rows| rows.row(destination_port)),
             program.source_port.as_ref().map_or(protocol, |rows| rows.row(source_port)),
@@ -167,15 +197,16 @@ impl Table {
             let step = program.steps[bit];
             if step.confirm {
                 let rule = program.points[bit].rule.as_deref();
-                let (source, destination) = (memberships(source)?, memberships(destination)?);
+                let (source, destination) = (memberships.get(source.0)?, memberships.get(destination.0)?);
                 if !rule.is_none_or(|rule| rule.confirms(packet, source, destination)) {
                     from = bit + 1;
                     continue;
                 }
             }
             match step.outcome {
-                Outcome::Allow => return Some((Verdict::Allow, bit)),
-                Outcome::Deny => return Some((Verdict::Deny, bit)),
+                Outcome::Allow => return Some((HostVerdict::Allow, bit)),
+                Outcome::Deny => return Some((HostVerdict::Deny, bit)),
+                Outcome::NoMatch => return Some((HostVerdict::NoMatch, bit)),
                 Outcome::Log => {
                     log(bit);
                     from = bit + 1;
@@ -184,20 +215,7 @@ impl Table {
             }
         }
         // The last point matches everything; were it ever missed, the answer is still closed.
-        Some((Verdict::Deny, program.steps.len() - 1))
-    }
-
-    /// Starts over with the rows of `identities` when far more were kept than are in use.
-    pub(crate) fn compact(&mut self, identities: &BTreeMap<IdentityId, Arc<Membership>>) {
-        let enough = 2 * identities.len() + 256;
-        if self.source.known.len() > enough {
-            self.source = Identified::new(&self.program, |rule| &rule.source);
-            self.source.learn(&self.program, |rule| &rule.source, identities);
-        }
-        if self.destination.known.len() > enough {
-            self.destination = Identified::new(&self.program, |rule| &rule.destination);
-            self.destination.learn(&self.program, |rule| &rule.destination, identities);
-        }
+        Some((HostVerdict::Deny, program.steps.len() - 1))
     }
 
     /// Number of decision points.

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 /// One node of an expression. Leaves carry the label name first.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Node {
+pub(crate) enum Node {
     All,
     Global,
     Has(String),
@@ -25,7 +25,7 @@ pub(super) enum Node {
 
 impl Node {
     /// Returns the negation; `!!x` is `x`.
-    pub(super) fn negated(self) -> Self {
+    pub(crate) fn negated(self) -> Self {
         match self {
             Self::Not(inner) => *inner,
             other => Self::Not(Box::new(other)),
@@ -33,7 +33,7 @@ impl Node {
     }
 
     /// Returns the label name of a leaf.
-    pub(super) fn key(&self) -> Option<&str> {
+    pub(crate) fn key(&self) -> Option<&str> {
         match self {
             Self::Has(key)
             | Self::Equal(key, _)
@@ -48,7 +48,7 @@ impl Node {
     }
 
     /// Returns the label name of a leaf, to be changed.
-    pub(super) fn key_mut(&mut self) -> Option<&mut String> {
+    pub(crate) fn key_mut(&mut self) -> Option<&mut String> {
         match self {
             Self::Has(key)
             | Self::Equal(key, _)
@@ -63,7 +63,7 @@ impl Node {
     }
 
     /// Shows every leaf to `visit`.
-    pub(super) fn walk(&self, visit: &mut dyn FnMut(&Self)) {
+    pub(crate) fn walk(&self, visit: &mut dyn FnMut(&Self)) {
         match self {
             Self::Not(inner) => inner.walk(visit),
             Self::And(parts) | Self::Or(parts) => parts.iter().for_each(|part| part.walk(visit)),
@@ -72,7 +72,7 @@ impl Node {
     }
 
     /// Lets `change` replace every leaf; what it puts there is not visited again.
-    pub(super) fn rewrite(&mut self, change: &mut dyn FnMut(&mut Self)) {
+    pub(crate) fn rewrite(&mut self, change: &mut dyn FnMut(&mut Self)) {
         match self {
             Self::Not(inner) => {
                 inner.rewrite(change);

@@ -11,7 +11,7 @@
 //! canonical text parses to itself. Values are cheap to clone. Nesting is bounded by [`MAX_NESTING`], so no input can exhaust the
 //! stack; everything that has no natural depth (`!!!…`, `a && b && …`) is handled by loops.
 
-mod ast;
+pub(crate) mod ast;
 mod canonical;
 mod eval;
 mod parser;
@@ -187,6 +187,11 @@ impl Selector {
     pub fn id(&self) -> String {
         let digest = Sha224::new().chain_update("s:").chain_update(self.canonical.as_bytes()).finalize();
         format!("s:{}", URL_SAFE_NO_PAD.encode(digest))
+    }
+
+    /// Returns the expression, for whoever evaluates it over many objects at once.
+    pub(crate) fn node(&self) -> &Node {
+        &self.node
     }
 
     fn from_node(node: Node) -> Self {

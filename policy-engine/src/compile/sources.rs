@@ -1,0 +1,795 @@
+//! Everything that gives addresses a meaning: pods, host endpoints, network sets, services, nodes, and the CIDR lists of rules.
+//!
+//! Each is a *source* with a number, an identity (what it belongs to) and prefixes. A change of one object changes its own source, and
+//! only the addresses of sources whose identity or prefixes changed are looked at again:
+//!
+//! ```text
+//!   object ─▶ labels ─▶ sets ─▶ identity of the source ─┐
+//!          └▶ addresses ─────▶ owner of each address ───┴▶ store of prefixes ─▶ look-up tables
+//! ```
+//!
+//! A source that belongs to nothing is not in the store, so what no rule on this node asks for costs nothing there.
+
+use std::collections::BTreeSet;
+use std::hash::BuildHasher;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use hashbrown::{HashMap, HashTable};
+use ipnet::IpNet;
+use roaring::RoaringBitmap;
+
+use super::addresses::{AnyPrefix, Store};
+use super::identities::{Identities, Membership, SetId, triple};
+use super::sets::{Set, SetKey, Sets};
+use super::universe::{Filing, LabelList, Universe};
+use crate::engine::LocalEndpoint;
+use crate::model::{
+    EndpointSlice, HostEndpoint, Labels, Model, NamedPort, NamespacedName, NetworkSet, NetworkSetKey, Node,
+    Pod,
+};
+use crate::packet::{EndpointId, IdentityId};
+use crate::resolve::{labels, owners};
+use crate::selector::Selector;
+
+type Hasher = foldhash::fast::FixedState;
+
+/// So many objects that are asked about their sets at once are asked set by set.
+const MANY: u64 = 256;
+
+#[derive(Debug)]
+enum Kind {
+    Free,
+    Pod(Arc<Pod>),
+    HostEndpoint(Arc<HostEndpoint>),
+    NetworkSet(Arc<NetworkSet>),
+    Slice(Arc<EndpointSlice>),
+    Node(Arc<Node>),
+    /// A list of CIDRs that some rule names.
+    Nets(Vec<IpNet>),
+}
+
+impl Kind {
+    fn ports(&self) -> &[NamedPort] {
+        match self {
+            Self::Pod(pod) => &pod.ports,
+            Self::HostEndpoint(endpoint) => &endpoint.ports,
+            Self::Free | Self::NetworkSet(_) | Self::Slice(_) | Self::Node(_) | Self::Nets(_) => &[],
+        }
+    }
+
+    fn for_each_prefix(&self, mut see: impl FnMut(AnyPrefix)) {
+        match self {
+            // Addresses of pods have owners; see `Sources::settle`.
+            Self::Free | Self::Pod(_) => {}
+            Self::HostEndpoint(endpoint) => endpoint.expected_ips.iter().for_each(|ip| see((*ip).into())),
+            Self::NetworkSet(set) => set.nets.iter().for_each(|net| see((*net).into())),
+            Self::Slice(slice) => slice.addresses.iter().for_each(|ip| see((*ip).into())),
+            Self::Node(node) => node.addresses.iter().for_each(|ip| see((*ip).into())),
+            Self::Nets(nets) => nets.iter().for_each(|net| see((*net).into())),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Source {
+    kind: Kind,
+    /// Empty for kinds that no label selector sees.
+    labels: LabelList,
+    identity: IdentityId,
+}
+
+/// Inputs of a pod's effective labels, by address, within one publication.
+type LabelInputs = (usize, usize, usize);
+
+/// All sources. See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Sources {
+    universe: Universe,
+    sources: Vec<Source>,
+    free: Vec<u32>,
+    /// Freed in this publication; a number that the store may still hold is not given out again.
+    retired: Vec<u32>,
+    pods: HashTable<u32>,
+    host_endpoints: HashMap<String, u32, Hasher>,
+    network_sets: HashMap<NetworkSetKey, u32, Hasher>,
+    slices: HashMap<NamespacedName, u32, Hasher>,
+    nodes: HashMap<String, u32, Hasher>,
+    nets: HashMap<SetId, u32, Hasher>,
+    /// Sets that select by label.
+    selecting: Filing<SetId>,
+    /// Sets that select nodes.
+    selecting_nodes: BTreeSet<SetId>,
+    /// Sources that declare a port name.
+    declaring: HashMap<String, RoaringBitmap, Hasher>,
+    /// Slices of a Service.
+    of_service: HashMap<NamespacedName, BTreeSet<u32>, Hasher>,
+    /// Which pod claims an address by its status; where more than one does, the others are in `rivals`.
+    claims: HashMap<IpAddr, u32, Hasher>,
+    rivals: HashMap<IpAddr, BTreeSet<u32>, Hasher>,
+    of_nodes: HashMap<IpAddr, u32, Hasher>,
+    on_node: HashMap<String, RoaringBitmap, Hasher>,
+    locals: HashMap<EndpointId, LocalEndpoint, Hasher>,
+    locals_at: HashMap<IpAddr, BTreeSet<EndpointId>, Hasher>,
+    locals_of: HashMap<NamespacedName, BTreeSet<EndpointId>, Hasher>,
+    /// Which pod's source is in the store for an address.
+    placed: HashMap<IpAddr, u32, Hasher>,
+    store: Store,
+    identities: Identities,
+    trusts_annotations: bool,
+
+    // Of one publication:
+    label_lists: HashMap<LabelInputs, LabelList, Hasher>,
+    /// Sources that every set has to be asked about.
+    fresh: RoaringBitmap,
+    /// Addresses that may have another owner, or an owner of another identity.
+    unsettled: Vec<IpAddr>,
+    /// Prefixes whose meaning may have changed.
+    changed: Vec<AnyPrefix>,
+    /// Local endpoints whose pod came, changed or went.
+    stirred: BTreeSet<EndpointId>,
+}
+
+fn hash_of(key: &NamespacedName) -> u64 {
+    Hasher::default().hash_one(key)
+}
+
+impl Sources {
+    pub(crate) fn universe(&mut self) -> &mut Universe {
+        &mut self.universe
+    }
+
+    pub(crate) fn identities(&mut self) -> &mut Identities {
+        &mut self.identities
+    }
+
+    fn add(&mut self, kind: Kind, labels: LabelList) -> u32 {
+        let source = Source { kind, labels, identity: IdentityId(0) };
+        match self.free.pop() {
+            Some(number) => {
+                self.sources[number as usize] = source;
+                number
+            }
+            None => {
+                self.sources.push(source);
+                self.sources.len() as u32 - 1
+            }
+        }
+    }
+
+    fn drop_source(&mut self, number: u32) {
+        self.set_identity(number, IdentityId(0));
+        let source = &mut self.sources[number as usize];
+        source.kind = Kind::Free;
+        source.labels = LabelList::default();
+        self.fresh.remove(number);
+        self.retired.push(number);
+    }
+
+    fn pod(&self, key: &NamespacedName) -> Option<u32> {
+        self.pods.find(hash_of(key), |number| self.is_pod(*number, key)).copied()
+    }
+
+    fn is_pod(&self, number: u32, key: &NamespacedName) -> bool {
+        matches!(&self.sources[number as usize].kind, Kind::Pod(pod) if pod.key == *key)
+    }
+
+    /// Returns the labels of a pod, as policy sees them.
+    pub(crate) fn pod_labels(&self, key: &NamespacedName) -> Option<&LabelList> {
+        self.pod(key).map(|number| &self.sources[number as usize].labels)
+    }
+
+    /// Returns the labels of a host endpoint, as policy sees them.
+    pub(crate) fn host_endpoint_labels(&self, name: &str) -> Option<&LabelList> {
+        self.host_endpoints.get(name).map(|number| &self.sources[*number as usize].labels)
+    }
+
+    /// Returns the local endpoints that something happened to since the last call.
+    pub(crate) fn take_stirred(&mut self) -> BTreeSet<EndpointId> {
+        std::mem::take(&mut self.stirred)
+    }
+
+    /// Whether annotations count where a pod's status has no address. A change asks for every pod to be followed again.
+    pub(crate) fn trust_annotations(&mut self, trusts: bool) -> bool {
+        std::mem::replace(&mut self.trusts_annotations, trusts) != trusts
+    }
+
+    /// Takes in what a local endpoint is now.
+    pub(crate) fn follow_local(&mut self, id: EndpointId, now: Option<&LocalEndpoint>) {
+        let before = self.locals.get(&id);
+        if before == now {
+            return;
+        }
+        let (before, now) = (before.cloned(), now.cloned());
+        self.stirred.insert(id);
+        if let Some(before) = &before {
+            for address in &before.addresses {
+                take_from(&mut self.locals_at, address, &id);
+            }
+            take_from(&mut self.locals_of, &before.pod, &id);
+        }
+        if let Some(now) = &now {
+            for address in &now.addresses {
+                self.locals_at.entry(*address).or_default().insert(id);
+            }
+            self.locals_of.entry(now.pod.clone()).or_default().insert(id);
+        }
+        for local in [&before, &now].into_iter().flatten() {
+            self.unsettled.extend_from_slice(&local.addresses);
+            // Whether the pod is local decides whether its status counts.
+            if let Some(number) = self.pod(&local.pod) {
+                self.unsettle(number);
+            }
+        }
+        match now {
+            Some(now) => drop(self.locals.insert(id, now)),
+            None => drop(self.locals.remove(&id)),
+        }
+    }
+
+    /// Marks every address that a pod may own.
+    fn unsettle(&mut self, number: u32) {
+        let Kind::Pod(pod) = &self.sources[number as usize].kind else { return };
+        self.unsettled.extend_from_slice(owners::claimed(pod, self.trusts_annotations));
+        for local in self.locals_of.get(&pod.key).into_iter().flatten() {
+            self.unsettled.extend(self.locals.get(local).into_iter().flat_map(|local| &local.addresses));
+        }
+    }
+
+    /// Takes in what a pod is now.
+    pub(crate) fn follow_pod(&mut self, model: &Model, key: &NamespacedName) {
+        let now = model.pods.get(key);
+        let before = self.pod(key);
+        self.stirred.extend(self.locals_of.get(key).into_iter().flatten());
+        if let Some(number) = before {
+            self.unsettle(number);
+            self.unclaim(number);
+        }
+        let Some(now) = now else {
+            if let Some(number) = before {
+                self.set_ports(number, false);
+                self.universe.remove(number, &Arc::clone(&self.sources[number as usize].labels));
+                if let Ok(entry) = self.pods.find_entry(hash_of(key), |other| *other == number) {
+                    entry.remove();
+                }
+                self.drop_source(number);
+            }
+            return;
+        };
+        let labels = self.labels_of_pod(model, now);
+        let number = match before {
+            Some(number) => {
+                self.change(number, Kind::Pod(Arc::clone(now)), labels);
+                number
+            }
+            None => {
+                let number = self.add(Kind::Pod(Arc::clone(now)), labels);
+                let sources = &self.sources;
+                self.pods.insert_unique(hash_of(key), number, |number| {
+                    match &sources[*number as usize].kind {
+                        Kind::Pod(pod) => hash_of(&pod.key),
+                        _ => 0,
+                    }
+                });
+                self.appear(number);
+                number
+            }
+        };
+        self.claim(number);
+        self.unsettle(number);
+    }
+
+    /// Takes in labels that a pod inherits from something that changed.
+    pub(crate) fn follow_inherited(&mut self, model: &Model, pod: &Arc<Pod>) {
+        let Some(number) = self.pod(&pod.key) else { return };
+        let labels = self.labels_of_pod(model, pod);
+        if *labels != *self.sources[number as usize].labels {
+            self.stirred.extend(self.locals_of.get(&pod.key).into_iter().flatten());
+            self.change(number, Kind::Pod(Arc::clone(pod)), labels);
+        }
+    }
+
+    fn labels_of_pod(&mut self, model: &Model, pod: &Arc<Pod>) -> LabelList {
+        fn place<T>(object: Option<&Arc<T>>) -> usize {
+            object.map_or(0, |object| Arc::as_ptr(object).cast::<()>() as usize)
+        }
+        let account = pod.service_account.as_ref().and_then(|name| {
+            let account = NamespacedName { namespace: pod.key.namespace.clone(), name: name.clone() };
+            model.service_accounts.get(&account)
+        });
+        // Own labels hold the namespace's name, so equal inputs mean equal labels.
+        let inputs =
+            (place(Some(&pod.labels)), place(model.namespaces.get(&pod.key.namespace)), place(account));
+        if let Some(list) = self.label_lists.get(&inputs) {
+            return Arc::clone(list);
+        }
+        let list = self.universe.intern(&labels::of_pod(model, pod));
+        self.label_lists.insert(inputs, Arc::clone(&list));
+        list
+    }
+
+    /// A labelled source is there for the first time.
+    fn appear(&mut self, number: u32) {
+        let labels = Arc::clone(&self.sources[number as usize].labels);
+        self.universe.insert(number, &labels);
+        self.set_ports(number, true);
+        self.fresh.insert(number);
+    }
+
+    /// A labelled source is another one now.
+    fn change(&mut self, number: u32, kind: Kind, labels: LabelList) {
+        let source = &mut self.sources[number as usize];
+        let same_ports = source.kind.ports() == kind.ports();
+        let same_labels = source.labels == labels;
+        if !same_ports {
+            self.set_ports(number, false);
+        }
+        if !same_labels {
+            let before = Arc::clone(&self.sources[number as usize].labels);
+            self.universe.remove(number, &before);
+            self.universe.insert(number, &labels);
+        }
+        let source = &mut self.sources[number as usize];
+        source.kind = kind;
+        source.labels = labels;
+        if !same_ports {
+            self.set_ports(number, true);
+        }
+        if !same_labels || !same_ports {
+            self.fresh.insert(number);
+        }
+    }
+
+    fn set_ports(&mut self, number: u32, declares: bool) {
+        for port in self.sources[number as usize].kind.ports() {
+            if declares {
+                self.declaring.entry_ref(port.name.as_str()).or_default().insert(number);
+            } else if let Some(sources) = self.declaring.get_mut(&port.name) {
+                sources.remove(number);
+                if sources.is_empty() {
+                    self.declaring.remove(&port.name);
+                }
+            }
+        }
+    }
+
+    fn claim(&mut self, number: u32) {
+        let Kind::Pod(pod) = &self.sources[number as usize].kind else { return };
+        if let Some(node) = &pod.node {
+            self.on_node.entry_ref(node.as_str()).or_default().insert(number);
+        }
+        for address in owners::claimed(pod, self.trusts_annotations) {
+            let first = *self.claims.entry(*address).or_insert(number);
+            if first != number {
+                self.rivals.entry(*address).or_default().insert(number);
+            }
+        }
+    }
+
+    fn unclaim(&mut self, number: u32) {
+        let Kind::Pod(pod) = &self.sources[number as usize].kind else { return };
+        if let Some(node) = &pod.node
+            && let Some(pods) = self.on_node.get_mut(node)
+        {
+            pods.remove(number);
+            if pods.is_empty() {
+                self.on_node.remove(node);
+            }
+        }
+        for address in owners::claimed(pod, self.trusts_annotations) {
+            if self.claims.get(address) != Some(&number) {
+                take_from(&mut self.rivals, address, &number);
+                continue;
+            }
+            let next = self.rivals.get(address).and_then(|rivals| rivals.first().copied());
+            match next {
+                Some(next) => {
+                    self.claims.insert(*address, next);
+                    take_from(&mut self.rivals, address, &next);
+                }
+                None => drop(self.claims.remove(address)),
+            }
+        }
+    }
+
+    /// Takes in what a host endpoint is now.
+    pub(crate) fn follow_host_endpoint(
+        &mut self,
+        model: &Model,
+        name: &str,
+        now: Option<&Arc<HostEndpoint>>,
+    ) {
+        let before = self.host_endpoints.get(name).copied();
+        let kind = now.map(|now| (Kind::HostEndpoint(Arc::clone(now)), labels::of_host_endpoint(model, now)));
+        if let Some(number) = self.follow_labelled(before, kind) {
+            self.host_endpoints.insert(name.to_owned(), number);
+        } else {
+            self.host_endpoints.remove(name);
+        }
+    }
+
+    /// Takes in what a network set is now.
+    pub(crate) fn follow_network_set(&mut self, model: &Model, key: &NetworkSetKey) {
+        let before = self.network_sets.get(key).copied();
+        let now = model.network_sets.get(key);
+        let kind = now.map(|now| (Kind::NetworkSet(Arc::clone(now)), labels::of_network_set(model, now)));
+        if let Some(number) = self.follow_labelled(before, kind) {
+            self.network_sets.insert(key.clone(), number);
+        } else {
+            self.network_sets.remove(key);
+        }
+    }
+
+    /// A labelled source whose prefixes are its own.
+    fn follow_labelled(&mut self, before: Option<u32>, now: Option<(Kind, Labels)>) -> Option<u32> {
+        let Some((kind, labels)) = now else {
+            if let Some(number) = before {
+                self.set_ports(number, false);
+                self.universe.remove(number, &Arc::clone(&self.sources[number as usize].labels));
+                self.drop_source(number);
+            }
+            return None;
+        };
+        let labels = self.universe.intern(&labels);
+        match before {
+            Some(number) => {
+                self.take_out(number);
+                self.change(number, kind, labels);
+                self.put_in(number);
+                Some(number)
+            }
+            None => {
+                let number = self.add(kind, labels);
+                self.appear(number);
+                Some(number)
+            }
+        }
+    }
+
+    /// Takes in what an EndpointSlice is now.
+    pub(crate) fn follow_slice(&mut self, model: &Model, sets: &Sets, key: &NamespacedName) {
+        let before = self.slices.get(key).copied();
+        if let Some(number) = before {
+            if let Kind::Slice(slice) = &self.sources[number as usize].kind {
+                let service = service_of(slice);
+                take_from(&mut self.of_service, &service, &number);
+            }
+            self.slices.remove(key);
+            self.drop_source(number);
+        }
+        if let Some(now) = model.endpoint_slices.get(key) {
+            let number = self.add(Kind::Slice(Arc::clone(now)), LabelList::default());
+            self.of_service.entry(service_of(now)).or_default().insert(number);
+            self.slices.insert(key.clone(), number);
+            self.ask_slice(sets, number);
+        }
+    }
+
+    /// Takes in what a Node is now.
+    pub(crate) fn follow_node(&mut self, model: &Model, sets: &Sets, name: &str) {
+        let before = self.nodes.get(name).copied();
+        if let Some(number) = before {
+            if let Kind::Node(node) = &self.sources[number as usize].kind {
+                for address in &node.addresses {
+                    if let Some(count) = self.of_nodes.get_mut(address) {
+                        *count -= 1;
+                        if *count == 0 {
+                            self.of_nodes.remove(address);
+                        }
+                    }
+                    self.unsettled.push(*address);
+                }
+            }
+            self.nodes.remove(name);
+            self.drop_source(number);
+        }
+        if let Some(now) = model.nodes.get(name) {
+            for address in &now.addresses {
+                *self.of_nodes.entry(*address).or_default() += 1;
+                self.unsettled.push(*address);
+            }
+            let number = self.add(Kind::Node(Arc::clone(now)), LabelList::default());
+            self.nodes.insert(name.to_owned(), number);
+            self.ask_node(sets, number);
+        }
+        // Its podCIDRs decide what its pods may claim.
+        for number in self.on_node.get(name).cloned().into_iter().flatten() {
+            self.unsettle(number);
+        }
+    }
+
+    fn ask_node(&mut self, sets: &Sets, number: u32) {
+        let Kind::Node(node) = &self.sources[number as usize].kind else { return };
+        let selects = |set: &&SetId| {
+            sets.get(**set)
+                .and_then(|set| set.selector.as_ref())
+                .is_some_and(|selector| selector.matches(&node.labels))
+        };
+        let sets = self.selecting_nodes.iter().filter(selects).copied().collect();
+        let identity = self.identities.number(Membership { sets, triples: Vec::new() });
+        self.set_identity(number, identity);
+    }
+
+    fn ask_slice(&mut self, sets: &Sets, number: u32) {
+        let Kind::Slice(slice) = &self.sources[number as usize].kind else { return };
+        let service = service_of(slice);
+        let mut membership = Membership::default();
+        if let Some(set) = sets.find(&SetKey::ServiceAddresses(service.clone())) {
+            membership.sets.push(set);
+        }
+        if let Some(set) = sets.find(&SetKey::Service(service))
+            && !slice.ports.is_empty()
+        {
+            membership.sets.push(set);
+            membership
+                .triples
+                .extend(slice.ports.iter().map(|(protocol, port)| triple(set, *protocol, *port)));
+        }
+        membership.normalise();
+        let identity = self.identities.number(membership);
+        self.set_identity(number, identity);
+    }
+
+    /// Takes in which sets came and went, and asks sets and sources about each other where either is new.
+    pub(crate) fn ask(&mut self, sets: &Sets, added: &BTreeSet<SetId>, removed: &[(SetId, Set)]) {
+        let mut pairs: Vec<(u32, SetId, bool)> = Vec::new();
+        let mut asks_nodes = false;
+        let mut services: BTreeSet<NamespacedName> = BTreeSet::new();
+        for (number, set) in removed {
+            match &*set.key {
+                SetKey::Selector(_) | SetKey::NamedPort(..) => {
+                    self.selecting.remove(&mut self.universe, set.selector.as_ref(), *number);
+                    let had = self.select(set) - &self.fresh;
+                    pairs.extend(had.into_iter().map(|source| (source, *number, false)));
+                }
+                SetKey::Nets(_) => {
+                    if let Some(source) = self.nets.remove(number) {
+                        self.drop_source(source);
+                    }
+                }
+                SetKey::Service(service) | SetKey::ServiceAddresses(service) => {
+                    services.insert(service.clone());
+                }
+                SetKey::Nodes(_) => {
+                    self.selecting_nodes.remove(number);
+                    asks_nodes = true;
+                }
+            }
+        }
+        for (number, set) in added.iter().filter_map(|set| Some((*set, sets.get(*set)?))) {
+            match &*set.key {
+                SetKey::Selector(_) | SetKey::NamedPort(..) => {
+                    self.selecting.insert(&mut self.universe, set.selector.as_ref(), number);
+                    let has = self.select(set) - &self.fresh;
+                    pairs.extend(has.into_iter().map(|source| (source, number, true)));
+                }
+                SetKey::Nets(nets) => {
+                    let source = self.add(Kind::Nets(nets.clone()), LabelList::default());
+                    self.nets.insert(number, source);
+                    let membership = Membership { sets: vec![number], triples: Vec::new() };
+                    let identity = self.identities.number(membership);
+                    self.set_identity(source, identity);
+                }
+                SetKey::Service(service) | SetKey::ServiceAddresses(service) => {
+                    services.insert(service.clone());
+                }
+                SetKey::Nodes(_) => {
+                    self.selecting_nodes.insert(number);
+                    asks_nodes = true;
+                }
+            }
+        }
+        for service in services {
+            for slice in self.of_service.get(&service).cloned().into_iter().flatten() {
+                self.ask_slice(sets, slice);
+            }
+        }
+        if asks_nodes {
+            let nodes: BTreeSet<u32> = self.nodes.values().copied().collect();
+            nodes.into_iter().for_each(|node| self.ask_node(sets, node));
+        }
+        self.ask_fresh(sets, &mut pairs);
+        pairs.sort_unstable();
+        for pairs in pairs.chunk_by(|a, b| a.0 == b.0) {
+            let source = &self.sources[pairs[0].0 as usize];
+            let mut has: Vec<SetId> = self.identities.value(source.identity).sets.clone();
+            let leaves = |set: &SetId| pairs.iter().any(|(_, other, joins)| other == set && !joins);
+            has.retain(|set| !leaves(set));
+            has.extend(pairs.iter().filter(|(.., joins)| *joins).map(|(_, set, _)| *set));
+            self.belong(sets, pairs[0].0, has);
+        }
+        self.label_lists.clear();
+    }
+
+    /// Asks the sets about every fresh source.
+    fn ask_fresh(&mut self, sets: &Sets, pairs: &mut Vec<(u32, SetId, bool)>) {
+        let fresh = std::mem::take(&mut self.fresh);
+        if fresh.len() < MANY {
+            for number in fresh {
+                let labels = Arc::clone(&self.sources[number as usize].labels);
+                let has = self.selecting.candidates(&labels).filter(|set| {
+                    sets.get(*set).is_some_and(|set| self.declares(number, set) && self.selects(set, &labels))
+                });
+                let has = has.collect();
+                self.belong(sets, number, has);
+            }
+            return;
+        }
+        for number in &fresh {
+            self.set_identity(number, IdentityId(0));
+        }
+        for (number, set) in sets.iter() {
+            if matches!(&*set.key, SetKey::Selector(_) | SetKey::NamedPort(..)) {
+                let has = self.select(set) & &fresh;
+                pairs.extend(has.into_iter().map(|source| (source, number, true)));
+            }
+        }
+    }
+
+    fn selects(&self, set: &Set, labels: &LabelList) -> bool {
+        set.selector.as_ref().is_none_or(|selector| self.universe.matches(selector, labels))
+    }
+
+    fn declares(&self, number: u32, set: &Set) -> bool {
+        let SetKey::NamedPort(_, name) = &*set.key else { return true };
+        self.sources[number as usize].kind.ports().iter().any(|port| port.name == *name)
+    }
+
+    fn select(&self, set: &Set) -> RoaringBitmap {
+        let selected = |selector: &Selector| self.universe.select(selector);
+        match (&*set.key, &set.selector) {
+            (SetKey::NamedPort(_, name), selector) => {
+                let declaring = self.declaring.get(name).cloned().unwrap_or_default();
+                match selector {
+                    Some(selector) if !declaring.is_empty() => declaring & selected(selector),
+                    _ => declaring,
+                }
+            }
+            (_, Some(selector)) => selected(selector),
+            (_, None) => RoaringBitmap::new(),
+        }
+    }
+
+    /// A labelled source belongs to exactly these sets.
+    fn belong(&mut self, sets: &Sets, number: u32, has: Vec<SetId>) {
+        let ports = self.sources[number as usize].kind.ports();
+        let mut triples = Vec::new();
+        if !ports.is_empty() {
+            for set in &has {
+                if let Some(SetKey::NamedPort(_, name)) = sets.get(*set).map(|set| &*set.key) {
+                    let declared = ports.iter().filter(|port| port.name == *name);
+                    triples.extend(declared.map(|port| triple(*set, port.protocol, port.port)));
+                }
+            }
+        }
+        let mut membership = Membership { sets: has, triples };
+        membership.normalise();
+        let identity = self.identities.number(membership);
+        self.set_identity(number, identity);
+    }
+
+    fn set_identity(&mut self, number: u32, identity: IdentityId) {
+        let source = &self.sources[number as usize];
+        if source.identity == identity {
+            return;
+        }
+        if matches!(source.kind, Kind::Pod(_)) {
+            self.sources[number as usize].identity = identity;
+            return self.unsettle(number);
+        }
+        let (was_in, is_in) = (source.identity.0 != 0, identity.0 != 0);
+        if was_in && !is_in {
+            self.take_out(number);
+        }
+        self.sources[number as usize].identity = identity;
+        if !was_in && is_in {
+            self.put_in(number);
+        } else if was_in && is_in {
+            let Self { sources, changed, .. } = self;
+            sources[number as usize].kind.for_each_prefix(|prefix| changed.push(prefix));
+        }
+    }
+
+    fn take_out(&mut self, number: u32) {
+        let Self { sources, changed, store, .. } = self;
+        let source = &sources[number as usize];
+        if source.identity.0 != 0 {
+            source.kind.for_each_prefix(|prefix| {
+                store.remove(prefix, number);
+                changed.push(prefix);
+            });
+        }
+    }
+
+    fn put_in(&mut self, number: u32) {
+        let Self { sources, changed, store, .. } = self;
+        let source = &sources[number as usize];
+        if source.identity.0 != 0 {
+            source.kind.for_each_prefix(|prefix| {
+                store.add(prefix, number);
+                changed.push(prefix);
+            });
+        }
+    }
+
+    /// Finds the owner of every unsettled address, and puts it in the store.
+    pub(crate) fn settle(&mut self, model: &Model) {
+        let mut unsettled = std::mem::take(&mut self.unsettled);
+        unsettled.sort_unstable();
+        unsettled.dedup();
+        for address in unsettled {
+            let owner = self.owner(model, address);
+            let owner = owner.filter(|number| self.sources[*number as usize].identity.0 != 0);
+            let placed = self.placed.get(&address).copied();
+            if owner.is_none() && placed.is_none() {
+                continue;
+            }
+            if owner != placed {
+                if let Some(placed) = placed {
+                    self.store.remove(address.into(), placed);
+                    self.placed.remove(&address);
+                }
+                if let Some(owner) = owner {
+                    self.store.add(address.into(), owner);
+                    self.placed.insert(address, owner);
+                }
+            }
+            self.changed.push(address.into());
+        }
+        self.free.append(&mut self.retired);
+    }
+
+    /// The pod that `address` belongs to. The CNI result outranks every status, because it is what the interface really has; among
+    /// statuses the pod that started later wins, because an address is free at CNI DEL while the old Pod object lives on for seconds.
+    fn owner(&self, model: &Model, address: IpAddr) -> Option<u32> {
+        if let Some(local) = self.locals_at.get(&address).and_then(|locals| locals.last()) {
+            let pod = owners::pod_of(model, self.locals.get(local)?)?;
+            return self.pod(&pod.key);
+        }
+        if self.of_nodes.contains_key(&address) {
+            return None;
+        }
+        let rivals = self.rivals.get(&address).into_iter().flatten();
+        let mut best: Option<(u32, &Pod)> = None;
+        for number in self.claims.get(&address).into_iter().chain(rivals) {
+            let Kind::Pod(pod) = &self.sources[*number as usize].kind else { continue };
+            let is_candidate = pod.node.is_some()
+                && !self.locals_of.contains_key(&pod.key)
+                && owners::in_pod_cidrs(model, pod, address);
+            if is_candidate && best.is_none_or(|(_, best)| owners::outranks(pod, best)) {
+                best = Some((*number, pod));
+            }
+        }
+        best.map(|(number, _)| number)
+    }
+
+    /// Lets `refresh` bring a table up to date within what changed since the last call.
+    pub(crate) fn take_changed(&mut self) -> Vec<AnyPrefix> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Returns what a refresh of the tables reads, and what it numbers identities with.
+    pub(crate) fn parts(&mut self) -> (&Store, impl Fn(u32) -> IdentityId + '_, &mut Identities) {
+        let Self { store, sources, identities, .. } = self;
+        (store, |number: u32| sources[number as usize].identity, identities)
+    }
+
+    /// Shows the identity of every source.
+    pub(crate) fn for_each_identity(&self, mut see: impl FnMut(IdentityId)) {
+        self.sources.iter().for_each(|source| see(source.identity));
+    }
+}
+
+fn service_of(slice: &EndpointSlice) -> NamespacedName {
+    NamespacedName { namespace: slice.key.namespace.clone(), name: slice.service.clone() }
+}
+
+/// Takes `item` out of the set at `key`, and the set with its last item.
+fn take_from<K: std::hash::Hash + Eq, T: Ord>(map: &mut HashMap<K, BTreeSet<T>, Hasher>, key: &K, item: &T) {
+    if let Some(items) = map.get_mut(key) {
+        items.remove(item);
+        if items.is_empty() {
+            map.remove(key);
+        }
+    }
+}
