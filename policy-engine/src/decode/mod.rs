@@ -6,12 +6,15 @@
 //!
 //! Every document is judged alone. What is wrong with one is said field by field, all at once, and never changes another. An invalid
 //! policy comes with its *closed* form (policy model 4.1), so the one who reads it has something safe to put in force. A field that
-//! is not known, anywhere in a policy, makes the policy invalid: a mistyped `selectr` would otherwise select everything. Objects
-//! that Kubernetes owns (Pod, Node, …) have many fields that are none of our business, and those are passed over.
+//! is not known is passed over with a warning that names the nearest one that is, as an API server does that prunes; a key that is
+//! written twice makes the object invalid. Objects that Kubernetes owns (Pod, Node, …) have many fields that are none of our business,
+//! and those are passed over in silence.
 
 mod calico;
 mod document;
+mod domain;
 mod field;
+mod http;
 mod identity;
 mod json;
 mod kubernetes;
