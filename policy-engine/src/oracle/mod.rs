@@ -9,6 +9,7 @@
 //! walk into the records of flow logs (20.3).
 
 pub mod hits;
+mod hosts;
 mod matching;
 mod world;
 
@@ -24,7 +25,10 @@ use crate::model::{
 };
 use crate::packet::{Context, Direction, EndpointId, PacketTuple, Verdict};
 use crate::snapshot::Attribution;
+use matching::Facts;
 use world::{World, labels_with_profiles, profiles_of};
+
+pub use hosts::{HostDecision, evaluate_host, resolve_interface};
 
 /// The verdict for one leg, who decided, and the way there.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -99,14 +103,8 @@ fn evaluate_as(
     let local = world.locals.values().rev().find(|local| local.pod == *pod)?;
     let pod = world.pod_of(local)?;
     let settings = Settings::of_node(world.model, pod.node.as_deref().unwrap_or_default());
-    let mut walk = Walk {
-        world,
-        direction,
-        packet,
-        view,
-        allow_unenforced: settings.allow_unenforced_criteria,
-        trace: Vec::new(),
-    };
+    let mut walk = Walk::new(world, direction, packet, settings.allow_unenforced_criteria);
+    walk.view = view;
     let verdict = walk.endpoint(pod);
     let attribution = walk.trace.last()?.place.clone();
     Some(OracleDecision { verdict, attribution, trace: walk.trace })
@@ -188,7 +186,7 @@ struct Subject<'s> {
 struct Walk<'a> {
     world: World<'a>,
     direction: Direction,
-    packet: &'a PacketTuple,
+    facts: Facts<'a>,
     view: View,
     /// `allowUnenforcedCriteria` of the node (PM-D15).
     allow_unenforced: bool,
@@ -204,6 +202,12 @@ enum Sum {
 }
 
 impl<'a> Walk<'a> {
+    /// Begins with nothing looked at; enforced policies count.
+    fn new(world: World<'a>, direction: Direction, packet: &PacketTuple, allow_unenforced: bool) -> Self {
+        let facts = Facts::new(world, *packet);
+        Self { world, direction, facts, view: View::Enforced, allow_unenforced, trace: Vec::new() }
+    }
+
     /// Policy model 8.4.
     fn endpoint(&mut self, pod: &Pod) -> Verdict {
         let labels = effective_labels(self.world.model, pod);
