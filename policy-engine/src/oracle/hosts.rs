@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::{Finding, Step, Subject, Sum, View, Walk, World, labels_with_profiles};
+use super::{Finding, Step, Subject, Sum, Walk, World, labels_with_profiles};
 use crate::engine::{HostInterface, LocalEndpoint};
 use crate::model::{Failsafe, HostEndpoint, Model, Settings};
 use crate::packet::{Context, Direction, EndpointId, HostVerdict, PacketTuple, Verdict};
@@ -67,14 +67,8 @@ pub fn evaluate_host(
         return None;
     }
     let settings = Settings::of_node(model, &endpoint.node);
-    let mut walk = Walk {
-        world: World { model, locals },
-        direction,
-        packet,
-        view: View::Enforced,
-        allow_unenforced: settings.allow_unenforced_criteria,
-        trace: Vec::new(),
-    };
+    let mut walk =
+        Walk::new(World { model, locals }, direction, packet, settings.allow_unenforced_criteria);
     let labels = labels_with_profiles(model, &endpoint.labels, &endpoint.profiles);
     let (sum, policies) = walk.tiers_of(&Subject { what: "host endpoint", labels: &labels, context });
     if policies == 0 && context != Context::Normal {

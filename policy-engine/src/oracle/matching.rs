@@ -5,15 +5,21 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::Walk;
+use super::world::{Labelled, World};
 use crate::model::{Action, Entity, IcmpMatch, PortMatch, Rule, Unenforced};
 use crate::packet::PacketTuple;
 
+/// A packet with everything that its two addresses belong to: all that rules ask about.
+pub(crate) struct Facts<'a> {
+    world: World<'a>,
+    packet: PacketTuple,
+    source: Vec<Labelled<'a>>,
+    destination: Vec<Labelled<'a>>,
+}
+
 impl Walk<'_> {
-    /// Policy model 9: returns the first criterion that does not hold.
+    /// Policy model 9: returns the first criterion that does not hold; 18.2 for those that packets are not asked about.
     pub(super) fn mismatch(&self, rule: &Rule) -> Option<String> {
-        let packet = self.packet;
-        let is_ipv4 = packet.destination.is_ipv4();
-        let family = if is_ipv4 { 4 } else { 6 };
         // An element that could not be read stays closed whatever the switch says (PM-D5).
         let open = self.allow_unenforced
             && !rule.unenforced.iter().any(|criterion| matches!(criterion, Unenforced::Unparseable(_)));
@@ -22,6 +28,22 @@ impl Walk<'_> {
                 "it has a criterion that is not enforced, so it never matches (policy model 18.2)".to_owned(),
             );
         }
+        self.facts.mismatch(rule)
+    }
+}
+
+impl<'a> Facts<'a> {
+    /// Looks up both addresses; the cost is that of walking every object.
+    pub(crate) fn new(world: World<'a>, packet: PacketTuple) -> Self {
+        let (source, destination) = (world.objects_at(packet.source), world.objects_at(packet.destination));
+        Self { world, packet, source, destination }
+    }
+
+    /// Policy model 9, without HTTP criteria: returns the first criterion that does not hold.
+    pub(crate) fn mismatch(&self, rule: &Rule) -> Option<String> {
+        let packet = &self.packet;
+        let is_ipv4 = packet.destination.is_ipv4();
+        let family = if is_ipv4 { 4 } else { 6 };
         let version = match (rule.ip_version, rule.protocol) {
             (Some(version), _) => Some(version),
             (None, Some(1)) => Some(4),
@@ -83,7 +105,7 @@ impl Walk<'_> {
                 return Some(format!("{address} is in notNets {net}"));
             }
         }
-        let objects = world.objects_at(address);
+        let objects = if is_destination { &self.destination } else { &self.source };
         if let Some(selector) = &entity.selector
             && !objects.iter().any(|object| selector.matches(&object.labels))
         {

@@ -11,14 +11,14 @@ use crate::model::{Labels, Model, NamedPort, Pod};
 use crate::packet::EndpointId;
 
 /// Returns the profiles of a pod, in order (policy model 7.3).
-pub(super) fn profiles_of(pod: &Pod) -> Vec<String> {
+pub(crate) fn profiles_of(pod: &Pod) -> Vec<String> {
     let mut names = vec![format!("kns.{}", pod.key.namespace)];
     names.extend(pod.service_account.iter().map(|account| format!("ksa.{}.{account}", pod.key.namespace)));
     names
 }
 
 /// Returns `own` with what the profiles contribute; own labels win, then earlier profiles (policy model 1.4).
-pub(super) fn labels_with_profiles(model: &Model, own: &Labels, profiles: &[String]) -> Labels {
+pub(crate) fn labels_with_profiles(model: &Model, own: &Labels, profiles: &[String]) -> Labels {
     let mut labels = own.clone();
     for profile in profiles {
         let mut contributed = Labels::new();
@@ -47,7 +47,7 @@ pub(super) fn labels_with_profiles(model: &Model, own: &Labels, profiles: &[Stri
 }
 
 /// Something with labels that an address belongs to.
-pub(super) struct Labelled<'a> {
+pub(crate) struct Labelled<'a> {
     /// Such as `pod a/client`.
     pub(super) name: String,
     /// What selectors see.
@@ -58,16 +58,16 @@ pub(super) struct Labelled<'a> {
 
 /// The Model, and the endpoints that the CNI plug-in made.
 #[derive(Clone, Copy)]
-pub(super) struct World<'a> {
+pub(crate) struct World<'a> {
     /// Every object.
-    pub(super) model: &'a Model,
+    pub(crate) model: &'a Model,
     /// Local pods; their addresses count more than what a status says (PM-D24).
-    pub(super) locals: &'a BTreeMap<EndpointId, LocalEndpoint>,
+    pub(crate) locals: &'a BTreeMap<EndpointId, LocalEndpoint>,
 }
 
 impl<'a> World<'a> {
     /// Returns the pod behind a local endpoint, when it is the same pod and has a network of its own.
-    pub(super) fn pod_of(self, local: &LocalEndpoint) -> Option<&'a Pod> {
+    pub(crate) fn pod_of(self, local: &LocalEndpoint) -> Option<&'a Pod> {
         let pod = self.model.pods.get(&local.pod)?;
         if pod.host_network || pod.finished {
             return None;
