@@ -10,6 +10,7 @@
 //! * [`selector`] is the label-expression language.
 //! * [`engine`] owns the Model, follows changes, and publishes a numbered [`snapshot::Snapshot`].
 //! * [`oracle`] answers the same question from the Model alone; it never looks at a table.
+//! * [`walk`] knows who is asked on a packet's way through the nodes, in order, and what a verdict skips.
 //! * [`explain`] tells the oracle's reasons beside the tables' verdict.
 
 mod compile;
@@ -22,3 +23,4 @@ pub mod packet;
 mod resolve;
 pub mod selector;
 pub mod snapshot;
+pub mod walk;
