@@ -25,8 +25,10 @@ use crate::model::{
 };
 use crate::packet::{Context, Direction, EndpointId, PacketTuple, Verdict};
 use crate::snapshot::Attribution;
-use matching::Facts;
-use world::{World, labels_with_profiles, profiles_of};
+use world::labels_with_profiles;
+
+pub(crate) use matching::Facts;
+pub(crate) use world::{World, profiles_of};
 
 pub use hosts::{HostDecision, evaluate_host, resolve_interface};
 
@@ -293,7 +295,7 @@ impl<'a> Walk<'a> {
                 name: name.clone(),
                 rule: -1,
             };
-            let Some(rules) = self.profile_rules(name) else {
+            let Some(rules) = profile_rules(self.world.model, name, self.direction) else {
                 self.note(place, Finding::Denied("the profile does not exist".to_owned()));
                 return Verdict::Deny;
             };
@@ -313,28 +315,6 @@ impl<'a> Walk<'a> {
         };
         self.note(place, Finding::Denied("no profile allows it".to_owned()));
         Verdict::Deny
-    }
-
-    /// Policy model 7.1 (a namespace allows all), 7.2 (a service account has no rules), 2.7 (profiles that were written, and the one that
-    /// is always there). `None`: it does not exist.
-    fn profile_rules(&self, name: &str) -> Option<Vec<Rule>> {
-        let model = self.world.model;
-        let allow = || vec![Rule::everything(Action::Allow)];
-        if model.namespaces.values().any(|namespace| *name == format!("kns.{}", namespace.name)) {
-            return Some(allow());
-        }
-        let mut accounts = model.service_accounts.keys();
-        if accounts.any(|account| *name == format!("ksa.{}.{}", account.namespace, account.name)) {
-            return Some(Vec::new());
-        }
-        if name == "projectcalico-default-allow" {
-            return Some(allow());
-        }
-        let profile = model.profiles.get(name)?;
-        Some(match self.direction {
-            Direction::Ingress => profile.ingress.clone(),
-            Direction::Egress => profile.egress.clone(),
-        })
     }
 
     fn rules(&mut self, place: &Attribution, rules: &[Rule], in_profile: bool) -> Sum {
@@ -437,6 +417,27 @@ impl<'a> Walk<'a> {
     }
 }
 
+/// Policy model 7.1 (a namespace allows all), 7.2 (a service account has no rules), 2.7 (profiles that were written, and the one that
+/// is always there). `None`: it does not exist.
+pub(crate) fn profile_rules(model: &Model, name: &str, direction: Direction) -> Option<Vec<Rule>> {
+    let allow = || vec![Rule::everything(Action::Allow)];
+    if model.namespaces.values().any(|namespace| *name == format!("kns.{}", namespace.name)) {
+        return Some(allow());
+    }
+    let mut accounts = model.service_accounts.keys();
+    if accounts.any(|account| *name == format!("ksa.{}.{}", account.namespace, account.name)) {
+        return Some(Vec::new());
+    }
+    if name == "projectcalico-default-allow" {
+        return Some(allow());
+    }
+    let profile = model.profiles.get(name)?;
+    Some(match direction {
+        Direction::Ingress => profile.ingress.clone(),
+        Direction::Egress => profile.egress.clone(),
+    })
+}
+
 /// Says why a policy that applies does.
 fn applies(policy: &Policy) -> String {
     let selector = policy.selector.as_ref().map_or("nothing", |selector| selector.canonical());
@@ -450,7 +451,7 @@ fn applies(policy: &Policy) -> String {
 }
 
 /// Returns the place of the policy itself.
-fn place_of(policy: &Policy) -> Attribution {
+pub(crate) fn place_of(policy: &Policy) -> Attribution {
     Attribution {
         tier: policy.tier.clone(),
         kind: policy.key.kind.as_str().to_owned(),
