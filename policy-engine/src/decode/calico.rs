@@ -18,9 +18,9 @@ use crate::packet::Direction;
 pub(super) fn tier(value: &Value, metadata: &Metadata, problems: &mut Problems) -> Object {
     let mut spec = open_spec(value, problems);
     let builtin = match metadata.name.as_str() {
-        "kube-admin" => Some((1_000.0, TierDefault::Pass)),
+        "kube-admin" | "adminnetworkpolicy" => Some((1_000.0, TierDefault::Pass)),
         "default" => Some((1_000_000.0, TierDefault::Deny)),
-        "kube-baseline" => Some((10_000_000.0, TierDefault::Pass)),
+        "kube-baseline" | "baselineadminnetworkpolicy" => Some((10_000_000.0, TierDefault::Pass)),
         _ => None,
     };
     let usual = builtin.unwrap_or((1_000_000.0, TierDefault::Deny));

@@ -9,6 +9,9 @@ use serde_json::{Map, Value};
 
 use super::FieldError;
 
+/// More fields than this are not listed in a message.
+const MOST_LISTED: usize = 24;
+
 impl FieldError {
     /// Builds an error about `value` at `field`.
     pub(super) fn new(field: impl Into<String>, value: &Value, reason: impl Into<String>) -> Self {
@@ -258,6 +261,7 @@ impl<'v> Fields<'v> {
             if !self.known.contains(&key.as_str()) {
                 let hint = match nearest(key, &self.known) {
                     Some(known) => format!("unknown field, ignored; did you mean `{known}`?"),
+                    None if self.known.len() > MOST_LISTED => "unknown field, ignored; remove it".to_owned(),
                     None => format!("unknown field, ignored; the fields here are {}", self.known.join(", ")),
                 };
                 problems.warnings.push(FieldError::new(self.at(key), value, hint));

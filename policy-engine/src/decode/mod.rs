@@ -11,8 +11,13 @@
 //! and those are passed over in silence.
 
 mod calico;
+mod cluster_policy;
+mod controllers;
 mod document;
 mod domain;
+mod duration;
+mod failsafe;
+mod felix;
 mod field;
 mod http;
 mod identity;
@@ -21,6 +26,7 @@ mod kubernetes;
 mod label_selector;
 mod network_policy;
 mod policy;
+mod pool;
 mod rule;
 mod scalar;
 mod scope;
@@ -174,5 +180,10 @@ fn judge(kind: Kind, value: &Value, metadata: &Metadata, problems: &mut Problems
         Kind::GlobalNetworkSet => calico::network_set(value, metadata, false, problems).into(),
         Kind::HostEndpoint => calico::host_endpoint(value, metadata, problems).into(),
         Kind::Profile => calico::profile(value, metadata, problems).into(),
+        Kind::ClusterPolicy(kind) => cluster_policy::decode(kind, value, metadata, problems),
+        Kind::FelixConfiguration => felix::configuration(value, metadata, problems).into(),
+        Kind::KubeControllersConfiguration => controllers::configuration(value, metadata, problems).into(),
+        Kind::IpPool => pool::pool(value, metadata, problems).into(),
+        Kind::CalicoNode => pool::calico_node(value, metadata, problems).into(),
     }
 }

@@ -558,13 +558,16 @@ impl Object {
 }
 
 impl Model {
-    /// Returns an empty Model with the tiers `kube-admin`, `default` and `kube-baseline` (policy model 2.3).
+    /// Returns an empty Model with the tiers `kube-admin`, `default` and `kube-baseline`, and those of `policy.networking.k8s.io/v1alpha1`
+    /// (policy model 2.3). A tier without policies has no effect.
     pub fn with_builtins() -> Self {
         let mut model = Self::default();
         for (name, order, default_action) in [
             ("kube-admin", 1_000.0, TierDefault::Pass),
             ("default", 1_000_000.0, TierDefault::Deny),
             ("kube-baseline", 10_000_000.0, TierDefault::Pass),
+            ("adminnetworkpolicy", 1_000.0, TierDefault::Pass),
+            ("baselineadminnetworkpolicy", 10_000_000.0, TierDefault::Pass),
         ] {
             let tier = Tier { name: name.to_owned(), order: Order(order), default_action };
             model.tiers.insert(name.to_owned(), Arc::new(tier));

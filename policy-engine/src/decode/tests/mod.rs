@@ -1,5 +1,7 @@
 //! The tables of policy model 2 to 7, by section, and what must hold for every input.
 
+mod cluster_policies;
+mod configuration;
 mod documents;
 mod kubernetes;
 mod scope;
@@ -42,7 +44,10 @@ fn pod(text: &str) -> std::sync::Arc<Pod> {
 }
 
 fn calico(kind: &str, name: &str, spec: &str) -> String {
-    let meta = if kind.contains("Global") || matches!(kind, "Tier" | "HostEndpoint" | "Profile") {
+    let meta = if kind.contains("Global")
+        || kind.contains("Configuration")
+        || matches!(kind, "Tier" | "HostEndpoint" | "Profile" | "IPPool" | "Node")
+    {
         ""
     } else {
         ", namespace: a"
