@@ -20,9 +20,12 @@
 //! A verdict is about a conversation, so the way back is walked too, as far as policy has a say there: untracked policy judges answers
 //! like any packet, and an end that accepted the packet untracked remembers nothing and judges its answer anew (11.6).
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::model::{EndpointToHostAction, NamespacedName};
+use crate::engine::{HostInterface, LocalEndpoint};
+use crate::model::{EndpointToHostAction, Model, NamespacedName};
+use crate::oracle;
 use crate::packet::{Context, Direction, EndpointId, HostId, HostVerdict, PacketTuple, Verdict};
 use crate::snapshot::Attribution;
 
@@ -51,6 +54,41 @@ pub trait Referee {
         direction: Direction,
         packet: &PacketTuple,
     ) -> Option<(HostVerdict, Attribution)>;
+}
+
+/// The referee that reads the rules literally.
+#[derive(Clone, Copy, Debug)]
+pub struct Literal<'m> {
+    /// The objects.
+    pub model: &'m Model,
+    /// The endpoints whose legs are judged.
+    pub locals: &'m BTreeMap<EndpointId, LocalEndpoint>,
+    /// The interfaces of hosts.
+    pub interfaces: &'m BTreeMap<HostId, HostInterface>,
+}
+
+impl Referee for Literal<'_> {
+    fn pod(
+        &self,
+        pod: PodRef<'_>,
+        direction: Direction,
+        packet: &PacketTuple,
+    ) -> Option<(Verdict, Attribution)> {
+        let decision = oracle::evaluate(self.model, self.locals, direction, pod.key, packet)?;
+        Some((decision.verdict, decision.attribution))
+    }
+
+    fn host(
+        &self,
+        interface: HostId,
+        context: Context,
+        direction: Direction,
+        packet: &PacketTuple,
+    ) -> Option<(HostVerdict, Attribution)> {
+        let interface = self.interfaces.get(&interface)?;
+        let decision = oracle::evaluate_host(self.model, self.locals, interface, context, direction, packet)?;
+        Some((decision.verdict, decision.attribution))
+    }
 }
 
 /// A pod whose leg is judged here.
