@@ -201,6 +201,7 @@ pub(super) fn node(value: &Value, metadata: &Metadata, problems: &mut Problems) 
         let text = item.text("address", problems).unwrap_or_default();
         list.extend(scalar::address(&item.at("address"), text, problems));
     }
+    let internal_addresses = internal.len();
     internal.extend(external);
     let mut listed = spec.texts("podCIDRs", problems);
     let single = spec.text("podCIDR", problems).filter(|text| !text.is_empty());
@@ -216,7 +217,9 @@ pub(super) fn node(value: &Value, metadata: &Metadata, problems: &mut Problems) 
     }
     let annotations = with_prefixes(&metadata.annotations, &["projectcalico.org/"]);
     let (name, labels) = (metadata.name.clone(), metadata.labels.clone());
-    Object::Node(Node { name, labels, addresses: internal, pod_cidrs, annotations }.into())
+    Object::Node(
+        Node { name, labels, addresses: internal, internal_addresses, pod_cidrs, annotations }.into(),
+    )
 }
 
 /// Reads an EndpointSlice; conditions of endpoints are not asked for (policy model 10.6).

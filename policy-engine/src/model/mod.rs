@@ -4,6 +4,7 @@
 //! (6 and 7): Kubernetes policies have become [`Policy`] values like the others, selectors carry their namespace scope, protocol
 //! names are numbers. `resolve`, `compile` and the oracle read nothing else. Values are behind `Arc`, so a Model is cheap to clone.
 
+mod automatic;
 mod config;
 mod http;
 
@@ -15,6 +16,7 @@ use ipnet::IpNet;
 
 use crate::selector::Selector;
 
+pub use automatic::automatic_host_endpoints;
 pub use config::{
     CalicoNode, EndpointToHostAction, Failsafe, FelixConfiguration, HostEndpointTemplate, IpPool,
     KubeControllersConfiguration, Settings,
@@ -349,6 +351,8 @@ pub struct Node {
     pub labels: Labels,
     /// `status.addresses` of type InternalIP (then ExternalIP), in order.
     pub addresses: Vec<IpAddr>,
+    /// How many of `addresses`, from the first, are of type InternalIP.
+    pub internal_addresses: usize,
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<IpNet>,
     /// Annotations under `projectcalico.org/`.
