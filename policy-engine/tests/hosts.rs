@@ -2,12 +2,8 @@
 
 mod support;
 
-use std::sync::Arc;
-
 use margay_policy_engine::engine::HostInterface;
-use margay_policy_engine::model::{
-    Action, EndpointToHostAction, Failsafe, FelixConfiguration, Object, Policy, TierDefault,
-};
+use margay_policy_engine::model::{Action, EndpointToHostAction, Policy, TierDefault};
 use margay_policy_engine::oracle;
 use margay_policy_engine::packet::HostId;
 use margay_policy_engine::walk::{End, Ending, NodeRef};
@@ -412,32 +408,15 @@ fn pm_11_9_default_ports() {
     assert_eq!(hosts.decided_by(ETH0, Normal, Ingress, ssh), "/Failsafe//tcp:22/-1");
 }
 
-fn configuration(name: &str, inbound: &[(u8, u16, &str)], outbound: &[(u8, u16, &str)]) -> Object {
-    let list = |ports: &[(u8, u16, &str)]| {
-        let failsafe = |(protocol, port, net): &(u8, u16, &str)| Failsafe {
-            protocol: *protocol,
-            port: *port,
-            net: (!net.is_empty()).then(|| net.parse().unwrap()),
-        };
-        Some(ports.iter().map(failsafe).collect())
-    };
-    Object::FelixConfiguration(Arc::new(FelixConfiguration {
-        name: name.to_owned(),
-        failsafe_inbound: list(inbound),
-        failsafe_outbound: list(outbound),
-        ..FelixConfiguration::default()
-    }))
-}
-
 #[test]
 fn pm_11_9_configured_ports_and_nets() {
     let mut world = World::two_nodes();
     world.hep(hep("h", "eth0"));
-    world.model.insert(configuration("default", &[], &[]));
+    world.model.insert(failsafe_ports("default", &[], &[]));
     let ssh = "tcp 203.0.113.7 > 192.0.2.1:22";
     assert_eq!(world.hosts().says(ETH0, Normal, Ingress, ssh), "Deny", "an empty list disables them");
     let ports = [(6, 22, "203.0.113.0/24"), (132, 5, ""), (17, 9, "2001:db8::/32")];
-    world.model.insert(configuration("node.node", &ports, &[(6, 80, "203.0.113.0/24")]));
+    world.model.insert(failsafe_ports("node.node", &ports, &[(6, 80, "203.0.113.0/24")]));
     let hosts = world.hosts();
     for (direction, text, expected) in [
         // Inbound the net is about the source, outbound about the destination.
@@ -501,7 +480,7 @@ fn pm_11_9_replies_in_the_untracked_context_keep_to_the_net() {
     let mut world = World::two_nodes();
     world.hep(hep("h", "eth0")).policy(host_policy("u", deny_all()).untracked());
     let ports = [(6, 22, "203.0.113.0/24")];
-    world.model.insert(configuration("default", &ports, &ports));
+    world.model.insert(failsafe_ports("default", &ports, &ports));
     let hosts = world.hosts();
     for (direction, text, expected) in [
         (Egress, "tcp 192.0.2.1:22 > 203.0.113.7:9", "NoMatch"),

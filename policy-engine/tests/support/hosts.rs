@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use margay_policy_engine::engine::{Change, Engine, HostInterface};
 use margay_policy_engine::model::{
-    Action, EndpointToHostAction, Entity, HostEndpoint, Object, Pod, Policy, Profile, Rule,
+    Action, EndpointToHostAction, Entity, Failsafe, FelixConfiguration, HostEndpoint, Object, Pod, Policy,
+    Profile, Rule,
 };
 use margay_policy_engine::packet::{Context, Direction, HostId, HostVerdict, PacketTuple, Verdict};
 use margay_policy_engine::snapshot::Attribution;
@@ -162,6 +163,24 @@ impl World {
     }
 }
 
+/// A FelixConfiguration with these failsafe ports: protocol, port, and net where there is one.
+pub fn failsafe_ports(name: &str, inbound: &[(u8, u16, &str)], outbound: &[(u8, u16, &str)]) -> Object {
+    let list = |ports: &[(u8, u16, &str)]| {
+        let failsafe = |(protocol, port, net): &(u8, u16, &str)| Failsafe {
+            protocol: *protocol,
+            port: *port,
+            net: (!net.is_empty()).then(|| net.parse().unwrap()),
+        };
+        Some(ports.iter().map(failsafe).collect())
+    };
+    Object::FelixConfiguration(Arc::new(FelixConfiguration {
+        name: name.to_owned(),
+        failsafe_inbound: list(inbound),
+        failsafe_outbound: list(outbound),
+        ..FelixConfiguration::default()
+    }))
+}
+
 /// A world with interfaces. Asks the tables and the oracle, and insists that they agree.
 pub struct Hosts {
     pub judge: Judge,
@@ -272,23 +291,23 @@ impl<'a> Trip<'a> {
 }
 
 pub fn stage_text(stage: &Stage<'_>) -> String {
-    let subject = match stage.subject {
-        Subject::Pod(key) => format!("{}/{}", key.namespace, key.name),
-        Subject::Host(id) => match id {
-            PODS => "node pods".to_owned(),
-            ETH0 => "node eth0".to_owned(),
-            ETH1 => "node eth1".to_owned(),
-            TUNNEL => "node wg0".to_owned(),
-            OTHER_PODS => "other pods".to_owned(),
-            OTHER_ETH0 => "other eth0".to_owned(),
-            HostId(number) => number.to_string(),
-        },
-    };
     let reply = if stage.is_reply { " reply" } else { "" };
-    match stage.subject {
-        Subject::Pod(_) => format!("{subject} {:?}{reply}", stage.direction),
-        Subject::Host(_) => format!("{subject} {} {:?}{reply}", stage.context.as_str(), stage.direction),
-    }
+    format!("{}{reply}", asked_text(stage.subject, stage.context, stage.direction))
+}
+
+/// `ns/a Egress`, `node eth0 forward Ingress`.
+pub fn asked_text(subject: Subject<'_>, context: Context, direction: Direction) -> String {
+    let interface = match subject {
+        Subject::Pod(key) => return format!("{}/{} {direction:?}", key.namespace, key.name),
+        Subject::Host(PODS) => "node pods",
+        Subject::Host(ETH0) => "node eth0",
+        Subject::Host(ETH1) => "node eth1",
+        Subject::Host(TUNNEL) => "node wg0",
+        Subject::Host(OTHER_PODS) => "other pods",
+        Subject::Host(OTHER_ETH0) => "other eth0",
+        Subject::Host(HostId(number)) => panic!("no interface has number {number}"),
+    };
+    format!("{interface} {} {direction:?}", context.as_str())
 }
 
 /// Node `node` by eth0.
