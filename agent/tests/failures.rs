@@ -729,11 +729,11 @@ spec: {podSelector: {matchExpressions: [{key: app, operator: Inn, values: [x]}]}
         "operator",
     ),
     (
-        "unknown field",
+        "misspelt peer",
         "closed.yaml",
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: closed, namespace: shop}
-spec: {podSelectors: {matchLabels: {app: other}}, podSelector: {}, policyTypes: [Ingress], ingress: [{}]}",
-        "podSelectors",
+spec: {podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{podSelectors: {matchLabels: {app: other}}}]}]}",
+        "from",
     ),
     (
         "wrong type",

@@ -190,6 +190,7 @@ pub fn cluster(pods: usize, policies: usize, here: usize) -> Engine {
             name: format!("node-{n}"),
             labels: Default::default(),
             addresses: vec![Ipv4Addr::new(192, 0, 2, (1 + n % 250) as u8).into()],
+            internal_addresses: 1,
             pod_cidrs: cidr.into_iter().collect(),
             annotations: Default::default(),
         }))));

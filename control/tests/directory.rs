@@ -76,7 +76,7 @@ fn every_kind_of_error_is_named_with_its_place_and_keeps_the_last_valid_form() {
     let cases: [(&str, String, &str, &str); 8] = [
         ("bad YAML", format!("{VALID}\n  - [unclosed"), "", "YAML"),
         ("bad selector", VALID.replace("role == 'web'", "role = 'web'"), "spec.selector", ""),
-        ("unknown field", VALID.replace("selector:", "selectr:"), "selectr", ""),
+        ("misspelt field that must be there", VALID.replace("action:", "actoin:"), "action", ""),
         ("wrong type", VALID.replace("[Ingress]", "7"), "spec.types", ""),
         ("host bits", VALID.replace("10.0.0.0/8", "10.0.0.999/8"), "nets", ""),
         ("port out of range", VALID.replace("443", "70000"), "ports", ""),

@@ -191,7 +191,7 @@ fn write_trace(f: &mut fmt::Formatter<'_>, trace: &[Step]) -> fmt::Result {
         for step in tier {
             let finding = match &step.finding {
                 Finding::NotApplicable(_) => continue,
-                Finding::Applies => {
+                Finding::Applies(_) => {
                     writeln!(f, "    {}", subject(&step.place))?;
                     continue;
                 }

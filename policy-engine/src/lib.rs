@@ -10,15 +10,19 @@
 //! * [`selector`] is the label-expression language.
 //! * [`engine`] owns the Model, follows changes, and publishes a numbered [`snapshot::Snapshot`].
 //! * [`oracle`] answers the same question from the Model alone; it never looks at a table.
+//! * [`walk`] knows who is asked on a packet's way through the nodes, in order, and what a verdict skips.
+//! * [`http`] judges requests by the criteria that packets are not asked about.
 //! * [`explain`] tells the oracle's reasons beside the tables' verdict.
 
 mod compile;
 pub mod decode;
 pub mod engine;
 pub mod explain;
+pub mod http;
 pub mod model;
 pub mod oracle;
 pub mod packet;
 mod resolve;
 pub mod selector;
 pub mod snapshot;
+pub mod walk;

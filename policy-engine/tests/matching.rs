@@ -542,6 +542,7 @@ fn pm_d24_who_owns_an_address() {
         name: "node".to_owned(),
         labels: labels(&[]),
         addresses: addresses.split_whitespace().map(|address| address.parse().unwrap()).collect(),
+        internal_addresses: addresses.split_whitespace().count(),
         pod_cidrs: cidrs.split_whitespace().map(|cidr| cidr.parse().unwrap()).collect(),
         annotations: Default::default(),
     };

@@ -112,7 +112,7 @@ fn verdict_text(verdict: Verdict) -> &'static str {
 fn steps(told: OracleDecision) -> Vec<Step> {
     let outcome = |finding: Finding| match finding {
         Finding::NotApplicable(why) => format!("does not apply: {why}"),
-        Finding::Applies => "applies".to_owned(),
+        Finding::Applies(why) => format!("applies: {why}"),
         Finding::NoMatch(why) => format!("no match: {why}"),
         Finding::Logged => "matches, and only logs".to_owned(),
         Finding::Allowed => "allow".to_owned(),

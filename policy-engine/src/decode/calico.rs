@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::domain;
 use super::field::{Fields, Problems};
 use super::identity::Metadata;
 use super::policy::open_spec;
@@ -17,9 +18,9 @@ use crate::packet::Direction;
 pub(super) fn tier(value: &Value, metadata: &Metadata, problems: &mut Problems) -> Object {
     let mut spec = open_spec(value, problems);
     let builtin = match metadata.name.as_str() {
-        "kube-admin" => Some((1_000.0, TierDefault::Pass)),
+        "kube-admin" | "adminnetworkpolicy" => Some((1_000.0, TierDefault::Pass)),
         "default" => Some((1_000_000.0, TierDefault::Deny)),
-        "kube-baseline" => Some((10_000_000.0, TierDefault::Pass)),
+        "kube-baseline" | "baselineadminnetworkpolicy" => Some((10_000_000.0, TierDefault::Pass)),
         _ => None,
     };
     let usual = builtin.unwrap_or((1_000_000.0, TierDefault::Deny));
@@ -73,11 +74,7 @@ pub(super) fn network_set(
             Err(reason) => problems.refuse_text(path, text, reason),
         }
     }
-    let domains: Vec<String> = spec
-        .texts("allowedEgressDomains", problems)
-        .into_iter()
-        .map(|(_, domain)| domain.to_owned())
-        .collect();
+    let domains = domain::patterns(spec.texts("allowedEgressDomains", problems), problems);
     if !domains.is_empty() {
         problems.warn(
             spec.at("allowedEgressDomains"),
@@ -127,11 +124,6 @@ pub(super) fn host_endpoint(value: &Value, metadata: &Metadata, problems: &mut P
     let listed = spec.list("ports", problems);
     let ports = listed.into_iter().filter_map(|(path, item)| host_port(path, item, problems)).collect();
     spec.finish(problems);
-    problems.warn(
-        "spec",
-        "",
-        "host endpoints are not enforced as targets of policy; their addresses count as peers",
-    );
     let labels = metadata.labels.clone();
     let name = metadata.name.clone();
     Object::HostEndpoint(

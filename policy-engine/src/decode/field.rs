@@ -1,13 +1,16 @@
 //! Reading one mapping field by field, and remembering everything that is wrong.
 //!
-//! A [`Fields`] learns which fields exist by being asked for them; what is left at [`Fields::finish`] is unknown and refused with
-//! the nearest name that was asked for. Nothing stops at the first error: a user wants the whole list.
+//! A [`Fields`] learns which fields exist by being asked for them; what is left at [`Fields::finish`] is unknown and passed over with a
+//! warning that tells the nearest name that was asked for. Nothing stops at the first error: a user wants the whole list.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
 use super::FieldError;
+
+/// More fields than this are not listed in a message.
+const MOST_LISTED: usize = 24;
 
 impl FieldError {
     /// Builds an error about `value` at `field`.
@@ -252,15 +255,16 @@ impl<'v> Fields<'v> {
         found
     }
 
-    /// Refuses every field that was not asked for, naming the nearest one that exists.
+    /// Warns about every field that was not asked for, naming the nearest one that exists.
     pub(super) fn finish(self, problems: &mut Problems) {
         for (key, value) in self.map.into_iter().flatten() {
             if !self.known.contains(&key.as_str()) {
                 let hint = match nearest(key, &self.known) {
-                    Some(known) => format!("unknown field; did you mean {known:?}?"),
-                    None => format!("unknown field; the fields here are {}", self.known.join(", ")),
+                    Some(known) => format!("unknown field, ignored; did you mean `{known}`?"),
+                    None if self.known.len() > MOST_LISTED => "unknown field, ignored; remove it".to_owned(),
+                    None => format!("unknown field, ignored; the fields here are {}", self.known.join(", ")),
                 };
-                problems.refuse(self.at(key), value, hint);
+                problems.warnings.push(FieldError::new(self.at(key), value, hint));
             }
         }
     }

@@ -28,6 +28,12 @@ pub(super) enum Kind {
     GlobalNetworkSet,
     HostEndpoint,
     Profile,
+    /// The three kinds of `policy.networking.k8s.io`.
+    ClusterPolicy(PolicyKind),
+    FelixConfiguration,
+    KubeControllersConfiguration,
+    IpPool,
+    CalicoNode,
 }
 
 /// What to do with a document.
@@ -40,7 +46,7 @@ pub(super) enum Route {
 }
 
 /// Group, version, kind text, kind. `projectcalico.org/v3` stands for `crd.projectcalico.org/v1` too.
-const KINDS: [(&str, &str, &str, Kind); 16] = [
+const KINDS: [(&str, &str, &str, Kind); 23] = [
     ("", "v1", "Namespace", Kind::Namespace),
     ("", "v1", "ServiceAccount", Kind::ServiceAccount),
     ("", "v1", "Pod", Kind::Pod),
@@ -57,6 +63,23 @@ const KINDS: [(&str, &str, &str, Kind); 16] = [
     (CALICO, "v3", "GlobalNetworkSet", Kind::GlobalNetworkSet),
     (CALICO, "v3", "HostEndpoint", Kind::HostEndpoint),
     (CALICO, "v3", "Profile", Kind::Profile),
+    (CALICO, "v3", "FelixConfiguration", Kind::FelixConfiguration),
+    (CALICO, "v3", "KubeControllersConfiguration", Kind::KubeControllersConfiguration),
+    (CALICO, "v3", "IPPool", Kind::IpPool),
+    (CALICO, "v3", "Node", Kind::CalicoNode),
+    (
+        ADMIN,
+        "v1alpha2",
+        "ClusterNetworkPolicy",
+        Kind::ClusterPolicy(PolicyKind::KubernetesClusterNetworkPolicy),
+    ),
+    (ADMIN, "v1alpha1", "AdminNetworkPolicy", Kind::ClusterPolicy(PolicyKind::KubernetesAdminNetworkPolicy)),
+    (
+        ADMIN,
+        "v1alpha1",
+        "BaselineAdminNetworkPolicy",
+        Kind::ClusterPolicy(PolicyKind::KubernetesBaselineAdminNetworkPolicy),
+    ),
 ];
 
 const CALICO: &str = "projectcalico.org";
@@ -64,16 +87,27 @@ const CALICO_CRD: &str = "crd.projectcalico.org/v1";
 const ADMIN: &str = "policy.networking.k8s.io";
 
 /// Kinds of followed groups that are nobody's mistake.
-const OTHERS: [&str; 9] = [
+const OTHERS: [&str; 20] = [
     "Service",
     "Secret",
     "Event",
     "PodTemplate",
     "Ingress",
     "IngressClass",
-    "IPPool",
     "NodeMetrics",
     "ServiceCIDR",
+    "BGPConfiguration",
+    "BGPFilter",
+    "BGPPeer",
+    "BlockAffinity",
+    "CalicoNodeStatus",
+    "ClusterInformation",
+    "ExternalNetwork",
+    "IPAMBlock",
+    "IPAMConfig",
+    "IPAMConfiguration",
+    "IPAMHandle",
+    "IPReservation",
 ];
 
 /// Decides what `value` is.
@@ -99,12 +133,6 @@ pub(super) fn route(value: &Value) -> Route {
     };
     let normal = if api_version == CALICO_CRD { "projectcalico.org/v3" } else { api_version };
     let (group, version) = normal.split_once('/').unwrap_or(("", normal));
-    if group == ADMIN {
-        let reason = format!(
-            "{kind} is not enforced yet; until it is, write a GlobalNetworkPolicy in a tier of its own"
-        );
-        return wrong("kind", &kind_value, reason);
-    }
     if let Some((.., found)) =
         KINDS.iter().find(|known| (known.0, known.1, known.2) == (group, version, kind))
     {
@@ -146,6 +174,11 @@ impl Kind {
             | Self::GlobalNetworkSet
             | Self::HostEndpoint
             | Self::Profile
+            | Self::ClusterPolicy(_)
+            | Self::FelixConfiguration
+            | Self::KubeControllersConfiguration
+            | Self::IpPool
+            | Self::CalicoNode
             | Self::Policy(PolicyKind::GlobalNetworkPolicy | PolicyKind::StagedGlobalNetworkPolicy) => false,
             Self::ServiceAccount
             | Self::Pod

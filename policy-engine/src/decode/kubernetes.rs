@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde_json::Value;
 
 use super::field::{Fields, Problems};
@@ -37,6 +38,11 @@ pub(super) fn pod(value: &Value, metadata: &Metadata, problems: &mut Problems) -
         }
     }
     let addresses = pod_addresses(&mut status, problems);
+    let annotated_addresses = match addresses.is_empty() && !finished {
+        true => annotated_addresses(&metadata.annotations, problems),
+        false => Vec::new(),
+    };
+    check_lists(&metadata.annotations, problems);
     let started = status.text("startTime", problems).unwrap_or(&metadata.created).to_owned();
     let pod = Pod {
         key: metadata.key(),
@@ -47,7 +53,7 @@ pub(super) fn pod(value: &Value, metadata: &Metadata, problems: &mut Problems) -
         host_network: spec.boolean("hostNetwork", problems),
         finished,
         addresses: if finished { Vec::new() } else { addresses },
-        annotated_addresses: Vec::new(),
+        annotated_addresses,
         ports,
         started,
         annotations: with_prefixes(
@@ -102,6 +108,58 @@ fn pod_addresses(status: &mut Fields<'_>, problems: &mut Problems) -> Vec<IpAddr
     addresses
 }
 
+/// Reads what annotations claim (policy model 7.3): the first of the three that says anything.
+fn annotated_addresses(annotations: &Labels, problems: &mut Problems) -> Vec<IpAddr> {
+    const SOURCES: [&str; 3] =
+        ["cni.projectcalico.org/podIPs", "cni.projectcalico.org/podIP", "vpc.amazonaws.com/pod-ips"];
+    let said = SOURCES.iter().find_map(|key| {
+        annotations
+            .get(*key)
+            .filter(|text| !text.is_empty())
+            .map(|text| (format!("metadata.annotations.{key}"), text))
+    });
+    let mut addresses = Vec::new();
+    for (path, text) in
+        said.iter().flat_map(|(path, text)| text.split(',').map(move |text| (path, text.trim())))
+    {
+        let found = match text.parse::<IpNet>() {
+            Ok(net) if net.prefix_len() == net.max_prefix_len() => Some(net.addr()),
+            _ => scalar::address(path, text, problems),
+        };
+        addresses.extend(found);
+    }
+    addresses
+}
+
+/// Policy model 7.3: lists that other parts of the dataplane read from annotations are judged here, where the pod is.
+fn check_lists(annotations: &Labels, problems: &mut Problems) {
+    let is_network = |text: &str| scalar::cidr_or_address(text).is_ok();
+    let is_address = |text: &str| text.parse::<IpAddr>().is_ok();
+    check_list(annotations, "cni.projectcalico.org/allowedSourcePrefixes", "CIDRs", &is_network, problems);
+    check_list(annotations, "cni.projectcalico.org/floatingIPs", "IP addresses", &is_address, problems);
+}
+
+fn check_list(
+    annotations: &Labels,
+    key: &str,
+    what: &str,
+    is_good: &dyn Fn(&str) -> bool,
+    problems: &mut Problems,
+) {
+    let Some(text) = annotations.get(key) else { return };
+    let path = format!("metadata.annotations.{key}");
+    let reason =
+        format!("not a JSON list of {what}, such as [\"10.0.0.1\"]; mend it or remove the annotation");
+    match serde_json::from_str::<Vec<String>>(text) {
+        Err(_) => problems.refuse_text(path, text, reason),
+        Ok(items) => {
+            for item in items.iter().filter(|item| !is_good(item)) {
+                problems.refuse_text(&path, item, &reason);
+            }
+        }
+    }
+}
+
 fn container_ports(path: String, container: &Value, ports: &mut Vec<NamedPort>, problems: &mut Problems) {
     let mut container = Fields::open(path, Some(container), problems);
     for (path, item) in container.list("ports", problems) {
@@ -143,6 +201,7 @@ pub(super) fn node(value: &Value, metadata: &Metadata, problems: &mut Problems) 
         let text = item.text("address", problems).unwrap_or_default();
         list.extend(scalar::address(&item.at("address"), text, problems));
     }
+    let internal_addresses = internal.len();
     internal.extend(external);
     let mut listed = spec.texts("podCIDRs", problems);
     let single = spec.text("podCIDR", problems).filter(|text| !text.is_empty());
@@ -158,7 +217,9 @@ pub(super) fn node(value: &Value, metadata: &Metadata, problems: &mut Problems) 
     }
     let annotations = with_prefixes(&metadata.annotations, &["projectcalico.org/"]);
     let (name, labels) = (metadata.name.clone(), metadata.labels.clone());
-    Object::Node(Node { name, labels, addresses: internal, pod_cidrs, annotations }.into())
+    Object::Node(
+        Node { name, labels, addresses: internal, internal_addresses, pod_cidrs, annotations }.into(),
+    )
 }
 
 /// Reads an EndpointSlice; conditions of endpoints are not asked for (policy model 10.6).

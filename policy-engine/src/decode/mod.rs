@@ -6,18 +6,27 @@
 //!
 //! Every document is judged alone. What is wrong with one is said field by field, all at once, and never changes another. An invalid
 //! policy comes with its *closed* form (policy model 4.1), so the one who reads it has something safe to put in force. A field that
-//! is not known, anywhere in a policy, makes the policy invalid: a mistyped `selectr` would otherwise select everything. Objects
-//! that Kubernetes owns (Pod, Node, …) have many fields that are none of our business, and those are passed over.
+//! is not known is passed over with a warning that names the nearest one that is, as an API server does that prunes; a key that is
+//! written twice makes the object invalid. Objects that Kubernetes owns (Pod, Node, …) have many fields that are none of our business,
+//! and those are passed over in silence.
 
 mod calico;
+mod cluster_policy;
+mod controllers;
 mod document;
+mod domain;
+mod duration;
+mod failsafe;
+mod felix;
 mod field;
+mod http;
 mod identity;
 mod json;
 mod kubernetes;
 mod label_selector;
 mod network_policy;
 mod policy;
+mod pool;
 mod rule;
 mod scalar;
 mod scope;
@@ -171,5 +180,10 @@ fn judge(kind: Kind, value: &Value, metadata: &Metadata, problems: &mut Problems
         Kind::GlobalNetworkSet => calico::network_set(value, metadata, false, problems).into(),
         Kind::HostEndpoint => calico::host_endpoint(value, metadata, problems).into(),
         Kind::Profile => calico::profile(value, metadata, problems).into(),
+        Kind::ClusterPolicy(kind) => cluster_policy::decode(kind, value, metadata, problems),
+        Kind::FelixConfiguration => felix::configuration(value, metadata, problems).into(),
+        Kind::KubeControllersConfiguration => controllers::configuration(value, metadata, problems).into(),
+        Kind::IpPool => pool::pool(value, metadata, problems).into(),
+        Kind::CalicoNode => pool::calico_node(value, metadata, problems).into(),
     }
 }

@@ -240,8 +240,9 @@ fn peer(
         namespace_selector: has_namespaces.then(|| label_selector::namespaces(namespaces, problems)),
         ..Peer::default()
     };
+    let written = peer.written(Some(namespace));
     let (selector, not_selector) = peer.effective(Some(namespace));
-    (Entity { selector, not_selector, ..Entity::default() }, None)
+    (Entity { selector, not_selector, written, ..Entity::default() }, None)
 }
 
 fn ip_block(mut block: Fields<'_>, problems: &mut Problems) -> (Entity, Option<Unenforced>) {

@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::field::{Fields, Problems};
 use super::scalar::{self, ICMP, ICMPV6, SCTP, TCP, UDP};
 use super::scope::Peer;
+use super::{domain, http};
 use crate::model::{Action, Entity, IcmpMatch, NamespacedName, PortMatch, Rule, Unenforced};
 use crate::packet::Direction;
 use crate::selector::Selector;
@@ -68,7 +69,7 @@ fn rule(path: String, value: &Value, place: Place<'_>, problems: &mut Problems) 
     metadata.finish(problems);
     let mut rule = Rule { ip_version, protocol, not_protocol, annotations, ..everything(action) };
     (rule.icmp, rule.not_icmp) = (icmp, not_icmp);
-    check_http(&mut fields, &mut rule, place, problems);
+    http::read(&mut fields, &mut rule, place, problems);
     let has_icmp = fields.raw("icmp").is_some() || fields.raw("notICMP").is_some();
     check_protocols(&path, &rule, has_icmp, problems);
     check_ports(&rule, [&source, &destination], problems);
@@ -175,63 +176,9 @@ fn check_families(path: &str, rule: &Rule, sides: [&Side; 2], problems: &mut Pro
     }
 }
 
-/// Policy model 2.12 and 4.3, row 10; what is enforced of it is nothing (PM-D15).
-fn check_http(fields: &mut Fields<'_>, rule: &mut Rule, place: Place<'_>, problems: &mut Problems) {
-    let is_written = fields.raw("http").is_some();
-    let mut http = fields.object("http", problems);
-    if !is_written {
-        return;
-    }
-    let path = fields.at("http");
-    if rule.action != Action::Allow {
-        problems.refuse_text(&path, "", "http is only for rules that Allow");
-    }
-    if !matches!(rule.protocol, None | Some(TCP)) {
-        problems.refuse_text(&path, "", "http needs protocol TCP, or none");
-    }
-    if place.direction == Direction::Egress {
-        problems.refuse_text(&path, "", "http is only for ingress rules");
-    }
-    let mut methods: Vec<&str> = Vec::new();
-    for (path, method) in http.texts("methods", problems) {
-        if methods.contains(&method) {
-            problems.refuse_text(path, method, "written twice; remove one");
-        }
-        methods.push(method);
-    }
-    if methods.len() > 20 {
-        problems.refuse_text(http.at("methods"), &methods.len().to_string(), "at most 20 methods");
-    }
-    for (path, item) in http.list_up_to("paths", 20, problems) {
-        check_http_path(path, item, problems);
-    }
-    http.raw("headers");
-    http.finish(problems);
-    rule.unenforced.push(Unenforced::Http);
-    problems.warn(
-        path,
-        "",
-        "http criteria are not enforced; until they are, this Allow rule matches nothing",
-    );
-}
-
-fn check_http_path(path: String, item: &Value, problems: &mut Problems) {
-    let mut fields = Fields::open(path.clone(), Some(item), problems);
-    let (exact, prefix) = (fields.text("exact", problems), fields.text("prefix", problems));
-    match (exact, prefix) {
-        (Some(text), None) | (None, Some(text)) => {
-            if !text.starts_with('/') || text.contains(['?', '#', ' ']) {
-                problems.refuse_text(path, text, "a path begins with '/' and has no '?', '#' or blank");
-            }
-        }
-        _ => problems.refuse_text(path, "", "write exactly one of exact and prefix"),
-    }
-    fields.finish(problems);
-}
-
 /// Policy model 23.1; what is enforced of it is nothing (PM-D15).
 fn check_domains(destination: &Side, rule: &mut Rule, problems: &mut Problems) {
-    if !destination.has_domains {
+    if destination.entity.domains.is_empty() {
         return;
     }
     let path = format!("{}.domains", destination.path);
@@ -239,14 +186,17 @@ fn check_domains(destination: &Side, rule: &mut Rule, problems: &mut Problems) {
         problems.refuse_text(&path, "", "domains are only for rules that Allow");
     }
     rule.unenforced.push(Unenforced::Domains);
-    problems.warn(path, "", "domains are not enforced; until they are, this Allow rule matches nothing");
+    problems.warn(
+        path,
+        "",
+        "domains are not enforced; while DNS is not tracked, this Allow rule matches nothing",
+    );
 }
 
 /// One side of a rule while its rule is checked.
 struct Side {
     path: String,
     entity: Entity,
-    has_domains: bool,
 }
 
 impl Side {
@@ -275,8 +225,8 @@ impl Side {
         peer.service_account_selector = selector(&mut accounts, "selector", problems);
         accounts.finish(problems);
         entity.service = service(&mut fields, is_source, place, problems);
-        let has_domains = domains(&mut fields, is_source, place, problems);
-        let excluded: &[&'static str] = match (entity.service.is_some(), has_domains) {
+        entity.domains = domains(&mut fields, is_source, place, problems);
+        let excluded: &[&'static str] = match (entity.service.is_some(), !entity.domains.is_empty()) {
             (true, _) if is_source => &SERVICE_EXCLUDES[..6],
             (true, _) => &SERVICE_EXCLUDES,
             (false, true) => &["nets", "selector"],
@@ -292,9 +242,10 @@ impl Side {
                 );
             }
         }
+        entity.written = peer.written(place.namespace);
         (entity.selector, entity.not_selector) = peer.effective(place.namespace);
         fields.finish(problems);
-        Self { path, entity, has_domains }
+        Self { path, entity }
     }
 }
 
@@ -422,17 +373,16 @@ fn service(
     Some(NamespacedName { namespace, name })
 }
 
-fn domains(fields: &mut Fields<'_>, is_source: bool, place: Place<'_>, problems: &mut Problems) -> bool {
-    let domains = fields.texts("domains", problems);
-    if domains.is_empty() {
-        return false;
+fn domains(
+    fields: &mut Fields<'_>,
+    is_source: bool,
+    place: Place<'_>,
+    problems: &mut Problems,
+) -> Vec<String> {
+    let listed = fields.texts("domains", problems);
+    if !listed.is_empty() && (is_source || place.direction == Direction::Ingress) {
+        let reason = "domains are only for the destination of egress rules";
+        problems.refuse_text(fields.at("domains"), "", reason);
     }
-    if is_source || place.direction == Direction::Ingress {
-        problems.refuse_text(
-            fields.at("domains"),
-            "",
-            "domains are only for the destination of egress rules",
-        );
-    }
-    true
+    domain::patterns(listed, problems)
 }

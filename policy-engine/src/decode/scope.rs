@@ -1,5 +1,8 @@
 //! API-level selectors to effective ones (policy model 6): which namespace, which service account, which of both parts.
 
+use std::sync::Arc;
+
+use crate::model::WrittenPeer;
 use crate::selector::Selector;
 
 /// Namespace of an object; absent on global objects (policy model 1.3).
@@ -71,6 +74,21 @@ pub(super) struct Peer {
 }
 
 impl Peer {
+    /// Returns the criteria as they were written, for what judges requests and not addresses (policy model 18.3); `None` without any.
+    pub(super) fn written(&self, namespace: Option<&str>) -> Option<Arc<WrittenPeer>> {
+        let written = WrittenPeer {
+            policy_namespace: namespace.map(str::to_owned),
+            selector: self.selector.clone(),
+            not_selector: self.not_selector.clone(),
+            namespace_selector: self.namespace_selector.clone(),
+            service_account_names: self.service_account_names.clone(),
+            service_account_selector: self.service_account_selector.clone(),
+        };
+        let nothing =
+            WrittenPeer { policy_namespace: written.policy_namespace.clone(), ..WrittenPeer::default() };
+        (written != nothing).then(|| Arc::new(written))
+    }
+
     /// Returns the positive selector, the negative part folded in, or else the negative one (policy model 6.3, 6.4).
     pub(super) fn effective(self, namespace: Option<&str>) -> (Option<Selector>, Option<Selector>) {
         let names = (!self.service_account_names.is_empty())

@@ -153,6 +153,8 @@ pub struct HostEndpointTemplate {
     pub interface_pattern: Option<String>,
     /// `labels`.
     pub labels: Labels,
+    /// `annotations`; informative.
+    pub annotations: Labels,
     /// `nodeSelector` over node labels; `None` selects every node.
     pub node_selector: Option<crate::selector::Selector>,
 }
@@ -164,7 +166,7 @@ pub struct CalicoNode {
     pub name: String,
     /// Labels.
     pub labels: Labels,
-    /// BGP, IPIP, VXLAN and WireGuard addresses, in the order of policy model 7.8, without duplicates.
+    /// BGP, IPIP, VXLAN, WireGuard and InternalIP addresses, in the order of policy model 7.8, without duplicates.
     pub addresses: Vec<IpAddr>,
     /// Interfaces that it lists, with their addresses.
     pub interfaces: Vec<(String, Vec<IpAddr>)>,

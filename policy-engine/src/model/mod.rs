@@ -4,6 +4,7 @@
 //! (6 and 7): Kubernetes policies have become [`Policy`] values like the others, selectors carry their namespace scope, protocol
 //! names are numbers. `resolve`, `compile` and the oracle read nothing else. Values are behind `Arc`, so a Model is cheap to clone.
 
+mod automatic;
 mod config;
 mod http;
 
@@ -15,6 +16,7 @@ use ipnet::IpNet;
 
 use crate::selector::Selector;
 
+pub use automatic::automatic_host_endpoints;
 pub use config::{
     CalicoNode, EndpointToHostAction, Failsafe, FelixConfiguration, HostEndpointTemplate, IpPool,
     KubeControllersConfiguration, Settings,
@@ -349,6 +351,8 @@ pub struct Node {
     pub labels: Labels,
     /// `status.addresses` of type InternalIP (then ExternalIP), in order.
     pub addresses: Vec<IpAddr>,
+    /// How many of `addresses`, from the first, are of type InternalIP.
+    pub internal_addresses: usize,
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<IpNet>,
     /// Annotations under `projectcalico.org/`.
@@ -558,13 +562,16 @@ impl Object {
 }
 
 impl Model {
-    /// Returns an empty Model with the tiers `kube-admin`, `default` and `kube-baseline` (policy model 2.3).
+    /// Returns an empty Model with the tiers `kube-admin`, `default` and `kube-baseline`, and those of `policy.networking.k8s.io/v1alpha1`
+    /// (policy model 2.3). A tier without policies has no effect.
     pub fn with_builtins() -> Self {
         let mut model = Self::default();
         for (name, order, default_action) in [
             ("kube-admin", 1_000.0, TierDefault::Pass),
             ("default", 1_000_000.0, TierDefault::Deny),
             ("kube-baseline", 10_000_000.0, TierDefault::Pass),
+            ("adminnetworkpolicy", 1_000.0, TierDefault::Pass),
+            ("baselineadminnetworkpolicy", 10_000_000.0, TierDefault::Pass),
         ] {
             let tier = Tier { name: name.to_owned(), order: Order(order), default_action };
             model.tiers.insert(name.to_owned(), Arc::new(tier));

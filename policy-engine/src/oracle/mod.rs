@@ -4,19 +4,33 @@
 //! without sets, identities, rows or anything else that the tables are made of. Where the two disagree, one of them is wrong; tests look
 //! for such cases, `simulate --engine both` reports them, and `explain` tells the reasons found here beside the tables' verdict.
 
+//!
+//! [`evaluate`] is what is enforced; [`evaluate_pending`] is what would be if the staged policies were (policy model 19). [`hits`] puts a
+//! walk into the records of flow logs (20.3).
+
+pub mod hits;
+mod hosts;
+mod matching;
+mod world;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::engine::LocalEndpoint;
 use crate::model::{
-    Action, Entity, IcmpMatch, Labels, Model, NamedPort, NamespacedName, Pod, Policy, PortMatch, Rule, Tier,
-    TierDefault,
+    Action, Labels, Model, NamespacedName, Pod, Policy, PolicyKey, PolicyKind, Rule, Settings, StagedAction,
+    Tier, TierDefault,
 };
-use crate::packet::{Direction, EndpointId, PacketTuple, Verdict};
+use crate::packet::{Context, Direction, EndpointId, PacketTuple, Verdict};
 use crate::snapshot::Attribution;
+use world::labels_with_profiles;
+
+pub(crate) use matching::Facts;
+pub(crate) use world::{World, profiles_of};
+
+pub use hosts::{HostDecision, evaluate_host, resolve_interface};
 
 /// The verdict for one leg, who decided, and the way there.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -44,8 +58,8 @@ pub struct Step {
 pub enum Finding {
     /// The policy does not apply to the endpoint in this direction; the text says why.
     NotApplicable(String),
-    /// The policy applies; its rules follow.
-    Applies,
+    /// The policy applies; the text says why. Its rules follow.
+    Applies(String),
     /// The rule does not match; the text names the first criterion that fails.
     NoMatch(String),
     /// The rule matches and only takes note.
@@ -66,10 +80,33 @@ pub fn evaluate(
     pod: &NamespacedName,
     packet: &PacketTuple,
 ) -> Option<OracleDecision> {
-    let world = World { model, locals };
-    let local = locals.values().rev().find(|local| local.pod == *pod)?;
+    evaluate_as(View::Enforced, World { model, locals }, direction, pod, packet)
+}
+
+/// Evaluates one leg as if the staged policies were enforced (policy model 19.4, PM-D16): `Set` and `Learn` count, `Set` takes the place
+/// of the enforced policy with its name, `Delete` takes that policy away, `Ignore` says nothing. `None` as [`evaluate`].
+pub fn evaluate_pending(
+    model: &Model,
+    locals: &BTreeMap<EndpointId, LocalEndpoint>,
+    direction: Direction,
+    pod: &NamespacedName,
+    packet: &PacketTuple,
+) -> Option<OracleDecision> {
+    evaluate_as(View::Pending, World { model, locals }, direction, pod, packet)
+}
+
+fn evaluate_as(
+    view: View,
+    world: World<'_>,
+    direction: Direction,
+    pod: &NamespacedName,
+    packet: &PacketTuple,
+) -> Option<OracleDecision> {
+    let local = world.locals.values().rev().find(|local| local.pod == *pod)?;
     let pod = world.pod_of(local)?;
-    let mut walk = Walk { world, direction, packet, trace: Vec::new() };
+    let settings = Settings::of_node(world.model, pod.node.as_deref().unwrap_or_default());
+    let mut walk = Walk::new(world, direction, packet, settings.allow_unenforced_criteria);
+    walk.view = view;
     let verdict = walk.endpoint(pod);
     let attribution = walk.trace.last()?.place.clone();
     Some(OracleDecision { verdict, attribution, trace: walk.trace })
@@ -90,137 +127,71 @@ pub fn objects_at(
     World { model, locals }.objects_at(address).into_iter().map(|object| object.name).collect()
 }
 
-fn profiles_of(pod: &Pod) -> Vec<String> {
-    let mut names = vec![format!("kns.{}", pod.key.namespace)];
-    names.extend(pod.service_account.iter().map(|account| format!("ksa.{}.{account}", pod.key.namespace)));
-    names
+/// Which policies count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum View {
+    /// Those that are enforced.
+    Enforced,
+    /// Those that would be if the staged ones were (policy model 19.4, PM-D16).
+    Pending,
 }
 
-fn labels_with_profiles(model: &Model, own: &Labels, profiles: &[String]) -> Labels {
-    let mut labels = own.clone();
-    for profile in profiles {
-        let mut contributed = Labels::new();
-        if let Some(namespace) =
-            model.namespaces.values().find(|namespace| *profile == format!("kns.{}", namespace.name))
-        {
-            contributed
-                .extend(namespace.labels.iter().map(|(key, value)| (format!("pcns.{key}"), value.clone())));
-            contributed.insert("pcns.projectcalico.org/name".to_owned(), namespace.name.clone());
-        } else if let Some(account) = model
-            .service_accounts
-            .values()
-            .find(|account| *profile == format!("ksa.{}.{}", account.key.namespace, account.key.name))
-        {
-            contributed
-                .extend(account.labels.iter().map(|(key, value)| (format!("pcsa.{key}"), value.clone())));
-            contributed.insert("pcsa.projectcalico.org/name".to_owned(), account.key.name.clone());
-        } else if let Some(profile) = model.profiles.get(profile) {
-            contributed = profile.labels.clone();
-        }
-        for (key, value) in contributed {
-            labels.entry(key).or_insert(value);
-        }
-    }
-    labels
-}
-
-/// Something with labels that an address belongs to.
-struct Labelled<'a> {
-    name: String,
-    labels: Labels,
-    /// Named ports; network sets have none.
-    ports: &'a [NamedPort],
-}
-
-#[derive(Clone, Copy)]
-struct World<'a> {
-    model: &'a Model,
-    locals: &'a BTreeMap<EndpointId, LocalEndpoint>,
-}
-
-impl<'a> World<'a> {
-    fn pod_of(self, local: &LocalEndpoint) -> Option<&'a Pod> {
-        let pod = self.model.pods.get(&local.pod)?;
-        if pod.host_network || pod.finished {
-            return None;
-        }
-        if !local.uid.is_empty() && !pod.uid.is_empty() && local.uid != pod.uid {
-            return None;
-        }
-        Some(pod)
-    }
-
-    /// PM-D24: the CNI result first, else the status of the pod that started last.
-    fn pod_at(self, address: IpAddr) -> Option<&'a Pod> {
-        if let Some(local) = self.locals.values().rev().find(|local| local.addresses.contains(&address)) {
-            return self.pod_of(local);
-        }
-        if self.model.nodes.values().any(|node| node.addresses.contains(&address)) {
-            return None;
-        }
-        let mut best: Option<&Pod> = None;
-        for pod in self.model.pods.values() {
-            let is_local = self.locals.values().any(|local| local.pod == pod.key);
-            let Some(node_name) = &pod.node else { continue };
-            if is_local || pod.host_network || pod.finished || !pod.addresses.contains(&address) {
-                continue;
+impl View {
+    /// Returns why the policy does not count, if it does not.
+    pub(crate) fn leaves_out(self, model: &Model, policy: &Policy) -> Option<String> {
+        match (self, policy.staged) {
+            (Self::Enforced, None) | (Self::Pending, Some(StagedAction::Set | StagedAction::Learn)) => None,
+            (Self::Enforced, Some(_)) => Some("it is staged, so it is never enforced".to_owned()),
+            (Self::Pending, Some(StagedAction::Delete)) => {
+                Some("it only takes its enforced namesake away".to_owned())
             }
-            if let Some(node) = self.model.nodes.get(node_name) {
-                let cidrs: Vec<&IpNet> =
-                    node.pod_cidrs.iter().filter(|cidr| cidr.addr().is_ipv4() == address.is_ipv4()).collect();
-                if !cidrs.is_empty() && !cidrs.iter().any(|cidr| cidr.contains(&address)) {
-                    continue;
+            (Self::Pending, Some(StagedAction::Ignore)) => {
+                Some("its stagedAction is Ignore (PM-D16)".to_owned())
+            }
+            (Self::Pending, None) => {
+                let kind = staged_form(policy.key.kind)?;
+                let staged = model.policies.get(&PolicyKey { kind, ..policy.key.clone() })?;
+                if staged.tier != policy.tier {
+                    return None;
+                }
+                match staged.staged? {
+                    StagedAction::Set => Some(format!("the {} of its name replaces it", kind.as_str())),
+                    StagedAction::Delete => Some(format!("the {} of its name removes it", kind.as_str())),
+                    StagedAction::Learn | StagedAction::Ignore => None,
                 }
             }
-            let later = best.is_none_or(|best| {
-                pod.started > best.started || (pod.started == best.started && pod.key > best.key)
-            });
-            if later {
-                best = Some(pod);
-            }
         }
-        best
-    }
-
-    fn objects_at(self, address: IpAddr) -> Vec<Labelled<'a>> {
-        let mut objects = Vec::new();
-        if let Some(pod) = self.pod_at(address) {
-            objects.push(Labelled {
-                name: format!("pod {}/{}", pod.key.namespace, pod.key.name),
-                labels: effective_labels(self.model, pod),
-                ports: &pod.ports,
-            });
-        }
-        for endpoint in self.model.host_endpoints.values() {
-            if endpoint.expected_ips.contains(&address) {
-                objects.push(Labelled {
-                    name: format!("host endpoint {}", endpoint.name),
-                    labels: labels_with_profiles(self.model, &endpoint.labels, &endpoint.profiles),
-                    ports: &endpoint.ports,
-                });
-            }
-        }
-        for set in self.model.network_sets.values() {
-            if !set.nets.iter().any(|net| net.contains(&address)) {
-                continue;
-            }
-            let (name, profiles) = match &set.key.namespace {
-                Some(namespace) => {
-                    (format!("network set {namespace}/{}", set.key.name), vec![format!("kns.{namespace}")])
-                }
-                None => (format!("network set {}", set.key.name), Vec::new()),
-            };
-            let labels = labels_with_profiles(self.model, &set.labels, &profiles);
-            objects.push(Labelled { name, labels, ports: &[] });
-        }
-        objects
     }
 }
 
+/// Returns the staged kind that speaks about `kind` (policy model 2.6).
+fn staged_form(kind: PolicyKind) -> Option<PolicyKind> {
+    match kind {
+        PolicyKind::NetworkPolicy => Some(PolicyKind::StagedNetworkPolicy),
+        PolicyKind::GlobalNetworkPolicy => Some(PolicyKind::StagedGlobalNetworkPolicy),
+        PolicyKind::KubernetesNetworkPolicy => Some(PolicyKind::StagedKubernetesNetworkPolicy),
+        _ => None,
+    }
+}
+
+/// Whose policies are walked, and where.
+struct Subject<'s> {
+    /// `pod` or `host endpoint`.
+    what: &'static str,
+    /// What selectors see of it.
+    labels: &'s Labels,
+    /// `Normal` for pods.
+    context: Context,
+}
+
+/// One packet on its way through the policies of one endpoint in one direction.
 struct Walk<'a> {
     world: World<'a>,
     direction: Direction,
-    packet: &'a PacketTuple,
+    facts: Facts<'a>,
+    view: View,
+    /// `allowUnenforcedCriteria` of the node (PM-D15).
+    allow_unenforced: bool,
     trace: Vec<Step>,
 }
 
@@ -233,34 +204,53 @@ enum Sum {
 }
 
 impl<'a> Walk<'a> {
+    /// Begins with nothing looked at; enforced policies count.
+    fn new(world: World<'a>, direction: Direction, packet: &PacketTuple, allow_unenforced: bool) -> Self {
+        let facts = Facts::new(world, *packet);
+        Self { world, direction, facts, view: View::Enforced, allow_unenforced, trace: Vec::new() }
+    }
+
     /// Policy model 8.4.
     fn endpoint(&mut self, pod: &Pod) -> Verdict {
         let labels = effective_labels(self.world.model, pod);
+        let subject = Subject { what: "pod", labels: &labels, context: Context::Normal };
+        match self.tiers_of(&subject).0 {
+            Sum::Allow => Verdict::Allow,
+            Sum::Deny => Verdict::Deny,
+            Sum::Pass | Sum::NoMatch => self.profiles(&profiles_of(pod)),
+        }
+    }
+
+    /// Policy model 8.4, the tiers; 11.2: before the connection is known, the end of a tier never decides. `NoMatch`: every tier lets the
+    /// packet go on. The number tells how many policies applied up to the decision.
+    fn tiers_of(&mut self, subject: &Subject<'_>) -> (Sum, usize) {
+        let never_ends = matches!(subject.context, Context::Untracked | Context::PreDnat);
+        let mut policies = 0;
         for (name, tier) in self.tiers() {
             let mut enforced = 0;
             let mut sum = Sum::NoMatch;
             for policy in self.policies(&name) {
                 let place = place_of(policy);
-                if let Some(reason) = self.not_applicable(policy, &labels) {
+                if let Some(reason) = self.not_applicable(policy, subject) {
                     self.note(place, Finding::NotApplicable(reason));
                     continue;
                 }
                 enforced += 1;
-                if !matches!(sum, Sum::NoMatch) {
-                    continue;
-                }
-                self.note(place.clone(), Finding::Applies);
+                policies += 1;
+                self.note(place.clone(), Finding::Applies(applies(policy)));
                 let rules = match self.direction {
                     Direction::Ingress => &policy.ingress,
                     Direction::Egress => &policy.egress,
                 };
                 sum = self.rules(&place, rules, false);
                 match sum {
-                    Sum::Allow => return Verdict::Allow,
-                    Sum::Deny => return Verdict::Deny,
+                    Sum::Allow | Sum::Deny => return (sum, policies),
                     Sum::Pass => break,
                     Sum::NoMatch => {}
                 }
+            }
+            if enforced == 0 || matches!(sum, Sum::Pass) {
+                continue;
             }
             let end = Attribution {
                 tier: name,
@@ -269,40 +259,35 @@ impl<'a> Walk<'a> {
                 name: String::new(),
                 rule: -1,
             };
-            if enforced == 0 || matches!(sum, Sum::Pass) {
-                continue;
-            }
             match tier.map_or(TierDefault::Deny, |tier| tier.default_action) {
-                TierDefault::Pass => {
-                    self.note(
-                        end,
-                        Finding::NextTier(
-                            "no rule of the tier matches; its default action is Pass".to_owned(),
-                        ),
+                _ if never_ends => {
+                    let context = subject.context.as_str();
+                    let reason = format!(
+                        "no rule of the tier matches; the end of a tier decides nothing in the {context} context"
                     );
+                    self.note(end, Finding::NextTier(reason));
+                }
+                TierDefault::Pass => {
+                    let reason = "no rule of the tier matches; its default action is Pass";
+                    self.note(end, Finding::NextTier(reason.to_owned()));
                 }
                 TierDefault::Allow => {
                     self.note(end, Finding::Allowed);
-                    return Verdict::Allow;
+                    return (Sum::Allow, policies);
                 }
                 TierDefault::Deny => {
-                    self.note(
-                        end,
-                        Finding::Denied(
-                            "end of tier: a policy selects the endpoint and no rule matches".to_owned(),
-                        ),
-                    );
-                    return Verdict::Deny;
+                    let reason = "end of tier: a policy selects the endpoint and no rule matches";
+                    self.note(end, Finding::Denied(reason.to_owned()));
+                    return (Sum::Deny, policies);
                 }
             }
         }
-        self.profiles(pod)
+        (Sum::NoMatch, policies)
     }
 
-    fn profiles(&mut self, pod: &Pod) -> Verdict {
-        let allow = Rule::everything(Action::Allow);
-        let model = self.world.model;
-        for name in profiles_of(pod) {
+    /// Policy model 8.4, the profiles, and 8.6.
+    fn profiles(&mut self, names: &[String]) -> Verdict {
+        for name in names {
             let place = Attribution {
                 tier: "__PROFILE__".to_owned(),
                 kind: "Profile".to_owned(),
@@ -310,20 +295,11 @@ impl<'a> Walk<'a> {
                 name: name.clone(),
                 rule: -1,
             };
-            let rules =
-                if model.namespaces.values().any(|namespace| name == format!("kns.{}", namespace.name)) {
-                    vec![allow.clone()]
-                } else if model
-                    .service_accounts
-                    .keys()
-                    .any(|account| name == format!("ksa.{}.{}", account.namespace, account.name))
-                {
-                    Vec::new()
-                } else {
-                    self.note(place, Finding::Denied("the profile does not exist".to_owned()));
-                    return Verdict::Deny;
-                };
-            self.note(place.clone(), Finding::Applies);
+            let Some(rules) = profile_rules(self.world.model, name, self.direction) else {
+                self.note(place, Finding::Denied("the profile does not exist".to_owned()));
+                return Verdict::Deny;
+            };
+            self.note(place.clone(), Finding::Applies("the endpoint lists it".to_owned()));
             match self.rules(&place, &rules, true) {
                 Sum::Allow => return Verdict::Allow,
                 Sum::Deny | Sum::Pass => return Verdict::Deny,
@@ -401,183 +377,81 @@ impl<'a> Walk<'a> {
         policies
     }
 
-    /// Policy model 8.3.
-    fn not_applicable(&self, policy: &Policy, labels: &Labels) -> Option<String> {
+    /// Policy model 8.3 and 11.2: returns why the policy does not apply.
+    fn not_applicable(&self, policy: &Policy, subject: &Subject<'_>) -> Option<String> {
         let (governs, name) = match self.direction {
             Direction::Ingress => (policy.governs_ingress, "ingress"),
             Direction::Egress => (policy.governs_egress, "egress"),
         };
-        if policy.staged.is_some() {
-            return Some("it is staged, so it is never enforced".to_owned());
+        if let Some(reason) = self.view.leaves_out(self.world.model, policy) {
+            return Some(reason);
         }
-        if policy.flags.do_not_track || policy.flags.pre_dnat {
+        let flags = policy.flags;
+        let belongs = match subject.context {
+            Context::Untracked => flags.do_not_track,
+            Context::PreDnat => flags.pre_dnat,
+            Context::Normal => !flags.do_not_track && !flags.pre_dnat,
+            Context::Forward => flags.apply_on_forward && !flags.do_not_track && !flags.pre_dnat,
+        };
+        if !belongs && subject.context == Context::Normal && subject.what == "pod" {
             return Some("doNotTrack and preDNAT policies concern host endpoints only".to_owned());
+        }
+        if !belongs {
+            return Some(format!("it has no part in the {} context", subject.context.as_str()));
         }
         if !governs {
             return Some(format!("it does not govern {name}"));
         }
         match &policy.selector {
             None => Some("its selector could not be understood, so it selects nothing".to_owned()),
-            Some(selector) if !selector.matches(labels) => {
-                Some(format!("its selector does not select the pod: {}", selector.canonical()))
+            Some(selector) if !selector.matches(subject.labels) => {
+                Some(format!("its selector does not select the {}: {}", subject.what, selector.canonical()))
             }
             Some(_) => None,
         }
     }
 
-    /// Policy model 9: returns the first criterion that does not hold.
-    fn mismatch(&self, rule: &Rule) -> Option<String> {
-        let packet = self.packet;
-        let is_ipv4 = packet.destination.is_ipv4();
-        let family = if is_ipv4 { 4 } else { 6 };
-        if !rule.unenforced.is_empty() && matches!(rule.action, Action::Allow | Action::Pass) {
-            return Some(
-                "it has a criterion that is not enforced, so it never matches (policy model 18.2)".to_owned(),
-            );
-        }
-        let version = match (rule.ip_version, rule.protocol) {
-            (Some(version), _) => Some(version),
-            (None, Some(1)) => Some(4),
-            (None, Some(58)) => Some(6),
-            (None, _) => None,
-        };
-        if let Some(version) = version
-            && version != family
-        {
-            return Some(format!("it is for IPv{version}, the packet is IPv{family}"));
-        }
-        if let Some(protocol) = rule.protocol
-            && protocol != packet.protocol
-        {
-            return Some(format!("it wants protocol {protocol}, the packet has {}", packet.protocol));
-        }
-        if let Some(protocol) = rule.not_protocol
-            && protocol == packet.protocol
-        {
-            return Some(format!("it excludes protocol {protocol}"));
-        }
-        if let Some(criterion) = &rule.icmp
-            && !icmp_holds(criterion, packet)
-        {
-            return Some("the ICMP type or code differs".to_owned());
-        }
-        if let Some(criterion) = &rule.not_icmp
-            && icmp_holds(criterion, packet)
-        {
-            return Some("it excludes this ICMP type and code".to_owned());
-        }
-        let source = self.side(&rule.source, packet.source, packet.source_port, false);
-        let destination = || self.side(&rule.destination, packet.destination, packet.destination_port, true);
-        source
-            .map(|reason| format!("source: {reason}"))
-            .or_else(|| destination().map(|reason| format!("destination: {reason}")))
-    }
-
-    fn side(
-        &self,
-        entity: &Entity,
-        address: IpAddr,
-        port: Option<u16>,
-        is_destination: bool,
-    ) -> Option<String> {
-        let world = self.world;
-        let of_family = |net: &&IpNet| net.addr().is_ipv4() == address.is_ipv4();
-        if !entity.nets.is_empty() && !entity.nets.iter().any(|net| net.contains(&address)) {
-            return Some(format!("{address} is in none of its nets"));
-        }
-        if !entity.not_nets.is_empty() {
-            if entity.not_nets.iter().filter(of_family).count() == 0 {
-                return Some(
-                    "its notNets are of the other family, so it does not exist in this one (PM-D7)"
-                        .to_owned(),
-                );
-            }
-            if let Some(net) = entity.not_nets.iter().find(|net| net.contains(&address)) {
-                return Some(format!("{address} is in notNets {net}"));
-            }
-        }
-        let objects = world.objects_at(address);
-        if let Some(selector) = &entity.selector
-            && !objects.iter().any(|object| selector.matches(&object.labels))
-        {
-            return Some(format!("{address} belongs to nothing that {} selects", selector.canonical()));
-        }
-        if let Some(selector) = &entity.not_selector
-            && let Some(object) = objects.iter().find(|object| selector.matches(&object.labels))
-        {
-            return Some(format!(
-                "{address} belongs to {}, which notSelector {} selects",
-                object.name,
-                selector.canonical()
-            ));
-        }
-        if let Some(service) = &entity.service {
-            let slices = world.model.endpoint_slices.values().filter(|slice| {
-                slice.key.namespace == service.namespace
-                    && slice.service == service.name
-                    && slice.addresses.contains(&address)
-            });
-            let found = slices.into_iter().any(|slice| {
-                !is_destination
-                    || self.port(port).is_some_and(|port| slice.ports.contains(&(self.packet.protocol, port)))
-            });
-            if !found {
-                return Some(format!(
-                    "{address} is no endpoint of service {}/{}",
-                    service.namespace, service.name
-                ));
-            }
-        }
-        let named = |name: &str, port: u16| {
-            objects.iter().any(|object| {
-                let within = entity.selector.as_ref().is_none_or(|selector| selector.matches(&object.labels));
-                let declares = object.ports.iter().any(|declared| {
-                    declared.name == name
-                        && declared.protocol == self.packet.protocol
-                        && declared.port == port
-                });
-                within && declares
-            })
-        };
-        let holds = |criterion: &PortMatch| match (criterion, self.port(port)) {
-            (PortMatch::Range { first, last }, Some(port)) => *first <= port && port <= *last,
-            (PortMatch::Named(name), Some(port)) => named(name, port),
-            (_, None) => false,
-        };
-        if !entity.ports.is_empty() && !entity.ports.iter().any(holds) {
-            return Some(match port {
-                Some(port) => format!("port {port} is none of its ports"),
-                None => "the packet has no port".to_owned(),
-            });
-        }
-        if entity.not_ports.iter().any(holds) {
-            return Some("its notPorts exclude the port".to_owned());
-        }
-        let numeric_exclusion = entity.not_ports.iter().any(|port| matches!(port, PortMatch::Range { .. }));
-        if numeric_exclusion && self.port(port).is_none() {
-            return Some("it excludes ports and the packet has none (policy model 9.3)".to_owned());
-        }
-        None
-    }
-
-    /// Only TCP, UDP and SCTP have ports here (policy model 9.3).
-    fn port(&self, port: Option<u16>) -> Option<u16> {
-        port.filter(|_| [6, 17, 132].contains(&self.packet.protocol))
-    }
-
+    /// Adds a step to the trace.
     fn note(&mut self, place: Attribution, finding: Finding) {
         self.trace.push(Step { place, finding });
     }
 }
 
-fn icmp_holds(criterion: &IcmpMatch, packet: &PacketTuple) -> bool {
-    let is_icmp = packet.protocol == if packet.destination.is_ipv4() { 1 } else { 58 };
-    let kind = criterion.kind.is_none_or(|kind| packet.icmp.is_some_and(|icmp| icmp.0 == kind));
-    let code = criterion.code.is_none_or(|code| packet.icmp.is_some_and(|icmp| icmp.1 == code));
-    is_icmp && kind && code
+/// Policy model 7.1 (a namespace allows all), 7.2 (a service account has no rules), 2.7 (profiles that were written, and the one that
+/// is always there). `None`: it does not exist.
+pub(crate) fn profile_rules(model: &Model, name: &str, direction: Direction) -> Option<Vec<Rule>> {
+    let allow = || vec![Rule::everything(Action::Allow)];
+    if model.namespaces.values().any(|namespace| *name == format!("kns.{}", namespace.name)) {
+        return Some(allow());
+    }
+    let mut accounts = model.service_accounts.keys();
+    if accounts.any(|account| *name == format!("ksa.{}.{}", account.namespace, account.name)) {
+        return Some(Vec::new());
+    }
+    if name == "projectcalico-default-allow" {
+        return Some(allow());
+    }
+    let profile = model.profiles.get(name)?;
+    Some(match direction {
+        Direction::Ingress => profile.ingress.clone(),
+        Direction::Egress => profile.egress.clone(),
+    })
 }
 
-fn place_of(policy: &Policy) -> Attribution {
+/// Says why a policy that applies does.
+fn applies(policy: &Policy) -> String {
+    let selector = policy.selector.as_ref().map_or("nothing", |selector| selector.canonical());
+    let governs = match (policy.governs_ingress, policy.governs_egress) {
+        (true, true) => "ingress and egress",
+        (true, false) => "ingress",
+        (false, true) => "egress",
+        (false, false) => "nothing",
+    };
+    format!("selects {selector}; governs {governs}")
+}
+
+/// Returns the place of the policy itself.
+pub(crate) fn place_of(policy: &Policy) -> Attribution {
     Attribution {
         tier: policy.tier.clone(),
         kind: policy.key.kind.as_str().to_owned(),

@@ -265,6 +265,7 @@ impl<'a> Chance<'a> {
             let node = Node {
                 name: node.to_owned(),
                 labels: Labels::new(),
+                internal_addresses: addresses.len(),
                 addresses,
                 pod_cidrs,
                 annotations: BTreeMap::new(),

@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_imports, reason = "every test binary uses its own part")]
 
 pub mod chance;
+pub mod hosts;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -1,0 +1,135 @@
+//! Policy model 7: objects of Kubernetes.
+
+use super::*;
+
+#[test]
+fn pm_7_3_pods() {
+    let text = pod_text(
+        "labels: {pcns.x: y, pcsa.x: y, app: web, projectcalico.org/serviceaccount: forged, projectcalico.org/namespace: b}",
+        "{nodeName: n, future: [1], containers: [{ports: [{name: http, containerPort: 80}, {containerPort: 81}, {containerPort: 82, hostPort: 8082, protocol: UDP}, {name: q, containerPort: 83, protocol: QUIC}]}], initContainers: [{ports: [{name: http, containerPort: 90}]}]}",
+        "{podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'}]}",
+    );
+    let found = pod(&text);
+    let labels: Vec<_> = found.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    assert_eq!(labels, ["app=web", "projectcalico.org/namespace=a", "projectcalico.org/orchestrator=k8s"]);
+    let ports: Vec<_> =
+        found.ports.iter().map(|port| (port.name.as_str(), port.protocol, port.port)).collect();
+    assert_eq!(ports, [("http", 6, 80), ("", 17, 82), ("http", 6, 90)]);
+    assert_eq!(found.addresses.len(), 2);
+    let account =
+        |length: usize| pod(&pod_text("", &format!("{{serviceAccountName: {}}}", "s".repeat(length)), "{}"));
+    assert!(account(62).labels.contains_key("projectcalico.org/serviceaccount"));
+    assert!(!account(63).labels.contains_key("projectcalico.org/serviceaccount"));
+    let up = "{podIP: 10.0.0.1}";
+    let rows = [
+        ("", "{phase: Succeeded, podIP: 10.0.0.1}", true),
+        ("", "{phase: Failed}", true),
+        ("annotations: {cni.projectcalico.org/podIP: ''}", up, false),
+        ("deletionTimestamp: '2026-01-01T00:00:00Z'", up, false),
+        (
+            "deletionTimestamp: '2026-01-01T00:00:00Z', annotations: {cni.projectcalico.org/podIP: ''}",
+            up,
+            true,
+        ),
+    ];
+    for (meta, status, finished) in rows {
+        let found = pod(&pod_text(meta, "{nodeName: n}", status));
+        assert_eq!((found.finished, found.addresses.is_empty()), (finished, finished), "{meta} {status}");
+    }
+    check(&pod_text("", "{}", "{podIPs: [{ip: nonsense}]}"), false);
+    assert!(pod(&pod_text("", "{hostNetwork: true}", "{}")).host_network);
+}
+
+#[test]
+fn pm_7_4_label_selectors() {
+    let pods = "projectcalico.org/orchestrator == \"k8s\"";
+    let ns = "projectcalico.org/namespace == \"a\"";
+    let rows = [
+        ("{}", format!("({pods} && {ns})")),
+        ("{podSelector: {}}", format!("({pods} && {ns})")),
+        (
+            "{podSelector: {matchLabels: {k2: v2, k: v}}}",
+            format!("(({pods} && k == \"v\" && k2 == \"v2\") && {ns})"),
+        ),
+        (
+            "{podSelector: {matchExpressions: [{key: k, operator: In, values: [b, a]}, {key: l, operator: DoesNotExist}]}}",
+            format!("(({pods} && k in {{\"a\", \"b\"}} && !has(l)) && {ns})"),
+        ),
+        (
+            "{podSelector: {matchExpressions: [{key: k, operator: NotIn, values: [a]}, {key: l, operator: Exists}]}}",
+            format!("(({pods} && k not in {{\"a\"}} && has(l)) && {ns})"),
+        ),
+    ];
+    for (spec, expected) in rows {
+        assert_eq!(policy(&knp(spec)).selector.as_ref().unwrap().canonical(), expected, "{spec}");
+    }
+    for bad in [
+        "{key: k, operator: in, values: [a]}",
+        "{key: k, operator: In}",
+        "{key: k, operator: Exists, values: [a]}",
+    ] {
+        check(&knp(&format!("{{podSelector: {{matchExpressions: [{bad}]}}}}")), false);
+    }
+}
+
+#[test]
+fn pm_7_5_kubernetes_policies() {
+    let found = policy(&knp(
+        "{podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {k: v}}}], ports: [{port: 80}, {}]}]}",
+    ));
+    assert_eq!((found.tier.as_str(), found.order.0), ("default", 1000.0));
+    assert_eq!(found.ingress.len(), 1);
+    assert_eq!((found.ingress[0].protocol, found.ingress[0].destination.ports.len()), (Some(6), 0));
+    let found = policy(&knp(
+        "{egress: [{to: [{podSelector: {}}], ports: [{}, {port: 80}]}, {ports: [{protocol: UDP, port: 53}]}]}",
+    ));
+    assert_eq!(found.egress.len(), 2);
+    assert_eq!(found.egress[1].destination.ports, [range(53, 53)]);
+    let found = policy(&knp(
+        "{ingress: [{from: [{namespaceSelector: {}}, {namespaceSelector: {matchLabels: {x: y}}, podSelector: {}}], ports: [{port: 1}, {port: 1, protocol: UDP}]}]}",
+    ));
+    assert_eq!(
+        found.ingress.iter().map(|rule| rule.protocol).collect::<Vec<_>>(),
+        [Some(6), Some(6), Some(17), Some(17)]
+    );
+    let peer = found.ingress[0].source.selector.as_ref().unwrap().canonical().to_owned();
+    assert_eq!(peer, "(has(projectcalico.org/namespace) && projectcalico.org/orchestrator == \"k8s\")");
+    let found = policy(&knp("{ingress: [{ports: [{port: 0}]}, {ports: [{port: 5, endPort: 9}]}]}"));
+    assert_eq!((found.ingress.len(), &found.ingress[0].destination.ports), (1, &vec![range(5, 9)]));
+    let found = policy(&knp(
+        "{ingress: [{from: [{ipBlock: {cidr: 10.1.2.3/8, except: [10.1.0.0/16]}}, {ipBlock: {cidr: junk}}]}]}",
+    ));
+    assert_eq!(found.ingress[0].source.nets, ["10.0.0.0/8".parse().unwrap()]);
+    assert!(found.ingress[0].unenforced.is_empty());
+    assert!(matches!(found.ingress[1].unenforced[..], [Unenforced::Unparseable(_)]), "PM-D5");
+    check(&knp("{ingress: [{from: [{}]}]}"), false);
+}
+
+#[test]
+fn pm_7_5_port_simplification() {
+    let r = range;
+    let name = |text: &str| PortMatch::Named(text.to_owned());
+    let rows = [
+        (vec![], vec![]),
+        (vec![r(2, 2), r(1, 1)], vec![r(1, 2)]),
+        (vec![r(1, 1), r(2, 2), r(4, 4)], vec![r(1, 2), r(4, 4)]),
+        (
+            vec![
+                r(9090, 9090),
+                name("http"),
+                r(81, 90),
+                r(3, 3),
+                r(80, 81),
+                r(1, 1),
+                name("foo"),
+                r(4, 4),
+                r(2, 2),
+            ],
+            vec![name("foo"), name("http"), r(1, 4), r(80, 90), r(9090, 9090)],
+        ),
+        (vec![r(0, 65535)], vec![r(0, 65535)]),
+    ];
+    for (input, output) in rows {
+        assert_eq!(network_policy::simplify(input), output);
+    }
+}
