@@ -218,75 +218,73 @@ impl<T> Default for Filing<T> {
     }
 }
 
-/// Where a selector is filed.
-enum Place {
-    Labels(Vec<LabelId>),
-    Key(u32),
-    Anywhere,
-    /// Nothing satisfies it.
-    Nowhere,
+/// What a selector asks of one label that an object needs to satisfy it.
+enum Need {
+    OneOf(Vec<LabelId>),
+    Present(u32),
 }
 
-/// Labels that nearly every pod has; any other narrows down more.
-const COMMON: [&str; 2] = ["projectcalico.org/orchestrator", "projectcalico.org/namespace"];
-
-fn place(universe: &mut Universe, selector: Option<&Selector>) -> Place {
+/// Returns every label that `selector` needs; `None` when nothing satisfies it.
+fn needs(universe: &mut Universe, selector: Option<&Selector>) -> Option<Vec<Need>> {
     let restrictions: BTreeMap<String, Restriction> =
         selector.map(Selector::restrictions).unwrap_or_default();
-    let commonness = |label: &str| COMMON.iter().position(|common| *common == label).map_or(2, |place| place);
-    let values = restrictions.iter().filter_map(|(label, restriction)| match restriction {
-        Restriction::OneOf(values) => Some((label, values)),
-        Restriction::Present | Restriction::Absent => None,
-    });
-    if values.clone().any(|(_, values)| values.is_empty()) {
-        return Place::Nowhere;
+    let mut needs = Vec::new();
+    for (label, restriction) in &restrictions {
+        match restriction {
+            Restriction::OneOf(values) if values.is_empty() => return None,
+            Restriction::OneOf(values) => {
+                needs.push(Need::OneOf(values.iter().map(|value| universe.label(label, value)).collect()));
+            }
+            Restriction::Present => needs.push(Need::Present(universe.key(label))),
+            Restriction::Absent => {}
+        }
     }
-    if let Some((label, values)) = values.max_by_key(|(label, _)| commonness(label)) {
-        return Place::Labels(values.iter().map(|value| universe.label(label, value)).collect());
-    }
-    let present = restrictions.iter().find(|(_, restriction)| matches!(restriction, Restriction::Present));
-    present.map_or(Place::Anywhere, |(label, _)| Place::Key(universe.key(label)))
+    Some(needs)
 }
 
 impl<T: Copy + Eq + Hash> Filing<T> {
-    /// Files `item`; `None` is satisfied by everything.
+    /// Files `item` under the label that tells most objects apart; a selector of `None` is satisfied by everything.
     pub(crate) fn insert(&mut self, universe: &mut Universe, selector: Option<&Selector>, item: T) {
-        match place(universe, selector) {
-            Place::Labels(labels) => {
+        let Some(needs) = needs(universe, selector) else { return };
+        // How many values a label has, shared among those that would do.
+        let worth = |need: &Need| match need {
+            Need::OneOf(labels) => {
+                labels.first().map_or(0, |label| universe.keys[label.key as usize].names.len() / labels.len())
+            }
+            Need::Present(_) => 0,
+        };
+        match needs.into_iter().max_by_key(worth) {
+            Some(Need::OneOf(labels)) => {
                 labels.into_iter().for_each(|label| self.by_label.entry(label).or_default().push(item));
             }
-            Place::Key(key) => self.by_key.entry(key).or_default().push(item),
-            Place::Anywhere => self.others.push(item),
-            Place::Nowhere => {}
+            Some(Need::Present(key)) => self.by_key.entry(key).or_default().push(item),
+            None => self.others.push(item),
         }
     }
 
-    /// Takes `item` out again; `selector` is the one it was filed with.
+    /// Takes `item` out again; `selector` is the one it was filed with. Which label told most apart may have changed meanwhile.
     pub(crate) fn remove(&mut self, universe: &mut Universe, selector: Option<&Selector>, item: T) {
-        let take = |list: &mut Vec<T>| {
-            if let Some(index) = list.iter().position(|other| *other == item) {
-                list.swap_remove(index);
-            }
-        };
-        match place(universe, selector) {
-            Place::Labels(labels) => {
-                for label in labels {
-                    if let Some(list) = self.by_label.get_mut(&label) {
-                        take(list);
-                        if list.is_empty() {
-                            self.by_label.remove(&label);
-                        }
-                    }
+        fn take<K: Eq + Hash, T: Eq>(
+            lists: &mut HashMap<K, Vec<T>, foldhash::fast::FixedState>,
+            key: K,
+            item: &T,
+        ) {
+            if let Some(list) = lists.get_mut(&key) {
+                list.retain(|other| other != item);
+                if list.is_empty() {
+                    lists.remove(&key);
                 }
             }
-            Place::Key(key) => {
-                if let Some(list) = self.by_key.get_mut(&key) {
-                    take(list);
-                }
-            }
-            Place::Anywhere => take(&mut self.others),
-            Place::Nowhere => {}
         }
+        for need in needs(universe, selector).into_iter().flatten() {
+            match need {
+                Need::OneOf(labels) => {
+                    labels.into_iter().for_each(|label| take(&mut self.by_label, label, &item));
+                }
+                Need::Present(key) => take(&mut self.by_key, key, &item),
+            }
+        }
+        self.others.retain(|other| *other != item);
     }
 
     /// Returns everything that an object with `labels` may satisfy; each item at most once.
