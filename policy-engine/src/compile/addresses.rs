@@ -61,7 +61,75 @@ impl Store {
 }
 
 /// So many changes at once are one walk over everything.
-const MANY: usize = 4_096;
+const MANY: usize = 65_536;
+
+/// Prefixes whose meaning may have changed.
+#[derive(Debug, Default)]
+pub(crate) struct Changed {
+    v4: Changes<u32>,
+    v6: Changes<u128>,
+}
+
+#[derive(Debug)]
+struct Changes<A> {
+    prefixes: Vec<Prefix<A>>,
+    everywhere: bool,
+}
+
+impl<A> Default for Changes<A> {
+    fn default() -> Self {
+        Self { prefixes: Vec::new(), everywhere: false }
+    }
+}
+
+impl<A: Bits + Default> Changes<A> {
+    fn push(&mut self, prefix: Prefix<A>) {
+        if self.everywhere {
+            return;
+        }
+        if self.prefixes.len() == MANY {
+            self.everywhere = true;
+            self.prefixes = Vec::new();
+            return;
+        }
+        self.prefixes.push(prefix);
+    }
+
+    /// Returns prefixes that cover all changes and do not overlap.
+    fn cover(mut self, store: usize) -> Vec<Prefix<A>> {
+        if self.everywhere || self.prefixes.len() > 4_096 && self.prefixes.len() * 8 > store {
+            return vec![(A::default(), 0)];
+        }
+        self.prefixes.sort_unstable();
+        let mut last: Option<A> = None;
+        self.prefixes.retain(|(first, length)| {
+            let is_outside = last.is_none_or(|last| *first > last);
+            if is_outside {
+                last = Some(first.broadcast(*length));
+            }
+            is_outside
+        });
+        self.prefixes
+    }
+}
+
+impl Changed {
+    /// Something about `prefix` may be different.
+    pub(crate) fn push(&mut self, prefix: AnyPrefix) {
+        match prefix {
+            // A /24 is refreshed as a whole, so it needs to be named once.
+            AnyPrefix::V4((first, length)) => self.v4.push((first.network(length.min(24)), length.min(24))),
+            AnyPrefix::V6(prefix) => self.v6.push(prefix),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.v4.prefixes.is_empty()
+            && self.v6.prefixes.is_empty()
+            && !self.v4.everywhere
+            && !self.v6.everywhere
+    }
+}
 
 /// Both look-up tables.
 #[derive(Clone, Debug, Default)]
@@ -74,43 +142,17 @@ impl Addresses {
     /// Brings the tables up to date with the store, within `changed`. Returns whether any address may mean something else now.
     pub(crate) fn refresh(
         &mut self,
-        mut changed: Vec<AnyPrefix>,
+        changed: Changed,
         store: &Store,
         identity_of: &impl Fn(u32) -> IdentityId,
         identities: &mut Identities,
     ) -> bool {
         let mut is_other = false;
-        // A /24 is refreshed as a whole, so its addresses need to be named once.
-        for prefix in &mut changed {
-            if let AnyPrefix::V4((first, length @ 24..)) = prefix {
-                *prefix = AnyPrefix::V4((first.network(24), (*length).min(24)));
-            }
+        for prefix in changed.v4.cover(store.v4.len()) {
+            is_other |= self.v4.refresh(prefix, &store.v4, identity_of, identities);
         }
-        changed.sort_unstable();
-        changed.dedup();
-        let first_of_v6 = changed.partition_point(|prefix| matches!(prefix, AnyPrefix::V4(_)));
-        let (v4, v6) = changed.split_at(first_of_v6);
-        if v4.len() > MANY && v4.len() * 16 > store.v4.len() {
-            is_other |= self.v4.refresh((0, 0), &store.v4, identity_of, identities);
-        } else {
-            let v4 = v4.iter().filter_map(|prefix| match prefix {
-                AnyPrefix::V4(prefix) => Some(*prefix),
-                AnyPrefix::V6(_) => None,
-            });
-            for prefix in outermost(v4) {
-                is_other |= self.v4.refresh(prefix, &store.v4, identity_of, identities);
-            }
-        }
-        if v6.len() > MANY && v6.len() * 16 > store.v6.len() {
-            is_other |= self.v6.refresh((0, 0), &store.v6, identity_of, identities);
-        } else {
-            let v6 = v6.iter().filter_map(|prefix| match prefix {
-                AnyPrefix::V6(prefix) => Some(*prefix),
-                AnyPrefix::V4(_) => None,
-            });
-            for prefix in outermost(v6) {
-                is_other |= self.v6.refresh(prefix, &store.v6, identity_of, identities);
-            }
+        for prefix in changed.v6.cover(store.v6.len()) {
+            is_other |= self.v6.refresh(prefix, &store.v6, identity_of, identities);
         }
         is_other
     }
@@ -143,16 +185,4 @@ impl Addresses {
         self.v4.for_each_interval(|start, identity| see(Ipv4Addr::from(start).into(), identity));
         self.v6.for_each_interval(|start, identity| see(Ipv6Addr::from(start).into(), identity));
     }
-}
-
-/// Leaves out prefixes that lie within an earlier one; `sorted` has outer prefixes before inner ones.
-fn outermost<A: Bits>(sorted: impl Iterator<Item = Prefix<A>>) -> impl Iterator<Item = Prefix<A>> {
-    let mut last: Option<A> = None;
-    sorted.filter(move |(first, length)| {
-        let is_inside = last.is_some_and(|last| *first <= last);
-        if !is_inside {
-            last = Some(first.broadcast(*length));
-        }
-        !is_inside
-    })
 }

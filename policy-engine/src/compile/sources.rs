@@ -19,7 +19,7 @@ use hashbrown::{HashMap, HashTable};
 use ipnet::IpNet;
 use roaring::RoaringBitmap;
 
-use super::addresses::{AnyPrefix, Store};
+use super::addresses::{AnyPrefix, Changed, Store};
 use super::identities::{Identities, Membership, SetId, triple};
 use super::sets::{Set, SetKey, Sets};
 use super::universe::{Filing, LabelList, Universe};
@@ -125,7 +125,7 @@ pub(crate) struct Sources {
     /// Addresses that may have another owner, or an owner of another identity.
     unsettled: Vec<IpAddr>,
     /// Prefixes whose meaning may have changed.
-    changed: Vec<AnyPrefix>,
+    changed: Changed,
     /// Local endpoints whose pod came, changed or went.
     stirred: BTreeSet<EndpointId>,
 }
@@ -705,10 +705,19 @@ impl Sources {
         let Self { sources, changed, store, .. } = self;
         let source = &sources[number as usize];
         if source.identity.0 != 0 {
-            source.kind.for_each_prefix(|prefix| {
+            // In order, which a large map takes several times faster.
+            let (mut v4, mut v6) = (Vec::new(), Vec::new());
+            source.kind.for_each_prefix(|prefix| match prefix {
+                AnyPrefix::V4(prefix) => v4.push(prefix),
+                AnyPrefix::V6(prefix) => v6.push(prefix),
+            });
+            v4.sort_unstable();
+            v6.sort_unstable();
+            let v6 = v6.into_iter().map(AnyPrefix::V6);
+            for prefix in v4.into_iter().map(AnyPrefix::V4).chain(v6) {
                 store.add(prefix, number);
                 changed.push(prefix);
-            });
+            }
         }
     }
 
@@ -764,7 +773,7 @@ impl Sources {
     }
 
     /// Lets `refresh` bring a table up to date within what changed since the last call.
-    pub(crate) fn take_changed(&mut self) -> Vec<AnyPrefix> {
+    pub(crate) fn take_changed(&mut self) -> Changed {
         std::mem::take(&mut self.changed)
     }
 

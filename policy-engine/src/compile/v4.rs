@@ -1,14 +1,13 @@
-//! IPv4 addresses to identities: 8 + 8 + 8 bits of direct table, then a block for the last byte.
+//! IPv4 addresses to identities: two bytes by direct table, the others by blocks of intervals.
 //!
 //! ```text
-//!   root[256] ─▶ middle[256] ─▶ page: 256 slots, one per /24, then blocks
-//!                                      slot = identity of the whole /24, or the place of a block
-//!                               page of one word: identity of the whole /16
-//!   block: where each of its intervals begins, then one identity per interval
+//!   root[256] ─▶ middle[256] ─▶ page of one word: the identity of the whole /16
+//!                               page of more:     block over the third byte ─▶ identity, or block over the last byte ─▶ identity
+//!   block: where each of its intervals begins (eight bytes, or a bit per value), then one word per interval
 //! ```
 //!
-//! Middles and pages are shared with earlier tables until they change. A changed /24 appends its new block to a copy of its page; what
-//! the old one took is counted and squeezed out when it is more than half of the blocks.
+//! A page with few prefixes in it is one or two cache lines, whatever their length. Middles and pages are shared with earlier tables
+//! until they change.
 
 use std::sync::{Arc, LazyLock};
 
@@ -20,15 +19,12 @@ type Page = Arc<[u32]>;
 type Middle = Arc<[Page; 256]>;
 
 const SLOTS: usize = 256;
-/// Word after the slots: how many words of blocks are garbage.
-const GARBAGE: usize = SLOTS;
-const HEADER: usize = SLOTS + 1;
 
-/// Slots below this are identities.
+/// Words below this are identities; others name a block of the same page.
 const DIRECT: u32 = 1 << 30;
 /// A block of at most eight intervals; bits 27 to 29 hold their number less one.
 const SMALL: u32 = 1 << 30;
-/// A block with a bit per address.
+/// A block with a bit per value.
 const LARGE: u32 = 1 << 31;
 const OFFSET: u32 = (1 << 27) - 1;
 
@@ -49,99 +45,114 @@ impl Default for V4 {
     }
 }
 
-/// Intervals of a /24 while its block is made: where they begin, and what they are.
+/// Intervals of the values of one byte while their block is made: where they begin, and what they are.
 #[derive(Debug, Default)]
 struct Runs(Vec<(u8, u32)>);
 
 impl Runs {
-    fn begin(&mut self, at: u8, identity: u32) {
+    fn begin(&mut self, at: u8, word: u32) {
         if self.0.last().is_some_and(|last| last.0 == at) {
             self.0.pop();
         }
-        if self.0.last().is_none_or(|last| last.1 != identity) {
-            self.0.push((at, identity));
+        if self.0.last().is_none_or(|last| last.1 != word) {
+            self.0.push((at, word));
         }
     }
-}
 
-/// Makes the word for a /24, putting a block at the end of `words` when it needs one.
-fn slot(runs: &Runs, words: &mut Vec<u32>) -> u32 {
-    let offset = words.len() as u32;
-    match runs.0.as_slice() {
-        [] => 0,
-        [(_, identity)] => *identity,
-        few if few.len() <= 8 => {
-            let mut starts = [0u8; 8];
-            few.iter().zip(&mut starts).for_each(|((at, _), start)| *start = *at);
-            let [a, b, c, d, e, f, g, h] = starts;
-            words.extend([u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h])]);
-            words.extend(few.iter().map(|(_, identity)| *identity));
-            SMALL | (few.len() as u32 - 1) << 27 | offset
+    /// How many words the block takes; none when there is nothing to tell apart.
+    fn block_len(&self) -> usize {
+        match self.0.len() {
+            0 | 1 => 0,
+            few @ 2..=8 => 2 + few,
+            many => 10 + many,
         }
-        many => {
-            let mut bits = [0u32; 8];
-            many.iter().for_each(|(at, _)| bits[usize::from(at >> 5)] |= 1 << (at & 31));
-            let mut before = [0u8; 8];
-            for word in 1..8 {
-                before[word] = before[word - 1] + bits[word - 1].count_ones() as u8;
+    }
+
+    /// Returns the word that stands for the runs, putting a block at the end of `words` when it needs one.
+    fn write(&self, words: &mut Vec<u32>) -> u32 {
+        let offset = words.len() as u32;
+        let values = self.0.iter().map(|(_, word)| *word);
+        match self.0.as_slice() {
+            [] => 0,
+            [(_, word)] => *word,
+            few if few.len() <= 8 => {
+                let mut starts = [0u8; 8];
+                few.iter().zip(&mut starts).for_each(|((at, _), start)| *start = *at);
+                words.extend(halves(starts));
+                words.extend(values);
+                SMALL | (few.len() as u32 - 1) << 27 | offset
             }
-            words.extend(bits);
-            let [a, b, c, d, e, f, g, h] = before;
-            words.extend([u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h])]);
-            words.extend(many.iter().map(|(_, identity)| *identity));
-            LARGE | offset
+            many => {
+                let mut bits = [0u32; 8];
+                many.iter().for_each(|(at, _)| bits[usize::from(at >> 5)] |= 1 << (at & 31));
+                let mut before = [0u8; 8];
+                for word in 1..8 {
+                    before[word] = before[word - 1] + bits[word - 1].count_ones() as u8;
+                }
+                words.extend(bits);
+                words.extend(halves(before));
+                words.extend(values);
+                LARGE | offset
+            }
         }
     }
 }
 
-/// Returns how many words the block of `slot` takes.
-fn block_len(page: &[u32], slot: u32) -> usize {
-    let offset = (slot & OFFSET) as usize;
-    if slot & LARGE != 0 {
-        10 + page[offset..offset + 8].iter().map(|bits| bits.count_ones() as usize).sum::<usize>()
-    } else if slot & SMALL != 0 {
-        2 + (slot >> 27 & 7) as usize + 1
+fn halves(bytes: [u8; 8]) -> [u32; 2] {
+    let both = u64::from_le_bytes(bytes);
+    [both as u32, (both >> 32) as u32]
+}
+
+/// Returns where the values of a block begin, and where it ends.
+fn values_of(page: &[u32], block: u32) -> std::ops::Range<usize> {
+    let offset = (block & OFFSET) as usize;
+    if block & LARGE != 0 {
+        let count = page[offset..offset + 8].iter().map(|bits| bits.count_ones() as usize).sum::<usize>();
+        offset + 10..offset + 10 + count
     } else {
-        0
+        offset + 2..offset + 2 + (block >> 27 & 7) as usize + 1
     }
 }
 
-/// Whether `slot` says what `runs` say.
-fn is_block_of(page: &[u32], slot: u32, runs: &Runs) -> bool {
-    if slot < DIRECT {
-        return matches!(runs.0[..], [(_, identity)] if identity == slot);
-    }
-    let head = if slot & LARGE != 0 { 10 } else { 2 };
-    let offset = (slot & OFFSET) as usize;
-    let identities = &page[offset + head..offset + block_len(page, slot)];
-    // Every run begins where one of the block does, so equal identities in equal number at the same starts are the same runs.
-    identities.len() == runs.0.len()
-        && runs.0.iter().zip(identities).all(|(run, identity)| run.1 == *identity)
-        && runs.0.windows(2).all(|pair| {
-            in_block(page, slot, pair[1].0) == pair[1].1 && in_block(page, slot, pair[1].0 - 1) == pair[0].1
-        })
-}
-
-/// Finds the identity of the address with this low byte in the block of `slot`.
+/// Counts the bytes of `bytes` that are not above `value`, all at once: each in a lane of two bytes, where the subtraction cannot
+/// borrow from its neighbour.
 #[inline]
-fn in_block(page: &[u32], slot: u32, low: u8) -> u32 {
-    let offset = (slot & OFFSET) as usize;
-    if slot & LARGE == 0 {
-        let count = (slot >> 27 & 7) as usize + 1;
-        let block = &page[offset..offset + 2 + count];
-        let starts = u64::from(block[0]) | u64::from(block[1]) << 32;
-        let mut index = 0;
-        for start in 1..count {
-            index += usize::from((starts >> (8 * start)) as u8 <= low);
-        }
-        block[2 + index]
+fn not_above(bytes: u64, value: u8) -> usize {
+    const LOW: u64 = 0x00ff_00ff_00ff_00ff;
+    const ONE: u64 = 0x0100_0100_0100_0100;
+    let values = u64::from(value) * 0x0001_0001_0001_0001 + ONE;
+    let even = values.wrapping_sub(bytes & LOW) & ONE;
+    let odd = values.wrapping_sub(bytes >> 8 & LOW) & ONE;
+    (even.count_ones() + odd.count_ones()) as usize
+}
+
+/// Finds the word of `value` in `block`.
+#[inline]
+fn in_block(page: &[u32], block: u32, value: u8) -> u32 {
+    let offset = (block & OFFSET) as usize;
+    if block & LARGE == 0 {
+        let count = (block >> 27 & 7) as usize + 1;
+        let words = &page[offset..offset + 2 + count];
+        let starts = u64::from(words[0]) | u64::from(words[1]) << 32;
+        // Starts beyond the last are zero: they count for every value, and as many as there are.
+        words[2 + not_above(starts, value) - (8 - count) - 1]
     } else {
-        let block = &page[offset..];
-        let word = usize::from(low >> 5);
-        let before = (u64::from(block[8]) | u64::from(block[9]) << 32) >> (8 * word);
-        let upto = block[word] & (u32::MAX >> (31 - (low & 31)));
-        block[10 + (before as u8) as usize + upto.count_ones() as usize - 1]
+        let words = &page[offset..];
+        let word = usize::from(value >> 5);
+        let before = (u64::from(words[8]) | u64::from(words[9]) << 32) >> (8 * word);
+        let upto = words[word] & (u32::MAX >> (31 - (value & 31)));
+        words[10 + (before as u8) as usize + upto.count_ones() as usize - 1]
     }
+}
+
+/// Returns the runs of a block, or of one word for all values.
+fn runs_of(page: &[u32], block: u32) -> Runs {
+    if block < DIRECT {
+        return Runs(vec![(0, block)]);
+    }
+    let mut runs = Runs::default();
+    (0..=u8::MAX).for_each(|value| runs.begin(value, in_block(page, block, value)));
+    runs
 }
 
 impl V4 {
@@ -149,18 +160,20 @@ impl V4 {
     #[inline]
     pub(crate) fn identity(&self, address: u32) -> IdentityId {
         let page = &*self.root[(address >> 24) as usize][(address >> 16 & 255) as usize];
-        let [whole] = page else {
-            let slot = page[(address >> 8 & 255) as usize];
-            return IdentityId(if slot < DIRECT { slot } else { in_block(page, slot, address as u8) });
-        };
-        IdentityId(*whole)
+        let mut word = page[0];
+        if word >= DIRECT {
+            word = in_block(page, word, (address >> 8) as u8);
+            if word >= DIRECT {
+                word = in_block(page, word, address as u8);
+            }
+        }
+        IdentityId(word)
     }
 
     /// Asks for the page of an address, so that [`V4::identity`] finds it near.
     #[inline]
     pub(crate) fn prefetch(&self, address: u32) {
-        let page = &*self.root[(address >> 24) as usize][(address >> 16 & 255) as usize];
-        margay_accel::prefetch_item(page, (address >> 8 & 255) as usize);
+        margay_accel::prefetch_item(&self.root[(address >> 24) as usize][(address >> 16 & 255) as usize], 0);
     }
 
     /// Brings everything within `prefix` up to date with the store. Returns whether any address may mean something else now.
@@ -189,42 +202,47 @@ impl V4 {
     ) -> bool {
         let prefix = (prefix.0 & !255, prefix.1.min(24));
         let (high, middle) = ((prefix.0 >> 24) as usize, (prefix.0 >> 16 & 255) as usize);
-        let old = &self.root[high][middle];
-        let words: Vec<u32> = match **old {
-            [whole] => std::iter::repeat_n(whole, SLOTS).chain([0]).collect(),
-            _ => old.to_vec(),
-        };
         let first = (prefix.0 >> 8 & 255) as usize;
-        let slots = first..first + (1 << (24 - prefix.1));
-        let mut maker =
-            PageMaker { words, runs: Runs::default(), at: slots.start, end: slots.end, is_other: false };
+        let end = first + (1 << (24 - prefix.1));
+        let mut maker = PageMaker::at(first, end);
         store.intervals(prefix, identity_of, identities, |start, identity| {
             maker.begin((start >> 8 & 255) as usize, start as u8, identity.0);
         });
-        let (words, is_other) = maker.finish();
-        if is_other {
-            Arc::make_mut(&mut Arc::make_mut(&mut self.root)[high])[middle] = squeezed(words);
+        let fresh = maker.finish();
+        let old = &self.root[high][middle];
+        let is_same = fresh.iter().zip(first..).all(|(runs, slot)| {
+            let word = if old[0] < DIRECT { old[0] } else { in_block(old, old[0], slot as u8) };
+            runs_of(old, word).0 == runs.0
+        });
+        if is_same {
+            return false;
         }
-        is_other
+        let page = assemble(|slot| match fresh.get(slot.wrapping_sub(first)) {
+            Some(runs) => Slot::Runs(runs),
+            None if old[0] < DIRECT => Slot::Whole(old[0]),
+            None => match in_block(old, old[0], slot as u8) {
+                identity if identity < DIRECT => Slot::Whole(identity),
+                block => Slot::Block(old, block),
+            },
+        });
+        Arc::make_mut(&mut Arc::make_mut(&mut self.root)[high])[middle] = page;
+        true
     }
 
     /// Shows every identity in the table to `see`, some of them often.
     pub(crate) fn for_each_identity(&self, mut see: impl FnMut(IdentityId)) {
         for middle in self.root.iter().filter(|middle| !Arc::ptr_eq(middle, &NOTHING)) {
             for page in middle.iter() {
-                if let [whole] = **page {
-                    see(IdentityId(whole));
+                if page[0] < DIRECT {
+                    see(IdentityId(page[0]));
                     continue;
                 }
-                for slot in &page[..SLOTS] {
-                    if *slot < DIRECT {
-                        see(IdentityId(*slot));
-                        continue;
+                for word in &page[values_of(page, page[0])] {
+                    if *word < DIRECT {
+                        see(IdentityId(*word));
+                    } else {
+                        page[values_of(page, *word)].iter().for_each(|identity| see(IdentityId(*identity)));
                     }
-                    let offset = (slot & OFFSET) as usize;
-                    let head = if slot & LARGE != 0 { 10 } else { 2 };
-                    let block = &page[offset + head..offset + block_len(page, *slot)];
-                    block.iter().for_each(|identity| see(IdentityId(*identity)));
                 }
             }
         }
@@ -238,23 +256,10 @@ impl V4 {
                 continue;
             }
             for (number, page) in (0u32..).zip(middle.iter()) {
-                let start = high << 24 | number << 16;
-                if let [whole] = **page {
-                    see(start, IdentityId(whole));
-                    continue;
-                }
-                for (number, slot) in (0u32..).zip(&page[..SLOTS]) {
-                    let start = start | number << 8;
-                    if *slot < DIRECT {
-                        see(start, IdentityId(*slot));
-                        continue;
-                    }
-                    let mut last = None;
-                    for low in 0..=u8::MAX {
-                        let identity = in_block(page, *slot, low);
-                        if last.replace(identity) != Some(identity) {
-                            see(start | u32::from(low), IdentityId(identity));
-                        }
+                for (slot, word) in runs_of(page, page[0]).0 {
+                    let start = high << 24 | number << 16 | u32::from(slot) << 8;
+                    for (low, identity) in runs_of(page, word).0 {
+                        see(start | u32::from(low), IdentityId(identity));
                     }
                 }
             }
@@ -262,18 +267,58 @@ impl V4 {
     }
 }
 
-/// Writes slots and blocks of one page, in order.
+/// What one /24 is made of.
+enum Slot<'a> {
+    Runs(&'a Runs),
+    /// One identity.
+    Whole(u32),
+    /// A block of another page.
+    Block(&'a [u32], u32),
+}
+
+/// Makes a page of its 256 slots.
+fn assemble<'a>(slot: impl Fn(usize) -> Slot<'a>) -> Page {
+    // Blocks first, with offsets from where they will begin; that is known when the slots are.
+    let mut blocks: Vec<u32> = Vec::new();
+    let mut slots = Runs::default();
+    for number in 0..SLOTS {
+        let word = match slot(number) {
+            Slot::Runs(runs) => runs.write(&mut blocks),
+            Slot::Whole(identity) => identity,
+            Slot::Block(page, block) => {
+                let offset = blocks.len() as u32;
+                let first = (block & OFFSET) as usize;
+                blocks.extend_from_slice(&page[first..values_of(page, block).end]);
+                block & !OFFSET | offset
+            }
+        };
+        slots.begin(number as u8, word);
+    }
+    let base = 1 + slots.block_len() as u32;
+    for (_, word) in slots.0.iter_mut().filter(|(_, word)| *word >= DIRECT) {
+        *word += base;
+    }
+    let mut words = Vec::with_capacity(base as usize + blocks.len());
+    words.push(0);
+    words[0] = slots.write(&mut words);
+    words.extend(blocks);
+    words.into()
+}
+
+/// Sorts intervals by the /24 that they are in.
 struct PageMaker {
-    words: Vec<u32>,
+    done: Vec<Runs>,
     runs: Runs,
     /// The slot that `runs` are of.
     at: usize,
     end: usize,
-    /// Some slot is another one than before.
-    is_other: bool,
 }
 
 impl PageMaker {
+    fn at(first: usize, end: usize) -> Self {
+        Self { done: Vec::with_capacity(end - first), runs: Runs::default(), at: first, end }
+    }
+
     fn begin(&mut self, slot: usize, low: u8, identity: u32) {
         self.go_to(slot);
         self.runs.begin(low, identity);
@@ -283,46 +328,16 @@ impl PageMaker {
     fn go_to(&mut self, slot: usize) {
         while self.at < slot {
             let lasting = self.runs.0.last().map_or(0, |run| run.1);
-            let before = self.words[self.at];
-            if !is_block_of(&self.words, before, &self.runs) {
-                self.words[GARBAGE] += block_len(&self.words, before) as u32;
-                self.words[self.at] = self::slot(&self.runs, &mut self.words);
-                self.is_other = true;
-            }
-            self.runs.0.clear();
+            self.done.push(std::mem::take(&mut self.runs));
             self.runs.begin(0, lasting);
             self.at += 1;
         }
     }
 
-    fn finish(mut self) -> (Vec<u32>, bool) {
+    fn finish(mut self) -> Vec<Runs> {
         self.go_to(self.end);
-        (self.words, self.is_other)
+        self.done
     }
-}
-
-/// Returns the page that `words` are, as one word where all slots agree, without garbage where there is much.
-fn squeezed(words: Vec<u32>) -> Page {
-    let first = words[0];
-    if first < DIRECT && words[..SLOTS].iter().all(|slot| *slot == first) {
-        return Arc::from([first]);
-    }
-    let blocks = words.len() - HEADER;
-    if words[GARBAGE] as usize * 2 <= blocks || blocks < 64 {
-        return words.into();
-    }
-    let mut fresh = Vec::with_capacity(words.len() - words[GARBAGE] as usize);
-    fresh.extend_from_slice(&words[..HEADER]);
-    fresh[GARBAGE] = 0;
-    for slot in 0..SLOTS {
-        let len = block_len(&words, words[slot]);
-        if len > 0 {
-            let offset = (words[slot] & OFFSET) as usize;
-            fresh[slot] = words[slot] & !OFFSET | fresh.len() as u32;
-            fresh.extend_from_slice(&words[offset..offset + len]);
-        }
-    }
-    fresh.into()
 }
 
 /// Writes whole pages, in order.
@@ -331,8 +346,9 @@ struct Pages {
     at: usize,
     end: usize,
     maker: PageMaker,
-    /// The page being written has had an interval that did not begin with it.
+    /// What the last interval was.
     lasting: u32,
+    /// The page being written has had no interval that did not begin with it.
     is_uniform: bool,
     done: Vec<(usize, usize, Page)>,
 }
@@ -343,22 +359,16 @@ impl Pages {
         Self {
             at,
             end: at + (1 << (16 - prefix.1)),
-            maker: Self::empty(),
+            maker: PageMaker::at(0, SLOTS),
             lasting: 0,
             is_uniform: true,
             done: Vec::new(),
         }
     }
 
-    fn empty() -> PageMaker {
-        PageMaker { words: vec![0; HEADER], runs: Runs::default(), at: 0, end: SLOTS, is_other: false }
-    }
-
     fn begin(&mut self, start: u32, identity: u32) {
         self.go_to((start >> 16) as usize);
-        if start & 0xffff != 0 {
-            self.is_uniform = false;
-        }
+        self.is_uniform &= start & 0xffff == 0;
         self.maker.begin((start >> 8 & 255) as usize, start as u8, identity);
         self.lasting = identity;
     }
@@ -367,9 +377,10 @@ impl Pages {
         if self.at >= page {
             return;
         }
+        let maker = std::mem::replace(&mut self.maker, PageMaker::at(0, SLOTS));
         if !self.is_uniform {
-            let maker = std::mem::replace(&mut self.maker, Self::empty());
-            self.done.push((self.at, self.at + 1, squeezed(maker.finish().0)));
+            let slots = maker.finish();
+            self.done.push((self.at, self.at + 1, assemble(|slot| Slot::Runs(&slots[slot]))));
             self.at += 1;
         }
         // From here on up to `page` there is nothing but what lasts.
@@ -378,10 +389,6 @@ impl Pages {
             self.at = page;
         }
         self.is_uniform = true;
-        self.maker.words.truncate(HEADER);
-        self.maker.words.fill(0);
-        self.maker.runs.0.clear();
-        self.maker.at = 0;
         self.maker.runs.begin(0, self.lasting);
     }
 
