@@ -72,6 +72,7 @@ const SIMULATE_HELP: &str = r#"Example:
   {"from":"shop/web","to":"shop/db","protocol":"TCP","port":5432}
   {"from":"ip:203.0.113.7","to":"shop/web","protocol":"TCP","port":443}
   {"from":"host:node-a","to":"shop/web","protocol":"ICMP","icmp":{"type":8,"code":0}}
+  {"from":"ip:203.0.113.7","to":"shop/web","protocol":"TCP","port":8080,"via":{"address":"192.0.2.11","port":30080},"interface":"eth0"}
   $ margay simulate --manifests policies/ cluster.yaml --probes probes.jsonl
   {"verdict":"allow","egress":{"verdict":"allow","tier":"default","kind":"KubernetesNetworkPolicy",…},"ingress":{…}}
 
@@ -80,11 +81,21 @@ ordinary manifests, YAML or JSON, also `kind: List` (such as `kubectl get pods -
 
 A probe: `from` and `to` are namespace/pod, ip:ADDRESS or host:NODE; an address of a pod or node means that pod or node. `protocol` is
 TCP, UDP, SCTP, UDPLite, ICMP, ICMPv6 or a number. Optional: `port`, `sport` (else 49152), `icmp` (else an echo request), `family` (4 or
-6; else 4 where both ends have it).
+6; else 4 where both ends have it), `via` ({"address":…,"port":…}: where the packet was sent before translation, such as a node port;
+`to` and `port` are then the backend), `interface` (of the nodes on the way, by which the packet comes or goes).
 
 An answer: `verdict`, and for both legs who decided. A leg that no policy is asked about is null: the peer is no pod, a node reaches its
 own pod, or a pod itself. `rule` -1 is the end of a tier. A pod that reaches its own node needs its egress policy and --endpoint-to-host
-accept; the agent's default is drop, most Kubernetes installations configure accept. `reason` appears where no rule decided.
+accept, or defaultEndpointToHostAction of a FelixConfiguration; the agent's default is drop, most Kubernetes installations configure
+accept. `reason` appears where no rule decided.
+
+HostEndpoints, written or automatic, add "host" to the answer: every context that was asked on the way, in order, up to the one that drops
+the packet, such as {"node":"node-a","interface":"eth0","hostEndpoint":"a","context":"forward","direction":"ingress","verdict":"allow",…}.
+`verdict` is allow, deny or noMatch (the next context is asked); `kind` Failsafe is a failsafe port; `reply` marks a question about the
+packet's answer, which untracked policy judges too. Interface `pods` is the boundary between a node and its pods, `*` one that no
+HostEndpoint names. Which address is on which interface: expectedIPs of the HostEndpoint that names it; an address that none lists is on
+the only such interface without one of its family, else on `*`. A packet that concerns no address of a node crosses its only such
+interface, where there is exactly one, else `*`.
 A probe that cannot be understood is answered with {"error":…,"line":…}; the others are answered all the same.
 
 Manifests that are wrong are reported on standard error as FILE:LINE: Kind/namespace/name: field: reason. Every probe is answered
@@ -164,9 +175,10 @@ pub struct SimulateArgs {
     /// Report wrong manifests without failing
     #[arg(long)]
     lenient: bool,
-    /// What a pod's packets to its own node meet after its egress policy (defaultEndpointToHostAction)
-    #[arg(long, value_enum, default_value_t, value_name = "ACTION")]
-    endpoint_to_host: HostAction,
+    /// What a pod's packets to its own node meet after its egress policy [default: defaultEndpointToHostAction of FelixConfiguration, else
+    /// drop]
+    #[arg(long, value_enum, value_name = "ACTION")]
+    endpoint_to_host: Option<HostAction>,
 }
 
 /// Where the agent is, and how to print.
@@ -207,9 +219,9 @@ pub struct ExplainArgs {
     /// Files and folders with manifests; without them the running agent is asked
     #[arg(long, num_args = 1.., value_name = "PATH")]
     manifests: Vec<PathBuf>,
-    /// With --manifests: what a pod's packets to its own node meet after its egress policy
-    #[arg(long, value_enum, default_value_t, value_name = "ACTION")]
-    endpoint_to_host: HostAction,
+    /// With --manifests: what a pod's packets to its own node meet after its egress policy [default: as FelixConfiguration says, else drop]
+    #[arg(long, value_enum, value_name = "ACTION")]
+    endpoint_to_host: Option<HostAction>,
     #[command(flatten)]
     ask: AskArgs,
 }
@@ -308,7 +320,7 @@ fn simulate_command(args: SimulateArgs) -> ExitCode {
 fn explain_command(args: ExplainArgs) -> ExitCode {
     let ExplainArgs { from, to, protocol, port, sport, icmp, family, manifests, endpoint_to_host, ask } =
         args;
-    let probe = Probe { from, to, protocol, port, sport, icmp, family };
+    let probe = Probe { from, to, protocol, port, sport, icmp, family, interface: None, via: None };
     if manifests.is_empty() {
         return finish(client::explain(&ask.socket, probe, ask.format));
     }

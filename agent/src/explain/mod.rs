@@ -12,7 +12,6 @@ use margay_policy_engine::snapshot::Snapshot;
 use serde::{Deserialize, Serialize};
 
 use crate::admin::report::Decider;
-use crate::simulate::Compiled;
 use crate::simulate::probe::Probe;
 use crate::simulate::world::{Leg, World};
 
@@ -70,7 +69,7 @@ pub fn explain(
     probe: &Probe,
 ) -> Result<Explanation, String> {
     let question = world.question(probe)?;
-    let answer = question.answer(&Compiled { engine, snapshot });
+    let answer = question.answer(snapshot);
     let story = |leg: &Option<Leg>, direction, answer: &Option<crate::simulate::world::LegAnswer>| {
         let (leg, answer) = leg.as_ref().zip(answer.as_ref())?;
         let told = oracle::evaluate(engine.model(), engine.locals(), direction, &leg.pod, &question.packet);

@@ -9,6 +9,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::{Finding, Step, Subject, Sum, Walk, World, labels_with_profiles};
 use crate::engine::{HostInterface, LocalEndpoint};
 use crate::model::{Failsafe, HostEndpoint, Model, Settings};
@@ -67,8 +69,7 @@ pub fn evaluate_host(
         return None;
     }
     let settings = Settings::of_node(model, &endpoint.node);
-    let mut walk =
-        Walk::new(World { model, locals }, direction, packet, settings.allow_unenforced_criteria);
+    let mut walk = Walk::new(World { model, locals }, direction, packet, settings.allow_unenforced_criteria);
     let labels = labels_with_profiles(model, &endpoint.labels, &endpoint.profiles);
     let (sum, policies) = walk.tiers_of(&Subject { what: "host endpoint", labels: &labels, context });
     if policies == 0 && context != Context::Normal {
@@ -124,7 +125,7 @@ fn failsafe(
     Some(HostDecision { verdict, attribution, trace })
 }
 
-/// Returns the failsafe port that `port` is, where its net has `peer`.
+/// Returns the failsafe port that `port` is, where its net has `peer`. 0.0.0.0/0 is how "everything" is written, in either family.
 fn find<'a>(
     list: &'a [Failsafe],
     packet: &PacketTuple,
@@ -134,8 +135,12 @@ fn find<'a>(
     list.iter().find(|failsafe| {
         failsafe.protocol == packet.protocol
             && Some(failsafe.port) == port
-            && failsafe.net.is_none_or(|net| net.contains(&peer))
+            && failsafe.net.is_none_or(|net| net.contains(&peer) || is_everything(&net))
     })
+}
+
+fn is_everything(net: &IpNet) -> bool {
+    net.prefix_len() == 0 && net.addr().is_ipv4()
 }
 
 /// `tcp:22`: the text form without its net.
