@@ -12,21 +12,36 @@ use margay_policy_engine::snapshot::{Query, Snapshot};
 
 use super::peers;
 use super::report::{Want, line, skipped};
-use super::shapes::{Decisions, GROUP, PODS, SOURCES, scaled};
+use super::shapes::{Decisions, PODS, SOURCES, scaled};
 
 const RULES: usize = 100_000;
 const PACKETS: usize = 1 << 18;
 const BATCH: usize = 32;
 const SAMPLES: usize = 2_000;
 
+/// Pods that share a policy beside their own: few, so that a pod has some five hundred rules; and many, so that it has some two thousand.
+const GROUPS: [usize; 2] = [2, 16];
+
 /// Cold decisions, beside DPDK ACL with the same rules and packets.
 pub fn bench() -> Result<()> {
-    let world = Decisions::draw(scaled(RULES), PACKETS);
+    decisions(GROUPS[0], true)
+}
+
+/// The same number of rules, a quarter of them shared by more pods; for scale.
+pub fn wide() -> Result<()> {
+    decisions(GROUPS[1], false)
+}
+
+fn decisions(group: usize, counts: bool) -> Result<()> {
+    let want = |want: Want| if counts { want } else { Want::Nothing };
+    let world = Decisions::draw(scaled(RULES), PACKETS, group);
     println!(
-        "   {} rules on {PODS} local pods ({} policies, two a pod), {SOURCES} source prefixes; {PACKETS} random packets, half match a rule",
+        "   {} rules on {PODS} local pods ({} policies, two a pod, {} rules a pod), {SOURCES} source prefixes",
         world.rules.len(),
-        PODS + PODS / GROUP
+        PODS + PODS / group,
+        world.rules_of_a_pod()
     );
+    println!("   {PACKETS} random packets, half made to match a rule");
     let mut engine = world.engine();
     let start = Instant::now();
     let snapshot = engine.publish();
@@ -40,10 +55,10 @@ pub fn bench() -> Result<()> {
     println!("   {:.1} % of the packets are allowed", 100.0 * allowed as f64 / PACKETS as f64);
 
     let ours = batched(&snapshot, &world.packets);
-    line("cold decision, batches of 32", ours, "ns", Want::AtMost(60.0, 35.0));
+    line("cold decision, batches of 32", ours, "ns", want(Want::AtMost(60.0, 35.0)));
     let single = single(&world.packets, judge);
     line("cold decision, one that waits for the one before it, p50", median(&single), "ns", Want::Nothing);
-    line("the same, p99", percentile(&single, 0.99), "ns", Want::AtMost(400.0, 400.0));
+    line("the same, p99", percentile(&single, 0.99), "ns", want(Want::AtMost(400.0, 400.0)));
 
     match peers::acl(&world.rules, world.packets.iter().map(|(_, packet)| packet)) {
         Err(why) => skipped("peer: DPDK ACL", why),
@@ -53,7 +68,7 @@ pub fn bench() -> Result<()> {
             }
             line("peer: DPDK ACL, built, as for any change", acl.build, "ms", Want::Nothing);
             let best = acl.sets.values().copied().fold(f64::INFINITY, f64::min);
-            line("DPDK ACL, its best, over ours", best / ours, "x", Want::AtLeast(2.0, 4.0));
+            line("DPDK ACL, its best, over ours", best / ours, "x", want(Want::AtLeast(2.0, 4.0)));
             let agree = acl.allowed == allowed;
             println!(
                 "   {}: ours allowed {allowed} packets, DPDK ACL {}",
@@ -131,7 +146,7 @@ pub fn flow_hit() -> Result<()> {
 /// Kernel forwarding under the same rules, for scale: a chain per pod, found by its address, as a Kubernetes node has it.
 pub fn nftables() -> Result<()> {
     namespaces::run("nftables", |_| {
-        let world = Decisions::draw(scaled(RULES), 4_096);
+        let world = Decisions::draw(scaled(RULES), 4_096, GROUPS[0]);
         let router = NetNs::new()?;
         let sink = NetNs::new()?;
         ip(&format!("link add n-gen type veth peer name n-in netns {}", router.path()))?;

@@ -25,7 +25,7 @@ use benches::{Result, machine};
 
 type Section = fn() -> Result<()>;
 
-const SECTIONS: [(&str, Section); 9] = [
+const SECTIONS: [(&str, Section); 10] = [
     ("decision", decision::bench),
     ("flow-hit", decision::flow_hit),
     ("membership-100k", || membership::bench(100_000)),
@@ -34,6 +34,7 @@ const SECTIONS: [(&str, Section); 9] = [
     ("cold-start", growth::cold_start),
     ("namespaces", growth::namespaces),
     ("members-10m", growth::members),
+    ("wide-decision", decision::wide),
     ("nftables", decision::nftables),
 ];
 

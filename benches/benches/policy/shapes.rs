@@ -60,16 +60,16 @@ pub struct FlatRule {
 
 /// Local pods of the decision world.
 pub const PODS: usize = 256;
-/// Pods that share a policy beside their own.
-pub const GROUP: usize = 16;
 /// Source prefixes that rules name.
 pub const SOURCES: usize = 8_192;
 
 /// Rules on local pods, as a flat list and as policies.
 ///
-/// Three quarters of the rules are in policies of one pod each, one quarter in policies of [`GROUP`] pods. A rule names one of
+/// Three quarters of the rules are in policies of one pod each, one quarter in policies of a group of pods. A rule names one of
 /// [`SOURCES`] prefixes (half /32, a quarter /24, the rest /16 to /31), TCP or UDP, and one port (80 %) or 100; one in ten denies.
 pub struct Decisions {
+    /// Pods of a group.
+    pub group: usize,
     pub rules: Vec<FlatRule>,
     pub packets: Vec<(EndpointId, PacketTuple)>,
 }
@@ -83,8 +83,8 @@ fn net4(address: u32, length: u8) -> Ipv4Net {
 }
 
 impl Decisions {
-    /// Draws rules and packets; half of the packets are made to match a rule.
-    pub fn draw(count: usize, packets: usize) -> Self {
+    /// Draws rules and packets; half of the packets are made to match a rule. `group` is a power of two.
+    pub fn draw(count: usize, packets: usize, group: usize) -> Self {
         let mut random = Random::new(7);
         let sources: Vec<Ipv4Net> = (0..SOURCES)
             .map(|n| {
@@ -97,15 +97,16 @@ impl Decisions {
             })
             .collect();
         let of_pods = count * 3 / 4;
-        let groups = PODS / GROUP;
+        let groups = PODS / group;
+        let group_length = 32 - group.trailing_zeros() as u8;
         let rules: Vec<FlatRule> = (0..count)
             .map(|n| {
                 // In the order of the policies, so that the first match of the flat list is the policies' match.
                 let destination = if n < of_pods {
                     Ipv4Net::new_assert(pod_address(n * PODS / of_pods), 32)
                 } else {
-                    let group = (n - of_pods) * groups / (count - of_pods);
-                    Ipv4Net::new_assert(pod_address(group * GROUP), 28)
+                    let first = (n - of_pods) * groups / (count - of_pods) * group;
+                    Ipv4Net::new_assert(pod_address(first), group_length)
                 };
                 let first = 1 + random.below(60_000) as u16;
                 FlatRule {
@@ -119,7 +120,13 @@ impl Decisions {
             })
             .collect();
         let packets = (0..packets).map(|n| packet(&rules, &mut random, n % 2 == 0)).collect();
-        Self { rules, packets }
+        Self { group, rules, packets }
+    }
+
+    /// Returns how many rules govern a pod.
+    pub fn rules_of_a_pod(&self) -> usize {
+        let pods: usize = self.rules.iter().map(|rule| 1 << (32 - rule.destination.prefix_len())).sum();
+        pods / PODS
     }
 
     /// Returns an engine with the pods as local endpoints and the rules as their policies.
@@ -140,7 +147,7 @@ impl Decisions {
             let (order, selector) = match net.prefix_len() {
                 32 => (1.0, format!("app == 'app{pod}'")),
                 _ => {
-                    let apps: Vec<String> = (pod..pod + GROUP).map(|n| format!("'app{n}'")).collect();
+                    let apps: Vec<String> = (pod..pod + self.group).map(|n| format!("'app{n}'")).collect();
                     (2.0, format!("app in {{{}}}", apps.join(", ")))
                 }
             };
