@@ -9,12 +9,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use margay_policy_engine::model::Labels;
 
 use crate::admin::client::{self, ClientError, Format};
 use crate::admin::report::{DropFilter, FlowFilter};
 use crate::explain;
 use crate::simulate::probe::{IcmpProbe, Probe, ProbeProtocol};
 use crate::simulate::{self, HostAction, Judge, Simulation, Simulator};
+use crate::{selector_command, validate};
 
 /// A Kubernetes network-policy dataplane on AF_XDP.
 #[derive(Debug, Parser)]
@@ -31,6 +33,12 @@ pub enum Command {
     /// Verdicts for a list of probes against manifests, without any packet
     #[command(after_long_help = SIMULATE_HELP)]
     Simulate(SimulateArgs),
+    /// Manifests judged one by one: what is wrong in which field, and how to mend it
+    #[command(after_long_help = VALIDATE_HELP)]
+    Validate(ValidateArgs),
+    /// Whether a text is a selector, its canonical form, and whether it matches labels
+    #[command(after_long_help = SELECTOR_HELP)]
+    Selector(SelectorArgs),
     /// Why one packet is allowed or denied, tier by tier, rule by rule
     #[command(after_long_help = EXPLAIN_HELP)]
     Explain(ExplainArgs),
@@ -64,6 +72,7 @@ const SIMULATE_HELP: &str = r#"Example:
   {"from":"shop/web","to":"shop/db","protocol":"TCP","port":5432}
   {"from":"ip:203.0.113.7","to":"shop/web","protocol":"TCP","port":443}
   {"from":"host:node-a","to":"shop/web","protocol":"ICMP","icmp":{"type":8,"code":0}}
+  {"from":"ip:203.0.113.7","to":"shop/web","protocol":"TCP","port":8080,"via":{"address":"192.0.2.11","port":30080},"interface":"eth0"}
   $ margay simulate --manifests policies/ cluster.yaml --probes probes.jsonl
   {"verdict":"allow","egress":{"verdict":"allow","tier":"default","kind":"KubernetesNetworkPolicy",…},"ingress":{…}}
 
@@ -72,11 +81,21 @@ ordinary manifests, YAML or JSON, also `kind: List` (such as `kubectl get pods -
 
 A probe: `from` and `to` are namespace/pod, ip:ADDRESS or host:NODE; an address of a pod or node means that pod or node. `protocol` is
 TCP, UDP, SCTP, UDPLite, ICMP, ICMPv6 or a number. Optional: `port`, `sport` (else 49152), `icmp` (else an echo request), `family` (4 or
-6; else 4 where both ends have it).
+6; else 4 where both ends have it), `via` ({"address":…,"port":…}: where the packet was sent before translation, such as a node port;
+`to` and `port` are then the backend), `interface` (of the nodes on the way, by which the packet comes or goes).
 
 An answer: `verdict`, and for both legs who decided. A leg that no policy is asked about is null: the peer is no pod, a node reaches its
 own pod, or a pod itself. `rule` -1 is the end of a tier. A pod that reaches its own node needs its egress policy and --endpoint-to-host
-accept; the agent's default is drop, most Kubernetes installations configure accept. `reason` appears where no rule decided.
+accept, or defaultEndpointToHostAction of a FelixConfiguration; the agent's default is drop, most Kubernetes installations configure
+accept. `reason` appears where no rule decided.
+
+HostEndpoints, written or automatic, add "host" to the answer: every context that was asked on the way, in order, up to the one that drops
+the packet, such as {"node":"node-a","interface":"eth0","hostEndpoint":"a","context":"forward","direction":"ingress","verdict":"allow",…}.
+`verdict` is allow, deny or noMatch (the next context is asked); `kind` Failsafe is a failsafe port; `reply` marks a question about the
+packet's answer, which untracked policy judges too. Interface `pods` is the boundary between a node and its pods, `*` one that no
+HostEndpoint names. Which address is on which interface: expectedIPs of the HostEndpoint that names it; an address that none lists is on
+the only such interface without one of its family, else on `*`. A packet that concerns no address of a node crosses its only such
+interface, where there is exactly one, else `*`.
 A probe that cannot be understood is answered with {"error":…,"line":…}; the others are answered all the same.
 
 Manifests that are wrong are reported on standard error as FILE:LINE: Kind/namespace/name: field: reason. Every probe is answered
@@ -91,6 +110,55 @@ const EXPLAIN_HELP: &str = r#"Examples:
 
 Without --manifests the running agent is asked, about the policy in force on its node; a leg of a pod on another node is judged there.
 With --manifests no agent is needed. Exit code 0 when the question was answered, whatever the verdict."#;
+
+const VALIDATE_HELP: &str = r#"Examples:
+  margay validate policies/ cluster.yaml
+  kustomize build . | margay validate - -o text
+
+One line of JSON per object, in the order written:
+  {"kind":"NetworkPolicy","namespace":"shop","name":"web","valid":false,"errors":[{"field":"spec.order","value":"high","reason":"…"}]}
+`kind` is as written in the manifest. `namespace` is "" for kinds that have none, and "default" where a namespaced manifest says nothing.
+`warnings`, of the same shape as `errors`, is there when there are any: unknown fields, criteria that are not enforced. A document that
+cannot be read has kind and name "". Objects of kinds that margay does not follow get a line with --all only.
+
+Exit code: 2 when a file cannot be read, else 1 when an object is invalid, else 0."#;
+
+const SELECTOR_HELP: &str = r#"Examples:
+  $ margay selector "role == 'db' && has(zone)" --labels '{"role":"db","zone":"a"}'
+  {"valid":true,"canonical":"(role == \"db\" && has(zone))","id":"s:…","match":true}
+  $ margay selector "role = 'db'"
+  {"valid":false,"position":5,"reason":"single '='; write '=='"}
+
+Without EXPR, every line of standard input is a question, {"selector":"…","labels":{…}}, with labels or without; `match` is there when
+labels are. `position` is a byte, from 0. `id` is the same for every spelling of one canonical form.
+A line that is no such question is answered with {"error":…,"line":…}; the others are answered all the same.
+
+Exit code: 2 when a line is no question, else 1 when a selector is wrong, else 0, whether it matches or not."#;
+
+/// `margay validate`.
+#[derive(Debug, Args)]
+pub struct ValidateArgs {
+    /// Files and folders with manifests (.yaml, .yml, .json); - is standard input
+    #[arg(required = true, value_name = "FILE")]
+    paths: Vec<PathBuf>,
+    /// How to print
+    #[arg(short = 'o', long = "output", value_enum, default_value_t, value_name = "FORMAT")]
+    format: validate::Format,
+    /// Also list objects of kinds that are not followed
+    #[arg(long)]
+    all: bool,
+}
+
+/// `margay selector`.
+#[derive(Debug, Args)]
+pub struct SelectorArgs {
+    /// The selector; without it, questions are read from standard input
+    #[arg(value_name = "EXPR", allow_hyphen_values = true)]
+    expression: Option<String>,
+    /// Labels to match it with, as a JSON object
+    #[arg(long, value_name = "JSON", requires = "expression", value_parser = selector_command::parse_labels)]
+    labels: Option<Labels>,
+}
 
 /// `margay simulate`.
 #[derive(Debug, Args)]
@@ -107,9 +175,10 @@ pub struct SimulateArgs {
     /// Report wrong manifests without failing
     #[arg(long)]
     lenient: bool,
-    /// What a pod's packets to its own node meet after its egress policy (defaultEndpointToHostAction)
-    #[arg(long, value_enum, default_value_t, value_name = "ACTION")]
-    endpoint_to_host: HostAction,
+    /// What a pod's packets to its own node meet after its egress policy [default: defaultEndpointToHostAction of FelixConfiguration, else
+    /// drop]
+    #[arg(long, value_enum, value_name = "ACTION")]
+    endpoint_to_host: Option<HostAction>,
 }
 
 /// Where the agent is, and how to print.
@@ -150,9 +219,9 @@ pub struct ExplainArgs {
     /// Files and folders with manifests; without them the running agent is asked
     #[arg(long, num_args = 1.., value_name = "PATH")]
     manifests: Vec<PathBuf>,
-    /// With --manifests: what a pod's packets to its own node meet after its egress policy
-    #[arg(long, value_enum, default_value_t, value_name = "ACTION")]
-    endpoint_to_host: HostAction,
+    /// With --manifests: what a pod's packets to its own node meet after its egress policy [default: as FelixConfiguration says, else drop]
+    #[arg(long, value_enum, value_name = "ACTION")]
+    endpoint_to_host: Option<HostAction>,
     #[command(flatten)]
     ask: AskArgs,
 }
@@ -208,6 +277,12 @@ fn parse_icmp(text: &str) -> Result<IcmpProbe, String> {
 pub fn run(cli: Cli) -> ExitCode {
     match cli.command {
         Command::Simulate(args) => simulate_command(args),
+        Command::Validate(ValidateArgs { paths, format, all }) => {
+            printed(validate::run(&validate::Validation { paths, format, all }))
+        }
+        Command::Selector(SelectorArgs { expression, labels }) => {
+            printed(selector_command::run(expression.as_deref(), labels.as_ref()))
+        }
         Command::Explain(args) => explain_command(args),
         Command::Status(ask) => match client::status(&ask.socket, ask.format) {
             Ok(true) => ExitCode::SUCCESS,
@@ -245,7 +320,7 @@ fn simulate_command(args: SimulateArgs) -> ExitCode {
 fn explain_command(args: ExplainArgs) -> ExitCode {
     let ExplainArgs { from, to, protocol, port, sport, icmp, family, manifests, endpoint_to_host, ask } =
         args;
-    let probe = Probe { from, to, protocol, port, sport, icmp, family };
+    let probe = Probe { from, to, protocol, port, sport, icmp, family, interface: None, via: None };
     if manifests.is_empty() {
         return finish(client::explain(&ask.socket, probe, ask.format));
     }
@@ -256,6 +331,15 @@ fn explain_command(args: ExplainArgs) -> ExitCode {
     match explain::explain(simulator.engine(), simulator.snapshot(), &simulator.world, &probe) {
         Ok(explanation) => finish(client::print_explanation(&explanation, ask.format)),
         Err(reason) => failed(&ClientError::Refused(reason)),
+    }
+}
+
+/// The exit code of a command that only prints; a reader that has seen enough is no error.
+fn printed(result: io::Result<ExitCode>) -> ExitCode {
+    match result {
+        Ok(code) => code,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => complain(&error, 2),
     }
 }
 

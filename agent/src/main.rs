@@ -10,7 +10,9 @@ mod logging;
 mod metrics;
 mod net;
 mod node;
+mod selector_command;
 mod simulate;
+mod validate;
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -3,6 +3,7 @@
 //! Every bench is a program of its own under `benches/` (no harness): it prints where it ran ([`machine`]), its own numbers beside
 //! those of a peer of the same run, and what it could not do (`SKIPPED name: why`).
 
+pub mod flow_hit;
 pub mod machine;
 pub mod namespaces;
 pub mod numbers;

@@ -42,7 +42,8 @@ pub fn port_mac(port: PortIndex) -> MacAddr {
     mac(0x10 + port.0 as u8)
 }
 
-fn pod(namespace: &str, name: &str, app: &str, node: &str, address: Ipv4Addr) -> Pod {
+/// Returns a pod with one label of its own.
+pub fn pod(namespace: &str, name: &str, app: &str, node: &str, address: Ipv4Addr) -> Pod {
     let labels =
         [("app", app), ("projectcalico.org/namespace", namespace), ("projectcalico.org/orchestrator", "k8s")];
     Pod {
@@ -61,17 +62,37 @@ fn pod(namespace: &str, name: &str, app: &str, node: &str, address: Ipv4Addr) ->
     }
 }
 
-fn allow(protocol: u8, source: Entity, destination: Entity) -> Rule {
+/// Returns a rule that allows a protocol between two peers.
+pub fn allow(protocol: u8, source: Entity, destination: Entity) -> Rule {
     Rule { protocol: Some(protocol), source, destination, ..Rule::everything(Action::Allow) }
 }
 
-fn port(port: u16) -> Entity {
+/// Returns the peer that is anybody on one port.
+pub fn port(port: u16) -> Entity {
     Entity { ports: vec![PortMatch::Range { first: port, last: port }], ..Entity::default() }
 }
 
-fn ingress(name: &str, order: f64, selector: &str, ingress: Vec<Rule>) -> Object {
+/// Returns a global policy that governs what reaches the selected pods.
+pub fn ingress(name: &str, order: f64, selector: &str, ingress: Vec<Rule>) -> Object {
+    let key = PolicyKey { kind: PolicyKind::GlobalNetworkPolicy, namespace: None, name: name.to_owned() };
+    policy(key, order, selector, ingress)
+}
+
+/// Returns a policy that lets pods of a namespace be reached from their own namespace only.
+pub fn own_namespace_only(namespace: &str) -> Object {
+    let key = PolicyKey {
+        kind: PolicyKind::NetworkPolicy,
+        namespace: Some(namespace.to_owned()),
+        name: "isolated".to_owned(),
+    };
+    let own = format!("projectcalico.org/namespace == '{namespace}'");
+    let source = Entity { selector: Selector::parse(&own).ok(), ..Entity::default() };
+    policy(key, 1.0, &own, vec![Rule { source, ..Rule::everything(Action::Allow) }])
+}
+
+fn policy(key: PolicyKey, order: f64, selector: &str, ingress: Vec<Rule>) -> Object {
     Object::Policy(Arc::new(Policy {
-        key: PolicyKey { kind: PolicyKind::GlobalNetworkPolicy, namespace: None, name: name.to_owned() },
+        key,
         tier: "default".to_owned(),
         order: Order(order),
         selector: Selector::parse(selector).ok(),
@@ -84,14 +105,16 @@ fn ingress(name: &str, order: f64, selector: &str, ingress: Vec<Rule>) -> Object
     }))
 }
 
-fn namespace(name: &str) -> Change {
+/// Returns the event of a namespace without labels.
+pub fn namespace(name: &str) -> Change {
     Change::Upsert(Object::Namespace(Arc::new(Namespace {
         name: name.to_owned(),
         labels: Default::default(),
     })))
 }
 
-fn local(id: u32, pod: &Pod) -> LocalEndpoint {
+/// Returns the local endpoint of a pod.
+pub fn local(id: u32, pod: &Pod) -> LocalEndpoint {
     LocalEndpoint {
         id: EndpointId(id),
         pod: pod.key.clone(),

@@ -1,7 +1,7 @@
 //! Manifests read once, without a watch and without a memory: the world of `simulate` and `explain`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use margay_policy_engine::model::{Model, ObjectKey};
 
@@ -42,6 +42,17 @@ pub fn load(paths: &[PathBuf]) -> (Model, Vec<Problem>) {
     }
     problems.sort();
     (model, problems)
+}
+
+/// Returns every manifest under `path`, a file or a folder, in the order of paths: its name, and its text or why there is none.
+pub fn texts(path: &Path) -> Vec<(String, Result<String, String>)> {
+    let listing = Listing::of(&[path.to_owned()], &mut |_| {});
+    let lost = listing.lost.iter().map(|(path, error)| {
+        let reason = format!("cannot be looked into: {error}; check its name, owner and mode");
+        (path.display().to_string(), Err(reason))
+    });
+    let read = listing.files.keys().map(|path| (path.display().to_string(), read_text(path)));
+    lost.chain(read).collect()
 }
 
 /// Notes the place of `entry`, or reports that the object was described before.

@@ -14,7 +14,7 @@ use crate::problem::{Problem, Severity};
 #[derive(Clone, Debug)]
 pub(crate) enum Judged {
     Valid { object: Object, version: String, warnings: Vec<FieldError> },
-    Invalid { errors: Vec<FieldError>, fallback: Option<Object>, critical: bool },
+    Invalid { errors: Vec<FieldError>, warnings: Vec<FieldError>, fallback: Option<Object>, critical: bool },
 }
 
 /// One object of a file.
@@ -79,21 +79,29 @@ impl Entry {
                 value,
                 origin,
             }),
-            Decoded::Invalid { key, errors, fallback, critical, origin } => {
-                Some(Self { key, judged: Judged::Invalid { errors, fallback, critical }, value, origin })
-            }
+            Decoded::Invalid { key, errors, warnings, fallback, critical, origin } => Some(Self {
+                key,
+                judged: Judged::Invalid { errors, warnings, fallback, critical },
+                value,
+                origin,
+            }),
             Decoded::Unreadable { .. } | Decoded::Ignored { .. } => None,
         }
     }
 
     /// Adds what is wrong with the entry to `problems`.
     pub fn report(&self, problems: &mut Vec<Problem>) {
-        let (errors, severity) = match &self.judged {
-            Judged::Valid { warnings, .. } => (warnings, Severity::Warning),
-            Judged::Invalid { errors, critical: false, .. } => (errors, Severity::Error),
-            Judged::Invalid { errors, critical: true, .. } => (errors, Severity::Critical),
+        let mut tell = |errors: &[FieldError], severity| {
+            problems
+                .extend(errors.iter().map(|e| Problem::of_field(&self.origin, Some(&self.key), e, severity)));
         };
-        problems.extend(errors.iter().map(|e| Problem::of_field(&self.origin, Some(&self.key), e, severity)));
+        match &self.judged {
+            Judged::Valid { warnings, .. } => tell(warnings, Severity::Warning),
+            Judged::Invalid { errors, warnings, critical, .. } => {
+                tell(errors, if *critical { Severity::Critical } else { Severity::Error });
+                tell(warnings, Severity::Warning);
+            }
+        }
     }
 }
 

@@ -27,7 +27,7 @@ use crate::engine::{HostInterface, LocalEndpoint};
 use crate::model::{EndpointToHostAction, Model, NamespacedName};
 use crate::oracle;
 use crate::packet::{Context, Direction, EndpointId, HostId, HostVerdict, PacketTuple, Verdict};
-use crate::snapshot::Attribution;
+use crate::snapshot::{Attribution, Snapshot};
 
 /// Kind of the attribution of a failsafe port (policy model 11.9).
 const FAILSAFE: &str = "Failsafe";
@@ -54,6 +54,29 @@ pub trait Referee {
         direction: Direction,
         packet: &PacketTuple,
     ) -> Option<(HostVerdict, Attribution)>;
+}
+
+impl Referee for Snapshot {
+    fn pod(
+        &self,
+        pod: PodRef<'_>,
+        direction: Direction,
+        packet: &PacketTuple,
+    ) -> Option<(Verdict, Attribution)> {
+        let judgement = self.judge(pod.endpoint, direction, packet)?;
+        Some((judgement.verdict, self.attribution(judgement.rule)?.clone()))
+    }
+
+    fn host(
+        &self,
+        interface: HostId,
+        context: Context,
+        direction: Direction,
+        packet: &PacketTuple,
+    ) -> Option<(HostVerdict, Attribution)> {
+        let judgement = self.judge_host(interface, context, direction, packet)?;
+        Some((judgement.verdict, self.attribution(judgement.rule)?.clone()))
+    }
 }
 
 /// The referee that reads the rules literally.

@@ -2,7 +2,7 @@
 
 mod support;
 
-use margay_policy_engine::engine::HostInterface;
+use margay_policy_engine::engine::{Change, Engine, HostInterface};
 use margay_policy_engine::model::{Action, EndpointToHostAction, Policy, TierDefault};
 use margay_policy_engine::oracle;
 use margay_policy_engine::packet::HostId;
@@ -39,7 +39,12 @@ fn pm_11_1_the_host_endpoint_of_an_interface() {
         is_pod_side,
     };
     let governs = |world: &World, interface: HostInterface| {
-        oracle::resolve_interface(&world.model, &interface).map(|endpoint| endpoint.name.clone())
+        let expected =
+            oracle::resolve_interface(&world.model, &interface).map(|endpoint| endpoint.name.clone());
+        let mut engine = Engine::with_model(world.model.clone());
+        engine.apply(Change::Interface(interface));
+        assert_eq!(engine.publish().host_endpoint(ETH0), expected.as_deref());
+        expected
     };
     let found = |name: &str| Some(name.to_owned());
     let eth0 = || interface("eth0", "192.0.2.1 2001:db8::1", false);

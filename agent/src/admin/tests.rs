@@ -75,6 +75,8 @@ fn explain_passes_the_nodes_refusal_on() {
         sport: None,
         icmp: None,
         family: None,
+        interface: None,
+        via: None,
     };
     let refused = served.ask(&Request::Explain { probe });
     assert!(matches!(refused, Err(ClientError::Refused(message)) if message == "from: nobody"));

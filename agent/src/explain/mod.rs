@@ -69,10 +69,7 @@ pub fn explain(
     probe: &Probe,
 ) -> Result<Explanation, String> {
     let question = world.question(probe)?;
-    let answer = question.answer(|leg, direction, packet| {
-        let judgement = snapshot.judge(leg.endpoint, direction, packet)?;
-        Some((judgement.verdict, snapshot.attribution(judgement.rule)?.clone()))
-    });
+    let answer = question.answer(snapshot);
     let story = |leg: &Option<Leg>, direction, answer: &Option<crate::simulate::world::LegAnswer>| {
         let (leg, answer) = leg.as_ref().zip(answer.as_ref())?;
         let told = oracle::evaluate(engine.model(), engine.locals(), direction, &leg.pod, &question.packet);

@@ -6,10 +6,12 @@
 //!  probes ────▶ question ─────────────────┘
 //! ```
 //!
-//! The whole cluster is taken as one node with every pod on it, so both legs of a packet are judged. Nothing is asked of a running
-//! agent or of the kernel.
+//! Every pod and every interface of the cluster is judged here, so both legs of a packet are, and the host endpoints between them.
+//! Nothing is asked of a running agent or of the kernel.
 
+pub mod interfaces;
 pub mod probe;
+pub mod question;
 pub mod world;
 
 use std::fs::File;
@@ -20,9 +22,10 @@ use std::sync::Arc;
 
 use margay_control::{Severity, manifests};
 use margay_core::worker::EndpointToHost;
-use margay_policy_engine::engine::Engine;
-use margay_policy_engine::oracle;
+use margay_policy_engine::engine::{Change, Engine};
+use margay_policy_engine::model::{Object, automatic_host_endpoints};
 use margay_policy_engine::snapshot::Snapshot;
+use margay_policy_engine::walk::Literal;
 use serde::Serialize;
 
 use probe::Probe;
@@ -94,8 +97,8 @@ pub struct Simulation {
     pub judge: Judge,
     /// Whether wrong manifests are only reported.
     pub lenient: bool,
-    /// What a pod may do to its own node.
-    pub endpoint_to_host: HostAction,
+    /// What a pod may do to its own node; else FelixConfiguration says, else it may do nothing.
+    pub endpoint_to_host: Option<HostAction>,
 }
 
 /// A line of output.
@@ -129,35 +132,37 @@ impl Simulator {
     /// Reads the manifests and compiles them. What is wrong with them goes to `complaints`, one line each.
     pub fn load(
         manifests: &[PathBuf],
-        endpoint_to_host: HostAction,
+        endpoint_to_host: Option<HostAction>,
         complaints: &mut impl Write,
     ) -> io::Result<Self> {
-        let (model, problems) = manifests::load(manifests);
+        let (mut model, problems) = manifests::load(manifests);
         for problem in &problems {
             writeln!(complaints, "{problem}")?;
         }
         let has_errors = problems.iter().any(|problem| problem.severity >= Severity::Error);
+        for endpoint in automatic_host_endpoints(&model) {
+            model.insert(Object::HostEndpoint(Arc::new(endpoint)));
+        }
         let mut engine = Engine::with_all_pods_local(model);
+        for interface in interfaces::assumed(engine.model()) {
+            engine.apply(Change::Interface(interface));
+        }
         let snapshot = engine.publish();
-        let world = World::new(engine.model(), engine.locals(), endpoint_to_host.into());
+        let to_host = endpoint_to_host.map(EndpointToHost::from);
+        let world = World::new(engine.model(), engine.locals(), engine.interfaces(), to_host);
         Ok(Self { engine, snapshot, world, has_errors })
     }
 
     /// Returns the answer of the compiled tables.
-    pub fn compiled(&self, question: &Question) -> Answer {
-        question.answer(|leg, direction, packet| {
-            let judgement = self.snapshot.judge(leg.endpoint, direction, packet)?;
-            Some((judgement.verdict, self.snapshot.attribution(judgement.rule)?.clone()))
-        })
+    pub fn compiled(&self, question: &Question<'_>) -> Answer {
+        question.answer(&*self.snapshot)
     }
 
     /// Returns the answer of the rules read literally.
-    pub fn oracle(&self, question: &Question) -> Answer {
-        question.answer(|leg, direction, packet| {
-            let (model, locals) = (self.engine.model(), self.engine.locals());
-            let decision = oracle::evaluate(model, locals, direction, &leg.pod, packet)?;
-            Some((decision.verdict, decision.attribution))
-        })
+    pub fn oracle(&self, question: &Question<'_>) -> Answer {
+        let engine = &self.engine;
+        let (model, locals, interfaces) = (engine.model(), engine.locals(), engine.interfaces());
+        question.answer(&Literal { model, locals, interfaces })
     }
 
     /// Returns the compiled tables.
@@ -245,7 +250,7 @@ fn answer_all(
 fn write_answer(
     simulator: &Simulator,
     judge: Judge,
-    question: &Question,
+    question: &Question<'_>,
     out: &mut impl Write,
 ) -> Result<bool, SimulateError> {
     let answer = match judge {

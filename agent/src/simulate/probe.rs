@@ -3,6 +3,7 @@
 //! The same type is a line of a probes file, the question of `margay explain`, and what travels over the admin socket.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use serde::de::{self, Deserializer, Visitor};
@@ -30,6 +31,23 @@ pub struct Probe {
     /// 4 or 6, where both ends have addresses of both families.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub family: Option<u8>,
+    /// The interface of a node by which the packet comes from or goes to other machines; assumed when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    /// Where the packet was sent before translation, such as the address and port of a Service; `to` and `port` are its backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<ViaProbe>,
+}
+
+/// Destination of a probe before translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ViaProbe {
+    /// Address of a Service or node.
+    pub address: IpAddr,
+    /// Port of the Service, or node port; needed for TCP, UDP, SCTP and UDPLite.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
 }
 
 /// ICMP type and code of a probe.

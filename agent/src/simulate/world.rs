@@ -4,17 +4,22 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use margay_core::worker::EndpointToHost;
-use margay_policy_engine::engine::LocalEndpoint;
-use margay_policy_engine::model::{Model, NamespacedName};
-use margay_policy_engine::packet::{Direction, EndpointId, PacketTuple, Verdict};
-use margay_policy_engine::snapshot::Attribution;
-use serde::Serialize;
+use margay_policy_engine::engine::{HostInterface, LocalEndpoint};
+use margay_policy_engine::model::{
+    EndpointToHostAction, FelixConfiguration, Model, NamespacedName, Settings,
+};
+use margay_policy_engine::packet::{EndpointId, HostId, PacketTuple};
+use margay_policy_engine::walk::is_discovery;
 
+use super::interfaces::{Interfaces, Wanted};
 use super::probe::Probe;
-use crate::admin::report::Decider;
+pub use super::question::{Answer, Leg, LegAnswer, Question};
+use super::question::{Route, Stop};
 
 /// Source port of a probe that names none: the first of the ports that clients take for a while (RFC 6335 §6).
 const EPHEMERAL: u16 = 49_152;
+/// The parameter by which pods take packets that nothing tracks (policy model 13.2).
+const INVALID_CHECK: &str = "disableConntrackInvalidCheck";
 
 /// What stands at one end of a probe.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,63 +44,61 @@ pub struct World {
     /// By the text of a probe: `namespace/pod` and `host:NODE`.
     named: HashMap<String, Result<Peer, String>>,
     by_address: HashMap<IpAddr, Place>,
-    endpoint_to_host: EndpointToHost,
+    interfaces: Interfaces,
+    hosts: HostSettings,
 }
 
-/// A leg that has to be judged.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Leg {
-    /// The pod.
-    pub pod: NamespacedName,
-    /// Its endpoint on this node.
-    pub endpoint: EndpointId,
+/// What configuration says about a node's own part in policy.
+#[derive(Debug)]
+struct HostSettings {
+    default: HostSetting,
+    by_node: HashMap<String, HostSetting>,
 }
 
-/// A probe in the terms of policy.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Question {
-    /// The packet.
-    pub packet: PacketTuple,
-    /// The sender's leg, where one is judged.
-    pub egress: Option<Leg>,
-    /// The receiver's leg, where one is judged.
-    pub ingress: Option<Leg>,
-    /// A pod asks for its own node, and that is not allowed (policy model 12.5).
-    pub host_refused: bool,
-    /// Why a leg is not judged, where that needs saying.
-    pub note: Option<&'static str>,
+#[derive(Clone, Copy, Debug)]
+struct HostSetting {
+    endpoint_to_host: EndpointToHostAction,
+    pods_take_untracked: bool,
 }
 
-/// One leg's part of an answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct LegAnswer {
-    /// Allow or deny.
-    pub verdict: Verdict,
-    /// Who decided.
-    #[serde(flatten)]
-    pub decider: Decider,
-}
+impl HostSettings {
+    /// What was told outside of the Model comes before FelixConfiguration.
+    fn new(model: &Model, told: Option<EndpointToHost>) -> Self {
+        let told = told.map(|told| match told {
+            EndpointToHost::Drop => EndpointToHostAction::Drop,
+            EndpointToHost::Accept => EndpointToHostAction::Accept,
+        });
+        let check = |name: &str| -> Option<bool> {
+            let written = |found: &FelixConfiguration| Some(found.others.get(INVALID_CHECK)? == "true");
+            written(model.felix_configurations.get(name)?)
+        };
+        let of_node = |node: &str| HostSetting {
+            endpoint_to_host: told
+                .or_else(|| Settings::of_node(model, node).endpoint_to_host)
+                .unwrap_or_default(),
+            pods_take_untracked: check(&format!("node.{node}"))
+                .or_else(|| check("default"))
+                .unwrap_or_default(),
+        };
+        let nodes = model.felix_configurations.keys().filter_map(|name| name.strip_prefix("node."));
+        let by_node = nodes.map(|node| (node.to_owned(), of_node(node))).collect();
+        Self { default: of_node(""), by_node }
+    }
 
-/// The answer to one probe. A leg that is not judged is `null`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Answer {
-    /// Whether the packet arrives.
-    pub verdict: Verdict,
-    /// Why, where no rule says so.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<&'static str>,
-    /// The sender's leg.
-    pub egress: Option<LegAnswer>,
-    /// The receiver's leg.
-    pub ingress: Option<LegAnswer>,
+    fn of(&self, node: Option<&str>) -> HostSetting {
+        node.and_then(|node| self.by_node.get(node)).copied().unwrap_or(self.default)
+    }
 }
 
 impl World {
-    /// Learns the names of `model`. Pods in `locals` have the addresses given there; the others those of their status.
+    /// Learns the names of `model`. Pods in `locals` have the addresses given there; the others those of their status. Host endpoints
+    /// are asked where `interfaces` has the interface that they govern. Without `endpoint_to_host` FelixConfiguration says what a pod may
+    /// do to its own node.
     pub fn new(
         model: &Model,
         locals: &BTreeMap<EndpointId, LocalEndpoint>,
-        endpoint_to_host: EndpointToHost,
+        interfaces: &BTreeMap<HostId, HostInterface>,
+        endpoint_to_host: Option<EndpointToHost>,
     ) -> Self {
         let mut named = HashMap::new();
         let mut by_address = HashMap::new();
@@ -148,7 +151,16 @@ impl World {
             };
             named.insert(format!("host:{}", node.name), peer);
         }
-        Self { named, by_address, endpoint_to_host }
+        // An address that a host endpoint expects is one of its node's, although the Node does not list it.
+        for endpoint in model.host_endpoints.values().filter(|found| model.nodes.contains_key(&found.node)) {
+            for address in &endpoint.expected_ips {
+                let place = || Place::Host { node: endpoint.node.clone() };
+                by_address.entry(*address).or_insert_with(place);
+            }
+        }
+        let interfaces = Interfaces::new(model, interfaces.values());
+        let hosts = HostSettings::new(model, endpoint_to_host);
+        Self { named, by_address, interfaces, hosts }
     }
 
     /// Returns who `text` is. Errors: a sentence for the one who wrote the probe.
@@ -177,7 +189,7 @@ impl World {
     /// Returns what has to be judged for `probe`.
     ///
     /// Errors: a sentence that names the field, what is wrong with it, and what would be right.
-    pub fn question(&self, probe: &Probe) -> Result<Question, String> {
+    pub fn question(&self, probe: &Probe) -> Result<Question<'_>, String> {
         let (from, to) = (self.peer("from", &probe.from)?, self.peer("to", &probe.to)?);
         let (source, destination) = addresses(probe, &from, &to)?;
         let protocol = probe.protocol;
@@ -201,14 +213,21 @@ impl World {
                 .family()
                 .map(|_| probe.icmp.map_or((echo_request, 0), |icmp| (icmp.kind, icmp.code))),
         };
-        let mut question = Question { packet, egress: None, ingress: None, host_refused: false, note: None };
+        let addressed_to = addressed_to(probe, destination)?;
+        let mut question =
+            Question { packet, egress: None, ingress: None, host_refused: false, note: None, route: None };
         match (&from.place, &to.place) {
             (Place::Pod { key: a, .. }, Place::Pod { key: b, .. }) if a == b => {
                 question.note = Some("same_pod: never leaves the pod's own network");
             }
             (Place::Pod { node: Some(own), .. }, Place::Host { node }) if own == node => {
-                question.egress = leg(&from.place);
-                question.host_refused = self.endpoint_to_host == EndpointToHost::Drop;
+                if is_discovery(&packet) {
+                    question.note = Some("discovery: a node answers it whatever policy says");
+                } else {
+                    let action = self.hosts.of(Some(own)).endpoint_to_host;
+                    question.egress = leg(&from.place);
+                    question.host_refused = action == EndpointToHostAction::Drop;
+                }
             }
             // Policy model 12.6.
             (Place::Host { node }, Place::Pod { node: Some(own), .. }) if own == node => {
@@ -221,7 +240,76 @@ impl World {
                 }
             }
         }
+        if !self.interfaces.is_empty() {
+            question.route = Some(self.route(probe, &packet, addressed_to, (&from.place, &to.place)));
+        }
         Ok(question)
+    }
+
+    /// Returns the way of the packet between two places.
+    fn route(
+        &self,
+        probe: &Probe,
+        packet: &PacketTuple,
+        addressed_to: Option<(IpAddr, Option<u16>)>,
+        (from, to): (&Place, &Place),
+    ) -> Route<'_> {
+        let through = addressed_to.and_then(|(address, _)| self.by_address.get(&address));
+        let through = through.filter(|_| *from == Place::Outside).and_then(|place| match place {
+            Place::Host { node } => Some(node.as_str()),
+            Place::Pod { .. } | Place::Outside => None,
+        });
+        let nodes = [from.node(), through, to.node()];
+        let wanted = match &probe.interface {
+            None => Wanted::Anything,
+            Some(name) if nodes.iter().flatten().any(|node| self.interfaces.has(node, name)) => {
+                Wanted::Named(name)
+            }
+            Some(_) => Wanted::Uplink,
+        };
+        let mut concerned: Vec<IpAddr> = addressed_to.into_iter().map(|(address, _)| address).collect();
+        concerned.extend([packet.destination, packet.source]);
+        let crossing = |node: &str| self.interfaces.crossing(node, wanted, &concerned);
+        let stop = |place: &Place| match place {
+            Place::Pod { key, node, endpoint } => {
+                Stop::Pod(key.clone(), *endpoint, node.as_deref().map(crossing))
+            }
+            Place::Host { node } => Stop::Host(crossing(node)),
+            Place::Outside => Stop::Outside,
+        };
+        Route {
+            interfaces: &self.interfaces,
+            from: stop(from),
+            to: stop(to),
+            through: through.map(crossing),
+            addressed_to,
+            endpoint_to_host: self.hosts.of(from.node()).endpoint_to_host,
+            pods_take_untracked: self.hosts.of(to.node()).pods_take_untracked,
+        }
+    }
+}
+
+impl Place {
+    fn node(&self) -> Option<&str> {
+        match self {
+            Self::Pod { node, .. } => node.as_deref(),
+            Self::Host { node } => Some(node),
+            Self::Outside => None,
+        }
+    }
+}
+
+/// Returns the destination before translation.
+fn addressed_to(probe: &Probe, destination: IpAddr) -> Result<Option<(IpAddr, Option<u16>)>, String> {
+    let Some(via) = &probe.via else { return Ok(None) };
+    let (address, protocol) = (via.address, probe.protocol);
+    if address.is_ipv4() != destination.is_ipv4() {
+        return Err(format!("via.address: {address} and {destination} are of different families"));
+    }
+    match via.port {
+        None if protocol.has_ports() => Err(format!("via.port: {protocol} needs a destination port")),
+        Some(_) if !protocol.has_ports() => Err(format!("via.port: {protocol} has no ports")),
+        port => Ok(Some((address, port))),
     }
 }
 
@@ -255,33 +343,4 @@ fn addresses(probe: &Probe, from: &Peer, to: &Peer) -> Result<(IpAddr, IpAddr), 
         };
         format!("family: {} and {} do not both have {wanted}", probe.from, probe.to)
     })
-}
-
-impl Question {
-    /// Puts the legs' decisions together. `judge` returns `None` for an endpoint without a table, which is closed.
-    pub fn answer(
-        &self,
-        mut judge: impl FnMut(&Leg, Direction, &PacketTuple) -> Option<(Verdict, Attribution)>,
-    ) -> Answer {
-        let mut reason = self.note;
-        let mut judged = |leg: &Option<Leg>, direction| {
-            let leg = leg.as_ref()?;
-            Some(match judge(leg, direction, &self.packet) {
-                Some((verdict, attribution)) => LegAnswer { verdict, decider: Decider::from(&attribution) },
-                None => {
-                    reason = Some("no_policy_yet: the pod is closed until its policy is in force");
-                    LegAnswer { verdict: Verdict::Deny, decider: Decider { rule: -1, ..Decider::default() } }
-                }
-            })
-        };
-        let egress = judged(&self.egress, Direction::Egress);
-        let ingress = judged(&self.ingress, Direction::Ingress);
-        let passes = |leg: &Option<LegAnswer>| leg.as_ref().is_none_or(|leg| leg.verdict == Verdict::Allow);
-        let by_policy = passes(&egress) && passes(&ingress);
-        if by_policy && self.host_refused {
-            reason = Some("endpoint_to_host: defaultEndpointToHostAction is Drop");
-        }
-        let verdict = if by_policy && !self.host_refused { Verdict::Allow } else { Verdict::Deny };
-        Answer { verdict, reason, egress, ingress }
-    }
 }

@@ -82,6 +82,8 @@ pub enum Decoded {
         key: ObjectKey,
         /// Everything wrong with it.
         errors: Vec<FieldError>,
+        /// Things to tell the user beside that, such as fields that are not known.
+        warnings: Vec<FieldError>,
         /// The closed form of policy model 4.1, or `None` when the object has no effect.
         fallback: Option<Object>,
         /// `critical` in the sense of policy model 4.1, last row but one.
@@ -161,7 +163,7 @@ fn decode_one(value: &Value, origin: Origin, errors: Vec<FieldError>) -> Decoded
         Decoded::Valid { object: judged.object, version, warnings, origin }
     } else {
         let Judged { object, fallback, critical } = judged;
-        Decoded::Invalid { key: object.key(), errors, fallback, critical, origin }
+        Decoded::Invalid { key: object.key(), errors, warnings, fallback, critical, origin }
     }
 }
 

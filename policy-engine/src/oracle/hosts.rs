@@ -9,6 +9,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::{Finding, Step, Subject, Sum, Walk, World, labels_with_profiles};
 use crate::engine::{HostInterface, LocalEndpoint};
 use crate::model::{Failsafe, HostEndpoint, Model, Settings};
@@ -123,7 +125,7 @@ fn failsafe(
     Some(HostDecision { verdict, attribution, trace })
 }
 
-/// Returns the failsafe port that `port` is, where its net has `peer`.
+/// Returns the failsafe port that `port` is, where its net has `peer`. 0.0.0.0/0 is how "everything" is written, in either family.
 fn find<'a>(
     list: &'a [Failsafe],
     packet: &PacketTuple,
@@ -133,8 +135,12 @@ fn find<'a>(
     list.iter().find(|failsafe| {
         failsafe.protocol == packet.protocol
             && Some(failsafe.port) == port
-            && failsafe.net.is_none_or(|net| net.contains(&peer))
+            && failsafe.net.is_none_or(|net| net.contains(&peer) || is_everything(&net))
     })
+}
+
+fn is_everything(net: &IpNet) -> bool {
+    net.prefix_len() == 0 && net.addr().is_ipv4()
 }
 
 /// `tcp:22`: the text form without its net.

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 
 use super::Walk;
 use super::world::{Labelled, World};
+use crate::explain::words;
 use crate::model::{Action, Entity, IcmpMatch, PortMatch, Rule, Unenforced};
 use crate::packet::PacketTuple;
 
@@ -58,12 +59,16 @@ impl<'a> Facts<'a> {
         if let Some(protocol) = rule.protocol
             && protocol != packet.protocol
         {
-            return Some(format!("it wants protocol {protocol}, the packet has {}", packet.protocol));
+            return Some(format!(
+                "it wants {}, the packet is {}",
+                words::protocol(protocol),
+                words::protocol(packet.protocol)
+            ));
         }
         if let Some(protocol) = rule.not_protocol
             && protocol == packet.protocol
         {
-            return Some(format!("it excludes protocol {protocol}"));
+            return Some(format!("it excludes {}", words::protocol(protocol)));
         }
         if let Some(criterion) = &rule.icmp
             && !icmp_holds(criterion, packet)

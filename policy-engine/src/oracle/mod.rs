@@ -118,6 +118,20 @@ pub fn effective_labels(model: &Model, pod: &Pod) -> Labels {
     labels_with_profiles(model, &pod.labels, &profiles_of(pod))
 }
 
+/// Returns the pod that has an address (PM-D24), local or not.
+pub fn pod_at<'a>(
+    model: &'a Model,
+    locals: &'a BTreeMap<EndpointId, LocalEndpoint>,
+    address: IpAddr,
+) -> Option<&'a Pod> {
+    World { model, locals }.pod_at(address)
+}
+
+/// Returns the names of all tiers in the order of evaluation (policy model 8.1, 8.6), those that are only named included.
+pub fn tier_names(model: &Model) -> Vec<String> {
+    tiers_of(model).into_iter().map(|(name, _)| name).collect()
+}
+
 /// Returns the objects that an address belongs to, as text such as `pod a/client` or `network set office`.
 pub fn objects_at(
     model: &Model,
@@ -226,7 +240,7 @@ impl<'a> Walk<'a> {
     fn tiers_of(&mut self, subject: &Subject<'_>) -> (Sum, usize) {
         let never_ends = matches!(subject.context, Context::Untracked | Context::PreDnat);
         let mut policies = 0;
-        for (name, tier) in self.tiers() {
+        for (name, tier) in tiers_of(self.world.model) {
             let mut enforced = 0;
             let mut sum = Sum::NoMatch;
             for policy in self.policies(&name) {
@@ -347,25 +361,6 @@ impl<'a> Walk<'a> {
         Sum::NoMatch
     }
 
-    /// Policy model 8.1 and 8.6: tiers that exist by order and name, then those that are only named.
-    fn tiers(&self) -> Vec<(String, Option<&'a Tier>)> {
-        let model = self.world.model;
-        let mut existing: Vec<&Tier> = model.tiers.values().map(|tier| &**tier).collect();
-        existing.sort_by(|a, b| a.order.cmp(&b.order).then_with(|| a.name.cmp(&b.name)));
-        let mut tiers: Vec<(String, Option<&Tier>)> =
-            existing.into_iter().map(|tier| (tier.name.clone(), Some(tier))).collect();
-        let mut missing: Vec<String> = model
-            .policies
-            .values()
-            .map(|policy| policy.tier.clone())
-            .filter(|tier| !model.tiers.contains_key(tier))
-            .collect();
-        missing.sort();
-        missing.dedup();
-        tiers.extend(missing.into_iter().map(|name| (name, None)));
-        tiers
-    }
-
     /// Policy model 8.2.
     fn policies(&self, tier: &str) -> Vec<&'a Policy> {
         let all = self.world.model.policies.values().map(|policy| &**policy);
@@ -415,6 +410,24 @@ impl<'a> Walk<'a> {
     fn note(&mut self, place: Attribution, finding: Finding) {
         self.trace.push(Step { place, finding });
     }
+}
+
+/// Policy model 8.1 and 8.6: tiers that exist by order and name, then those that are only named.
+fn tiers_of(model: &Model) -> Vec<(String, Option<&Tier>)> {
+    let mut existing: Vec<&Tier> = model.tiers.values().map(|tier| &**tier).collect();
+    existing.sort_by(|a, b| a.order.cmp(&b.order).then_with(|| a.name.cmp(&b.name)));
+    let mut tiers: Vec<(String, Option<&Tier>)> =
+        existing.into_iter().map(|tier| (tier.name.clone(), Some(tier))).collect();
+    let mut missing: Vec<String> = model
+        .policies
+        .values()
+        .map(|policy| policy.tier.clone())
+        .filter(|tier| !model.tiers.contains_key(tier))
+        .collect();
+    missing.sort();
+    missing.dedup();
+    tiers.extend(missing.into_iter().map(|name| (name, None)));
+    tiers
 }
 
 /// Policy model 7.1 (a namespace allows all), 7.2 (a service account has no rules), 2.7 (profiles that were written, and the one that

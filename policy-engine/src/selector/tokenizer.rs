@@ -174,6 +174,9 @@ impl<'a> Scanner<'a> {
         if self.eat_word("in") {
             return Ok(Token::In);
         }
+        if self.rest().starts_with('=') {
+            return self.fail("single '='; write '=='");
+        }
         let pairs = [
             ("starts", "with", Token::StartsWith),
             ("ends", "with", Token::EndsWith),

@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use margay_policy_engine::engine::{Change, LocalEndpoint};
+use margay_policy_engine::engine::{Change, HostInterface, LocalEndpoint};
 use margay_policy_engine::model::{
-    Action, EndpointSlice, Entity, HostEndpoint, IcmpMatch, Labels, NamedPort, Namespace, NamespacedName,
-    NetworkSet, NetworkSetKey, Node, Object, Order, Pod, Policy, PolicyFlags, PolicyKey, PolicyKind,
-    PortMatch, Profile, Rule, ServiceAccount, StagedAction, Tier, TierDefault, Unenforced,
+    Action, EndpointSlice, Entity, Failsafe, FelixConfiguration, HostEndpoint, IcmpMatch, Labels, NamedPort,
+    Namespace, NamespacedName, NetworkSet, NetworkSetKey, Node, Object, Order, Pod, Policy, PolicyFlags,
+    PolicyKey, PolicyKind, PortMatch, Profile, Rule, ServiceAccount, StagedAction, Tier, TierDefault,
+    Unenforced,
 };
-use margay_policy_engine::packet::{EndpointId, PacketTuple};
+use margay_policy_engine::packet::{EndpointId, HostId, PacketTuple};
 
 use super::{name, selector, twin};
 
@@ -340,6 +341,78 @@ impl<'a> Chance<'a> {
             objects.push(Object::Policy(Arc::new(self.policy(index))));
         }
         objects.into_iter().map(Change::Upsert).chain(locals.into_iter().map(Change::Endpoint)).collect()
+    }
+
+    /// What a world may have beside [`Chance::world`]: host endpoints, interfaces for them, configuration, and policies in every context.
+    pub fn hosts(&mut self) -> Vec<Change> {
+        let mut objects = Vec::new();
+        for index in 0..1 + self.below(5) {
+            let endpoint = HostEndpoint {
+                name: format!("{}{index}", self.pick(&["h", "g"])),
+                labels: self.labels(),
+                node: self.pick(&["n1", "n1", "n2"]).to_owned(),
+                interface_name: self.pick(&["*", "eth0", "eth1", "", "*", "eth0"]).to_owned(),
+                expected_ips: self.list(3, Self::address),
+                profiles: self.list(3, |chance| {
+                    chance
+                        .pick(&["q", "kns.a", "ksa.a.s", "none", "projectcalico-default-allow", "p", "q"])
+                        .to_owned()
+                }),
+                ports: self.named_ports(),
+            };
+            objects.push(Object::HostEndpoint(Arc::new(endpoint)));
+        }
+        let rules = |chance: &mut Self| chance.list(4, Self::rule);
+        let profile = Profile {
+            name: "q".to_owned(),
+            ingress: rules(self),
+            egress: rules(self),
+            labels: self.labels(),
+        };
+        objects.push(Object::Profile(Arc::new(profile)));
+        for name in ["default", "node.n1"] {
+            let configuration = FelixConfiguration {
+                name: name.to_owned(),
+                failsafe_inbound: self.some(2, |chance| chance.list(7, Self::failsafe)),
+                failsafe_outbound: self.some(2, |chance| chance.list(7, Self::failsafe)),
+                // A switch of the whole cluster, because nodes share what is compiled from a rule.
+                allow_unenforced_criteria: (name == "default" && self.once_in(4)).then_some(true),
+                ..FelixConfiguration::default()
+            };
+            objects.push(Object::FelixConfiguration(Arc::new(configuration)));
+        }
+        for index in 0..2 + self.below(7) {
+            let mut policy = self.policy(10 + index);
+            let (do_not_track, pre_dnat, apply_on_forward) = self.pick(&[
+                (true, false, true),
+                (false, true, true),
+                (false, false, true),
+                (false, false, false),
+            ]);
+            policy.flags = PolicyFlags { do_not_track, pre_dnat, apply_on_forward };
+            if pre_dnat {
+                policy.governs_ingress = true;
+                policy.governs_egress = false;
+                policy.egress.clear();
+            }
+            objects.push(Object::Policy(Arc::new(policy)));
+        }
+        let mut changes: Vec<Change> = objects.into_iter().map(Change::Upsert).collect();
+        let places = [("n1", ""), ("n1", "eth0"), ("n1", "eth1"), ("n2", ""), ("n2", "eth0")];
+        for (id, (node, name)) in (1..).zip(places) {
+            changes.push(Change::Interface(HostInterface {
+                id: HostId(id),
+                node: node.to_owned(),
+                name: name.to_owned(),
+                addresses: self.list(3, Self::address),
+                is_pod_side: name.is_empty(),
+            }));
+        }
+        changes
+    }
+
+    fn failsafe(&mut self) -> Failsafe {
+        Failsafe { protocol: self.pick(&[6, 17, 132]), port: self.pick(&PORTS), net: self.some(2, Self::net) }
     }
 
     /// A packet between addresses of the pools.

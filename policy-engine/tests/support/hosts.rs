@@ -258,7 +258,13 @@ impl Referee for Hosts {
         direction: Direction,
         packet: &PacketTuple,
     ) -> Option<(HostVerdict, Attribution)> {
-        self.literal().host(interface, context, direction, packet)
+        let expected = self.literal().host(interface, context, direction, packet);
+        let found = self.judge.snapshot.host(interface, context, direction, packet);
+        assert_eq!(
+            found, expected,
+            "tables (left) and oracle (right) differ: {interface:?} {context:?} {direction:?} {packet:?}"
+        );
+        found
     }
 }
 
