@@ -10,7 +10,9 @@ use std::sync::Arc;
 use hashbrown::HashSet;
 
 use crate::compile::compiler::{Compiler, Touched};
-use crate::model::{Labels, Model, NamespacedName, Object, ObjectKey, Pod, Settings};
+use crate::model::{
+    HostEndpoint, Labels, Model, NamespacedName, Object, ObjectKey, Pod, Settings, automatic_host_endpoints,
+};
 use crate::packet::{EndpointId, HostId};
 use crate::resolve::owners;
 use crate::snapshot::Snapshot;
@@ -70,6 +72,10 @@ pub struct Engine {
     touched: Touched,
     published: Arc<Snapshot>,
     label_sets: HashSet<Arc<Labels>, foldhash::fast::FixedState>,
+    /// Host endpoints as they were written; those in the Model are the ones in force (policy model 7.8).
+    written: BTreeMap<String, Arc<HostEndpoint>>,
+    /// Automatic host endpoints may be others.
+    hosts_touched: bool,
 }
 
 impl Default for Engine {
@@ -87,6 +93,7 @@ impl Engine {
     /// Returns an engine that starts from `model`, with nothing published and no local endpoint.
     pub fn with_model(model: Model) -> Self {
         Self {
+            written: model.host_endpoints.clone(),
             model,
             locals: BTreeMap::new(),
             interfaces: BTreeMap::new(),
@@ -94,6 +101,7 @@ impl Engine {
             touched: Touched { everything: true, ..Touched::default() },
             published: Arc::default(),
             label_sets: HashSet::default(),
+            hosts_touched: true,
         }
     }
 
@@ -119,10 +127,19 @@ impl Engine {
     /// Takes one change; nothing is published before [`Engine::publish`].
     pub fn apply(&mut self, change: Change) {
         match change {
+            Change::Upsert(Object::HostEndpoint(endpoint)) => {
+                self.hosts_touched = true;
+                self.written.insert(endpoint.name.clone(), endpoint);
+            }
+            Change::Delete(ObjectKey::HostEndpoint(name)) => {
+                self.hosts_touched = true;
+                self.written.remove(&name);
+            }
             Change::Upsert(object) => {
                 if holds(&self.model, &object) {
                     return;
                 }
+                self.hosts_touched |= decides_automatic_hosts(&object.key());
                 let object = match object {
                     Object::Pod(pod) => Object::Pod(self.with_shared_labels(pod)),
                     other => other,
@@ -131,6 +148,7 @@ impl Engine {
                 self.model.insert(object);
             }
             Change::Delete(key) => {
+                self.hosts_touched |= decides_automatic_hosts(&key);
                 self.model.remove(&key);
                 self.touch(|touched| touched.objects.extend([key]));
             }
@@ -151,6 +169,24 @@ impl Engine {
                 self.interfaces.remove(&id);
             }
         }
+    }
+
+    /// Puts the host endpoints in force into the Model: those written, and over them the automatic ones.
+    fn follow_hosts(&mut self) {
+        let before = std::mem::replace(&mut self.model.host_endpoints, self.written.clone());
+        for endpoint in automatic_host_endpoints(&self.model) {
+            let known = before.get(&endpoint.name).filter(|known| ***known == endpoint);
+            let endpoint = known.map_or_else(|| Arc::new(endpoint), Arc::clone);
+            self.model.host_endpoints.insert(endpoint.name.clone(), endpoint);
+        }
+        let now = &self.model.host_endpoints;
+        let changed: Vec<String> = before
+            .keys()
+            .chain(now.keys())
+            .filter(|name| before.get(*name) != now.get(*name))
+            .cloned()
+            .collect();
+        self.touch(|touched| touched.objects.extend(changed.into_iter().map(ObjectKey::HostEndpoint)));
     }
 
     /// Before the first publication everything is looked at anyway.
@@ -178,6 +214,9 @@ impl Engine {
     /// Compiles what changed since the last call and returns the newest snapshot. The generation grows by one when a packet could notice
     /// a difference; else the last snapshot is returned again.
     pub fn publish(&mut self) -> Arc<Snapshot> {
+        if std::mem::take(&mut self.hosts_touched) {
+            self.follow_hosts();
+        }
         let touched = std::mem::take(&mut self.touched);
         if !touched.is_empty() {
             let Self { model, locals, interfaces, compiler, published, .. } = self;
@@ -186,7 +225,7 @@ impl Engine {
         Arc::clone(&self.published)
     }
 
-    /// Returns the Model as it stands.
+    /// Returns the Model as it stands; its host endpoints are those of the last publication.
     pub fn model(&self) -> &Model {
         &self.model
     }
@@ -205,6 +244,11 @@ impl Engine {
     pub fn endpoint_of(&self, pod: &NamespacedName) -> Option<EndpointId> {
         self.locals.values().rev().find(|local| local.pod == *pod).map(|local| local.id)
     }
+}
+
+/// Whether automatic host endpoints are made from the object.
+fn decides_automatic_hosts(key: &ObjectKey) -> bool {
+    matches!(key, ObjectKey::Node(_) | ObjectKey::CalicoNode(_) | ObjectKey::KubeControllersConfiguration(_))
 }
 
 /// Whether the Model has exactly this object already.

@@ -275,10 +275,16 @@ impl Compiler {
         if !work.hosts && !touched.interfaces {
             return dirty;
         }
-        let now = hosts::endpoints(model);
+        let now = &model.host_endpoints;
         let before = std::mem::replace(&mut self.host_endpoints, now.clone());
         for name in before.keys().chain(now.keys().filter(|name| !before.contains_key(*name))) {
-            self.sources.follow_host_endpoint(model, name, now.get(name));
+            let is_same = match (before.get(name), now.get(name)) {
+                (Some(before), Some(now)) => Arc::ptr_eq(before, now),
+                _ => false,
+            };
+            if !is_same || work.inherited {
+                self.sources.follow_host_endpoint(model, name, now.get(name));
+            }
         }
         let known: Vec<HostId> = self
             .subjects
@@ -293,7 +299,7 @@ impl Compiler {
         }
         for interface in interfaces.values() {
             let subject = Subject::Host(interface.id);
-            let endpoint = hosts::of_interface(&now, interface);
+            let endpoint = hosts::of_interface(now, interface);
             let labels =
                 endpoint.and_then(|endpoint| self.sources.host_endpoint_labels(&endpoint.name)).cloned();
             match endpoint.zip(labels) {
@@ -716,8 +722,10 @@ struct Work {
     tiers: bool,
     /// Profiles that appeared, changed or went.
     profiles: BTreeSet<String>,
-    /// Host endpoints, or what they inherit or are made from.
+    /// Host endpoints, or their settings.
     hosts: bool,
+    /// What host endpoints inherit labels from.
+    inherited: bool,
 }
 
 impl Work {
@@ -727,42 +735,38 @@ impl Work {
             work.network_sets.extend(model.network_sets.keys().cloned());
             work.slices.extend(model.endpoint_slices.keys().cloned());
             work.nodes.extend(model.nodes.keys().cloned());
-            work.hosts = true;
+            (work.hosts, work.inherited) = (true, true);
             return work;
         }
         for key in &touched.objects {
             match key {
-                ObjectKey::Pod(key) => drop(work.pods.insert(key.clone())),
+                ObjectKey::Pod(key) => work.pods.extend([key.clone()]),
                 ObjectKey::Namespace(name) => {
                     work.inheriting.insert((name.clone(), None));
                     work.profiles.insert(format!("{NAMESPACE_PROFILE}{name}"));
                     let sets = model.network_sets.keys();
                     work.network_sets
                         .extend(sets.filter(|set| set.namespace.as_ref() == Some(name)).cloned());
-                    work.hosts = true;
+                    (work.hosts, work.inherited) = (true, true);
                 }
                 ObjectKey::ServiceAccount(key) => {
                     work.inheriting.insert((key.namespace.clone(), Some(key.name.clone())));
                     work.profiles.insert(format!("ksa.{}.{}", key.namespace, key.name));
-                    work.hosts = true;
+                    (work.hosts, work.inherited) = (true, true);
                 }
                 ObjectKey::Profile(name) => {
                     work.profiles.insert(name.clone());
-                    work.hosts = true;
+                    (work.hosts, work.inherited) = (true, true);
                 }
-                ObjectKey::Node(name) => {
-                    work.nodes.insert(name.clone());
-                    work.hosts = true;
-                }
+                ObjectKey::Node(name) => work.nodes.extend([name.clone()]),
                 ObjectKey::Tier(_) => work.tiers = true,
-                ObjectKey::Policy(key) => drop(work.policies.insert(key.clone())),
-                ObjectKey::NetworkSet(key) => drop(work.network_sets.insert(key.clone())),
-                ObjectKey::EndpointSlice(key) => drop(work.slices.insert(key.clone())),
-                ObjectKey::HostEndpoint(_)
-                | ObjectKey::FelixConfiguration(_)
-                | ObjectKey::KubeControllersConfiguration(_)
-                | ObjectKey::CalicoNode(_) => work.hosts = true,
-                ObjectKey::IpPool(_) => {}
+                ObjectKey::Policy(key) => work.policies.extend([key.clone()]),
+                ObjectKey::NetworkSet(key) => work.network_sets.extend([key.clone()]),
+                ObjectKey::EndpointSlice(key) => work.slices.extend([key.clone()]),
+                ObjectKey::HostEndpoint(_) | ObjectKey::FelixConfiguration(_) => work.hosts = true,
+                ObjectKey::KubeControllersConfiguration(_)
+                | ObjectKey::CalicoNode(_)
+                | ObjectKey::IpPool(_) => {}
             }
         }
         work

@@ -4,16 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::engine::HostInterface;
-use crate::model::{HostEndpoint, Model, Policy};
+use crate::model::{HostEndpoint, Policy};
 use crate::packet::{Context, Direction};
 
 /// Matches every interface that no other host endpoint matches.
 pub(crate) const EVERY_INTERFACE: &str = "*";
-
-/// Returns the host endpoints in force, by name.
-pub(crate) fn endpoints(model: &Model) -> BTreeMap<String, Arc<HostEndpoint>> {
-    model.host_endpoints.clone()
-}
 
 /// Returns the host endpoint of `interface`. By name or by address before `*`; of several, the smallest name.
 pub(crate) fn of_interface<'a>(
