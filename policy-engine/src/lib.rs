@@ -12,6 +12,7 @@
 //! * [`oracle`] answers the same question from the Model alone; it never looks at a table.
 //! * [`walk`] knows who is asked on a packet's way through the nodes, in order, and what a verdict skips.
 //! * [`http`] judges requests by the criteria that packets are not asked about.
+//! * [`lint`] finds what manifests probably do not mean.
 //! * [`explain`] tells the oracle's reasons beside the tables' verdict.
 
 mod compile;
@@ -19,6 +20,7 @@ pub mod decode;
 pub mod engine;
 pub mod explain;
 pub mod http;
+pub mod lint;
 pub mod model;
 pub mod oracle;
 pub mod packet;

@@ -130,6 +130,7 @@ pub struct Answer {
 
 const NO_POLICY_YET: &str = "no_policy_yet: the pod is closed until its policy is in force";
 const ENDPOINT_TO_HOST: &str = "endpoint_to_host: defaultEndpointToHostAction is Drop";
+const HOST_ENDPOINT: &str = "host_endpoint: a host endpoint on the way drops it";
 const UNTRACKED: &str =
     "untracked: a host endpoint accepts it untracked, and a pod or a translation needs tracking";
 
@@ -179,11 +180,16 @@ impl Question<'_> {
         let reason = match outcome.ending {
             Ending::EndpointToHost => Some(ENDPOINT_TO_HOST),
             Ending::Untracked => Some(UNTRACKED),
+            Ending::Denied if is_host(outcome.stages.last()) => Some(HOST_ENDPOINT),
             _ if is_asked_of_hosts => None,
             _ => note,
         };
         Answer { verdict: outcome.ending.verdict(), reason, egress, ingress, host }
     }
+}
+
+fn is_host(stage: Option<&Stage<'_>>) -> bool {
+    stage.is_some_and(|stage| matches!(stage.subject, Subject::Host(_)))
 }
 
 impl Route<'_> {

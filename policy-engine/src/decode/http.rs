@@ -95,9 +95,9 @@ fn header(path: String, item: &Value, problems: &mut Problems) -> Option<HeaderM
     }
     let mut values = Vec::new();
     for (path, text) in listed.into_iter().filter(|_| !takes_none) {
-        // Matched against the whole value, so the expression must compile in its parentheses.
+        // Matched against the whole value, so the expression must compile alone and in its parentheses.
         if operator == Some(HeaderOperator::MatchesRegex)
-            && let Err(error) = Regex::new(&format!("^(?:{text})$"))
+            && let Err(error) = Regex::new(text).and_then(|_| Regex::new(&format!(r"\A(?:{text})\z")))
         {
             let told = error.to_string();
             let last = told.lines().last().unwrap_or_default().trim_start_matches("error: ");

@@ -129,10 +129,7 @@ impl CompiledRequestPolicy {
             tiers.entry((tier.is_none(), order, &policy.tier)).or_default().push(policy);
         }
         let tiers = tiers.into_iter().map(|((_, _, name), mut policies)| {
-            policies.sort_by_cached_key(|policy| {
-                let namespace = policy.key.namespace.as_deref().unwrap_or_default();
-                (policy.order, format!("{}/{namespace}/{}", policy.key.name, policy.key.kind.as_str()))
-            });
+            policies.sort_by_cached_key(|policy| oracle::sort_key(policy));
             CompiledTier {
                 name: name.to_owned(),
                 default_action: model.tiers.get(name).map_or(TierDefault::Deny, |tier| tier.default_action),

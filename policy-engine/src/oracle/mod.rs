@@ -20,15 +20,14 @@ use serde::Serialize;
 
 use crate::engine::LocalEndpoint;
 use crate::model::{
-    Action, Labels, Model, NamespacedName, Pod, Policy, PolicyKey, PolicyKind, Rule, Settings, StagedAction,
-    Tier, TierDefault,
+    Action, Labels, Model, NamespacedName, Order, Pod, Policy, PolicyKey, PolicyKind, Rule, Settings,
+    StagedAction, Tier, TierDefault,
 };
 use crate::packet::{Context, Direction, EndpointId, PacketTuple, Verdict};
 use crate::snapshot::Attribution;
-use world::labels_with_profiles;
 
 pub(crate) use matching::Facts;
-pub(crate) use world::{World, profiles_of};
+pub(crate) use world::{World, labels_with_profiles, profiles_of};
 
 pub use hosts::{HostDecision, evaluate_host, resolve_interface};
 
@@ -365,10 +364,7 @@ impl<'a> Walk<'a> {
     fn policies(&self, tier: &str) -> Vec<&'a Policy> {
         let all = self.world.model.policies.values().map(|policy| &**policy);
         let mut policies: Vec<&Policy> = all.filter(|policy| policy.tier == tier).collect();
-        policies.sort_by_key(|policy| {
-            let namespace = policy.key.namespace.clone().unwrap_or_default();
-            (policy.order, format!("{}/{namespace}/{}", policy.key.name, policy.key.kind.as_str()))
-        });
+        policies.sort_by_cached_key(|policy| sort_key(policy));
         policies
     }
 
@@ -449,6 +445,12 @@ pub(crate) fn profile_rules(model: &Model, name: &str, direction: Direction) -> 
         Direction::Ingress => profile.ingress.clone(),
         Direction::Egress => profile.egress.clone(),
     })
+}
+
+/// Policy model 8.2: returns what policies of a tier are sorted by.
+pub(crate) fn sort_key(policy: &Policy) -> (Order, String) {
+    let namespace = policy.key.namespace.as_deref().unwrap_or_default();
+    (policy.order, format!("{}/{namespace}/{}", policy.key.name, policy.key.kind.as_str()))
 }
 
 /// Says why a policy that applies does.

@@ -133,3 +133,79 @@ fn pm_7_5_port_simplification() {
         assert_eq!(network_policy::simplify(input), output);
     }
 }
+
+#[test]
+fn pm_7_3_sources_of_addresses() {
+    let key = "cni.projectcalico.org";
+    let shown = |text: &str| {
+        let found = pod(text);
+        let list = |addresses: &[std::net::IpAddr]| {
+            addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        };
+        (list(&found.addresses), list(&found.annotated_addresses))
+    };
+    let all = format!(
+        "annotations: {{{key}/podIPs: '10.0.0.3/32,fd00::3/128', {key}/podIP: 10.0.0.4, vpc.amazonaws.com/pod-ips: 10.0.0.5}}"
+    );
+    let rows = [
+        (all.clone(), "{podIPs: [{ip: 10.0.0.1}], podIP: 10.0.0.2}", ("10.0.0.1", "")),
+        (all.clone(), "{podIP: 10.0.0.2}", ("10.0.0.2", "")),
+        (all, "{}", ("", "10.0.0.3 fd00::3")),
+        (
+            format!("annotations: {{{key}/podIP: 10.0.0.4/32, vpc.amazonaws.com/pod-ips: 10.0.0.5}}"),
+            "{}",
+            ("", "10.0.0.4"),
+        ),
+        (
+            "annotations: {vpc.amazonaws.com/pod-ips: '10.0.0.5,10.0.0.6'}".to_owned(),
+            "{}",
+            ("", "10.0.0.5 10.0.0.6"),
+        ),
+        (format!("annotations: {{{key}/podIP: 10.0.0.4}}"), "{phase: Succeeded}", ("", "")),
+    ];
+    for (meta, status, (addresses, annotated)) in rows {
+        assert_eq!(
+            shown(&pod_text(&meta, "{nodeName: n}", status)),
+            (addresses.to_owned(), annotated.to_owned()),
+            "{meta} {status}"
+        );
+    }
+    for bad in ["10.0.0.4/24", "fd00::1/64", "nonsense", "10.0.0.1,,10.0.0.2"] {
+        let found =
+            errors(&pod_text(&format!("annotations: {{{key}/podIPs: '{bad}'}}"), "{nodeName: n}", "{}"));
+        assert_eq!(found.len(), 1, "{bad}: {found:?}");
+        assert_eq!(found[0].field, "metadata.annotations.cni.projectcalico.org/podIPs");
+    }
+}
+
+#[test]
+fn pm_7_3_lists_in_annotations() {
+    for (key, text, accept) in [
+        ("allowedSourcePrefixes", "[\"10.0.0.0/8\", \"fd00::/16\"]", true),
+        ("allowedSourcePrefixes", "[]", true),
+        ("allowedSourcePrefixes", "", false),
+        ("allowedSourcePrefixes", "[\"\"]", false),
+        ("allowedSourcePrefixes", "[\"10.0.0.0/33\"]", false),
+        ("allowedSourcePrefixes", "10.0.0.0/8", false),
+        ("floatingIPs", "[\"192.0.2.1\"]", true),
+        ("floatingIPs", "[\"192.0.2.0/24\"]", false),
+        ("floatingIPs", "{}", false),
+    ] {
+        check(
+            &pod_text(&format!("annotations: {{cni.projectcalico.org/{key}: '{text}'}}"), "{}", "{}"),
+            accept,
+        );
+    }
+}
+
+#[test]
+fn pm_25_2_annotations_of_nodes_pass_through() {
+    let text = "apiVersion: v1\nkind: Node\nmetadata: {name: n, annotations: {projectcalico.org/WireguardPublicKey: k, projectcalico.org/IPv4WireguardInterfaceAddr: 10.0.0.1, other.io/x: y}}\nstatus: {addresses: [{type: ExternalIP, address: 203.0.113.1}, {type: InternalIP, address: 10.0.0.1}, {type: Hostname, address: n}]}\n";
+    let Decoded::Valid { object: Object::Node(node), .. } = one(text) else { panic!() };
+    assert_eq!(node.annotations.len(), 2);
+    let addresses: Vec<_> = node.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        (addresses, node.internal_addresses),
+        (vec!["10.0.0.1".to_owned(), "203.0.113.1".to_owned()], 1)
+    );
+}

@@ -3,6 +3,7 @@
 mod cluster_policies;
 mod configuration;
 mod documents;
+mod fields;
 mod kubernetes;
 mod scope;
 mod validation;

@@ -55,6 +55,8 @@ fn pm_6_3_peers() {
             Some(format!("({ns} == \"a\" && projectcalico.org/serviceaccount in {{\"s\"}})")),
             None,
         ),
+        (true, "{namespaceSelector: env != 'prod'}", Some("pcns.env != \"prod\"".to_owned()), None),
+        (true, "{ports: [http]}", None, None),
         (true, "{serviceAccounts: {}}", None, None),
         (true, "{nets: [10.0.0.0/8]}", None, None),
         (false, "{selector: role=='x'}", Some("role == \"x\"".to_owned()), None),

@@ -265,3 +265,120 @@ fn pm_4_1_closed_forms() {
     );
     assert_eq!(policy.key.namespace.as_deref(), Some("default"));
 }
+
+#[test]
+fn pm_3_5_other_defaults() {
+    assert_eq!(
+        policy(&np("{}")).selector.as_ref().unwrap().canonical(),
+        "projectcalico.org/namespace == \"a\""
+    );
+    assert_eq!(policy(&knp("{ingress: [{ports: [{port: 1}]}]}")).ingress[0].protocol, Some(6));
+    let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s, namespace: a, labels: {kubernetes.io/service-name: web}}\naddressType: IPv4\nendpoints: [{addresses: [10.0.0.1]}]\nports: [{port: 80}, {port: 53, protocol: UDP}]\n";
+    let Decoded::Valid { object: Object::EndpointSlice(found), .. } = one(slice) else { panic!() };
+    assert_eq!((found.service.as_str(), &found.ports[..]), ("web", &[(6, 80), (17, 53)][..]));
+}
+
+/// The thirteen rows, each with what it refuses and the nearest thing that it accepts.
+#[test]
+fn pm_4_3_constraints() {
+    let rows: [(u8, &str, bool); 48] = [
+        (1, "destination: {ports: [http]}", true),
+        (1, "source: {notPorts: [http]}", true),
+        (1, "destination: {ports: [80]}", false),
+        (1, "destination: {notPorts: ['1:5']}", false),
+        (1, "source: {ports: [http, 80]}", false),
+        (2, "protocol: TCP, destination: {ports: [80]}", true),
+        (2, "protocol: 132, source: {notPorts: [80]}", true),
+        (2, "protocol: ICMP, destination: {ports: [80]}", false),
+        (2, "protocol: 136, source: {ports: [80]}", false),
+        (2, "protocol: UDPLite, destination: {notPorts: [http]}", false),
+        (3, "protocol: ICMP, destination: {ports: [], notPorts: []}", true),
+        (3, "destination: {ports: []}", true),
+        (4, "source: {nets: [10.0.0.0/8]}", true),
+        (4, "source: {nets: [10.0.0.1/8]}", false),
+        (4, "source: {notNets: ['fd00::1/16']}", false),
+        (4, "source: {nets: [10.0.0.1]}", false),
+        (4, "source: {nets: ['fd00::1']}", false),
+        (5, "source: {nets: [10.0.0.0/8]}, destination: {nets: [192.0.2.0/24]}", true),
+        (5, "source: {nets: [10.0.0.0/8, 'fd00::/8']}", false),
+        (5, "source: {nets: ['fd00::/8']}, destination: {nets: [10.0.0.0/8]}", false),
+        (5, "source: {notNets: ['fd00::/8']}, destination: {nets: [10.0.0.0/8]}", false),
+        (5, "source: {nets: [10.0.0.0/8], notNets: ['fd00::/8']}", false),
+        (6, "ipVersion: 4, source: {nets: [10.0.0.0/8]}", true),
+        (6, "ipVersion: 4, destination: {notNets: ['fd00::/8']}", false),
+        (7, "source: {notNets: [0.0.0.0/1]}", true),
+        (7, "source: {notNets: [0.0.0.0/0]}", false),
+        (7, "destination: {notNets: ['::/0']}", false),
+        (7, "destination: {notNets: ['0:0:0::/0']}", false),
+        (8, "protocol: 58, icmp: {type: 128}", true),
+        (8, "protocol: 1, notICMP: {type: 8}", true),
+        (8, "protocol: TCP, icmp: {type: 8}", false),
+        (8, "notICMP: {type: 8}", false),
+        (8, "protocol: ICMP, notICMP: {code: 0}", false),
+        (9, "protocol: 1, ipVersion: 6", false),
+        (9, "notProtocol: ICMPv6, ipVersion: 4", false),
+        (9, "notProtocol: ICMPv6, ipVersion: 6", true),
+        (10, "http: {methods: [GET]}", true),
+        (10, "protocol: 6, http: {methods: [GET]}", true),
+        (10, "protocol: 17, http: {methods: [GET]}", false),
+        (11, "source: {selector: has(a), notSelector: has(b)}", true),
+        (11, "source: {selector: 'a = b'}", false),
+        (11, "source: {notSelector: 'has(a) || global()'}", false),
+        (11, "source: {serviceAccounts: {selector: 'global()'}}", false),
+        (12, "source: {namespaceSelector: \"\\tglobal() \"}", true),
+        (12, "source: {namespaceSelector: '!global()'}", false),
+        (12, "source: {namespaceSelector: '(global())'}", false),
+        (13, "source: {services: {name: s}}", true),
+        (13, "source: {services: {name: s}, selector: has(a)}", false),
+    ];
+    for (constraint, rule, accept) in rows {
+        let found = errors(&np(&format!("{{ingress: [{{action: Allow, {rule}}}]}}")));
+        assert_eq!(found.is_empty(), accept, "{constraint}: {rule}\n{found:#?}");
+        for error in found {
+            assert!(error.field.starts_with("spec.ingress[0]"), "{error:?}");
+            assert!(error.reason.len() > 10, "{error:?}");
+        }
+    }
+    for (action, accept) in [("Allow", true), ("Deny", false), ("Log", false), ("Pass", false)] {
+        check(&np(&format!("{{ingress: [{{action: {action}, http: {{methods: [GET]}}}}]}}")), accept);
+    }
+}
+
+#[test]
+fn pm_4_6_metadata() {
+    let with = |meta: &str| {
+        format!("apiVersion: projectcalico.org/v3\nkind: GlobalNetworkSet\nmetadata: {{name: s, {meta}}}\n")
+    };
+    let rows = [
+        ("labels: {App: web, example.com/Role_1: 'x.Y-z'}", true),
+        ("labels: {a: ''}", true),
+        ("labels: {Example.com/role: x}", false),
+        ("labels: {'-a': x}", false),
+        ("labels: {a: 'x y'}", false),
+        ("labels: {a: 5}", false),
+        ("annotations: {Example.com/Role: anything at all}", true),
+        ("annotations: {'a b': x}", false),
+        ("annotations: {'/a': x}", false),
+    ];
+    for (meta, accept) in rows {
+        check(&with(meta), accept);
+    }
+    let key = "n".repeat(63);
+    check(&with(&format!("labels: {{{key}: {key}}}")), true);
+    check(&with(&format!("labels: {{{key}n: x}}")), false);
+    check(&with(&format!("labels: {{a: {key}n}}")), false);
+    let most = 256 << 10;
+    check(&with(&format!("annotations: {{a: {}}}", "v".repeat(most - 1))), true);
+    check(&with(&format!("annotations: {{a: {}}}", "v".repeat(most))), false);
+}
+
+#[test]
+fn pm_4_7_the_masked_form_is_proposed() {
+    let found = errors(&np("{ingress: [{action: Allow, source: {nets: [1.2.3.4/16]}}]}"));
+    assert_eq!(found.len(), 1);
+    assert_eq!(
+        (found[0].field.as_str(), found[0].value.as_str()),
+        ("spec.ingress[0].source.nets[0]", "1.2.3.4/16")
+    );
+    assert_eq!(found[0].reason, "host bits are set; did you mean 1.2.0.0/16?");
+}
