@@ -19,5 +19,5 @@ mod reading;
 pub mod source;
 
 pub use directory::{Directory, DirectoryConfig, DirectoryError};
-pub use problem::{Problem, Severity};
+pub use problem::{Problem, Severity, object_name};
 pub use source::{Batch, Source, SourceError};

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
 use ipnet::IpNet;
-use margay_control::{Batch, Problem};
+use margay_control::{Batch, Problem, Severity, object_name};
 use margay_core::topology::{Port, PortKind, TopologyBuilder};
 use margay_core::{PortIndex, WorkerConfig};
 use margay_io::netlink::{Address, Follower, Role, fill_topology};
@@ -115,6 +115,8 @@ pub struct Reconciler {
     kernel_end: Link,
     engine: Engine,
     snapshot: Option<Arc<Snapshot>>,
+    /// What the source of truth has to say about what it read.
+    problems: Arc<[Problem]>,
     complete: bool,
     endpoints: BTreeMap<EndpointId, EndpointRecord>,
     ports: BTreeMap<PortIndex, (Port, PortReport)>,
@@ -180,6 +182,7 @@ impl Reconciler {
             refused: BTreeSet::new(),
             uplink_prefixes: Default::default(),
             board: from.board,
+            problems: Arc::from([]),
             policy_changed: false,
             names_changed: true,
             topology_changed: true,
@@ -271,9 +274,8 @@ impl Reconciler {
         self.complete |= batch.complete;
         self.policy_changed = true;
         self.names_changed = true;
-        let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
-        board.problems = batch.problems;
-        board.stale = batch.stale;
+        self.problems = batch.problems;
+        self.board.lock().unwrap_or_else(PoisonError::into_inner).stale = batch.stale;
     }
 
     fn open_port(&mut self, record: &EndpointRecord) -> Result<(), String> {
@@ -358,6 +360,9 @@ impl Reconciler {
         let start = Instant::now();
         let snapshot = self.engine.publish();
         let took = start.elapsed();
+        let mut problems = self.problems.to_vec();
+        problems.extend(self.engine.model().host_endpoints.keys().map(|name| unfiltered(name)));
+        self.board.lock().unwrap_or_else(PoisonError::into_inner).problems = problems.into();
         let newer = self.snapshot.as_ref().is_none_or(|old| old.generation() != snapshot.generation());
         if newer {
             tracing::debug!(generation = snapshot.generation().0, ?took, "policy compiled");
@@ -626,4 +631,17 @@ pub fn host_port(kernel: &Link, ours: &Link) -> Port {
 pub fn uplink_port(nth: usize, name: &str, mac: MacAddr, mtu: u32) -> Port {
     let index = PortIndex(FIRST_UPLINK + nth as u16);
     Port { index, name: name.to_owned(), kind: PortKind::Uplink, mac, mtu }
+}
+
+/// What the one who wrote a host endpoint has to know: the packet path of this agent does not ask it.
+fn unfiltered(name: &str) -> Problem {
+    let object = ObjectKey::HostEndpoint(name.to_owned());
+    let mut problem = Problem::of_file(
+        "",
+        Severity::Warning,
+        "simulate and explain answer for host endpoints; the packet path does not filter traffic of the host itself, so keep the \
+         node's own firewall for that. As a peer of pods' policies the host endpoint counts",
+    );
+    problem.object = Some(object_name(&object));
+    problem
 }

@@ -236,7 +236,8 @@ impl NodeView for View {
         let ask = move |engine: &Engine, snapshot: Option<&Snapshot>| {
             let answer = match snapshot {
                 Some(snapshot) => {
-                    let world = World::new(engine.model(), engine.locals(), engine.interfaces(), Some(to_host));
+                    let world =
+                        World::new(engine.model(), engine.locals(), engine.interfaces(), Some(to_host));
                     crate::explain::explain(engine, snapshot, &world, &probe)
                 }
                 None => {
