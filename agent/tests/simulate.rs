@@ -324,7 +324,7 @@ fn default_host_endpoint_stands_between_pods_and_host() {
 fn interface_is_the_one_asked_for_else_the_one_with_the_address_else_the_only_one() {
     let deny = host_policy("p", "types: [Ingress], applyOnForward: true, ingress: [{action: Deny}]");
     let asked_on = |heps: &[String], probe: Value| {
-        let answers = answers(&[heps, &[deny.clone()]].concat(), &[probe], &[]);
+        let answers = answers(&[heps, std::slice::from_ref(&deny)].concat(), &[probe], &[]);
         answers[0]["host"][0]["interface"].as_str().unwrap_or("-").to_owned()
     };
     let by = |mut probe: Value, interface: &str| {
