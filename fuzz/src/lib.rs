@@ -50,7 +50,7 @@ pub fn selector(data: &[u8]) {
 /// Judges a file of manifests.
 ///
 /// Reading never panics, twice gives the same, every error says something, and an invalid policy never allows more than what was
-/// written: see [`is_closed`].
+/// written (see `is_closed`).
 pub fn manifest(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let (once, twice) = (decode(text, "fuzz"), decode(text, "fuzz"));

@@ -13,6 +13,7 @@
 //! * [`walk`] knows who is asked on a packet's way through the nodes, in order, and what a verdict skips.
 //! * [`http`] judges requests by the criteria that packets are not asked about.
 //! * [`lint`] finds what manifests probably do not mean.
+//! * [`verify`] answers statements about all packets from the tables.
 //! * [`explain`] tells the oracle's reasons beside the tables' verdict.
 
 mod compile;
@@ -27,4 +28,5 @@ pub mod packet;
 mod resolve;
 pub mod selector;
 pub mod snapshot;
+pub mod verify;
 pub mod walk;

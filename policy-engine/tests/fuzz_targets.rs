@@ -50,7 +50,8 @@ fn crossed() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1_000))]
+    // PROPTEST_CASES asks for more.
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.max(1_000)))]
 
     #[test]
     fn selectors_of_any_bytes_hold(data in prop::collection::vec(any::<u8>(), 0..200)) {

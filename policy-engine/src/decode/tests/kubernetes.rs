@@ -209,3 +209,34 @@ fn pm_25_2_annotations_of_nodes_pass_through() {
         (vec!["10.0.0.1".to_owned(), "203.0.113.1".to_owned()], 1)
     );
 }
+
+#[test]
+fn pm_7_5_conversion_facts() {
+    let pods = "projectcalico.org/orchestrator == \"k8s\"";
+    let found = policy(&knp("{ingress: [{from: [{podSelector: {matchLabels: {k2: v2, k: v}}}]}]}"));
+    let [rule] = &found.ingress[..] else { panic!("{found:#?}") };
+    assert_eq!((rule.protocol, rule.destination.ports.len()), (None, 0));
+    let expected =
+        format!("(projectcalico.org/namespace == \"a\" && ({pods} && k == \"v\" && k2 == \"v2\"))");
+    assert_eq!(rule.source.selector.as_ref().unwrap().canonical(), expected);
+
+    let found = policy(&knp("{policyTypes: [Ingress]}"));
+    assert!(found.governs_ingress && !found.governs_egress && found.ingress.is_empty(), "default deny");
+
+    let found = policy(&knp(
+        "{ingress: [{ports: [{protocol: UDP}, {protocol: UDP, port: 53}, {port: http}, {port: 1}, {port: 2, endPort: 9}]}]}",
+    ));
+    let shown: Vec<_> =
+        found.ingress.iter().map(|rule| (rule.protocol, rule.destination.ports.clone())).collect();
+    let named = PortMatch::Named("http".to_owned());
+    assert_eq!(
+        shown,
+        [(Some(6), vec![named, range(1, 9)]), (Some(17), vec![])],
+        "every UDP port; names first"
+    );
+
+    let selector = "podSelector: {matchExpressions: [{key: k, operator: DoesNotExist}]}";
+    let found = policy(&knp(&format!("{{egress: [{{to: [{{namespaceSelector: {{}}, {selector}}}]}}]}}")));
+    let peer = found.egress[0].destination.selector.as_ref().unwrap();
+    assert_eq!(peer.canonical(), format!("(has(projectcalico.org/namespace) && ({pods} && !has(k)))"));
+}
