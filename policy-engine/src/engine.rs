@@ -11,10 +11,11 @@ use hashbrown::HashSet;
 
 use crate::compile::compiler::{Compiler, Touched};
 use crate::model::{
-    HostEndpoint, Labels, Model, NamespacedName, Object, ObjectKey, Pod, Settings, automatic_host_endpoints,
+    HostEndpoint, Labels, Model, NamespacedName, Object, ObjectKey, Pod, Policy, PolicyKey, Settings,
+    automatic_host_endpoints,
 };
 use crate::packet::{EndpointId, HostId};
-use crate::resolve::owners;
+use crate::resolve::{owners, restrict};
 use crate::snapshot::Snapshot;
 
 /// One event. The order of events never shows in the result (conventions: "output depends on current state").
@@ -74,6 +75,10 @@ pub struct Engine {
     label_sets: HashSet<Arc<Labels>, foldhash::fast::FixedState>,
     /// Host endpoints as they were written; those in the Model are the ones in force (policy model 7.8).
     written: BTreeMap<String, Arc<HostEndpoint>>,
+    /// Policies as they were written, where `restrictNamespaceSelectors` makes a difference to them.
+    unrestricted: BTreeMap<PolicyKey, Arc<Policy>>,
+    /// Whether it is set.
+    restricts: bool,
     /// Automatic host endpoints may be others.
     hosts_touched: bool,
 }
@@ -92,7 +97,7 @@ impl Engine {
 
     /// Returns an engine that starts from `model`, with nothing published and no local endpoint.
     pub fn with_model(model: Model) -> Self {
-        Self {
+        let mut engine = Self {
             written: model.host_endpoints.clone(),
             model,
             locals: BTreeMap::new(),
@@ -101,8 +106,14 @@ impl Engine {
             touched: Touched { everything: true, ..Touched::default() },
             published: Arc::default(),
             label_sets: HashSet::default(),
+            unrestricted: BTreeMap::new(),
+            restricts: false,
             hosts_touched: true,
-        }
+        };
+        let policies: Vec<Arc<Policy>> = engine.model.policies.values().cloned().collect();
+        policies.into_iter().for_each(|policy| drop(engine.as_restricted(policy)));
+        engine.follow_restriction();
+        engine
     }
 
     /// Returns an engine for which every pod that has a network of its own is local: the whole cluster as one node, for `simulate`.
@@ -136,20 +147,36 @@ impl Engine {
                 self.written.remove(&name);
             }
             Change::Upsert(object) => {
-                if holds(&self.model, &object) {
+                let is_known = match &object {
+                    Object::Policy(policy) if self.unrestricted.contains_key(&policy.key) => {
+                        self.unrestricted.get(&policy.key) == Some(policy)
+                    }
+                    object => holds(&self.model, object),
+                };
+                if is_known {
                     return;
                 }
                 self.hosts_touched |= decides_automatic_hosts(&object.key());
                 let object = match object {
                     Object::Pod(pod) => Object::Pod(self.with_shared_labels(pod)),
+                    Object::Policy(policy) => Object::Policy(self.as_restricted(policy)),
                     other => other,
                 };
-                self.touch(|touched| touched.objects.extend([object.key()]));
+                let key = object.key();
                 self.model.insert(object);
+                if matches!(key, ObjectKey::FelixConfiguration(_)) {
+                    self.follow_restriction();
+                }
+                self.touch(|touched| touched.objects.extend([key]));
             }
             Change::Delete(key) => {
                 self.hosts_touched |= decides_automatic_hosts(&key);
                 self.model.remove(&key);
+                match &key {
+                    ObjectKey::Policy(key) => drop(self.unrestricted.remove(key)),
+                    ObjectKey::FelixConfiguration(_) => self.follow_restriction(),
+                    _ => {}
+                }
                 self.touch(|touched| touched.objects.extend([key]));
             }
             Change::Endpoint(local) => {
@@ -193,6 +220,33 @@ impl Engine {
     fn touch(&mut self, note: impl FnOnce(&mut Touched)) {
         if !self.touched.everything {
             note(&mut self.touched);
+        }
+    }
+
+    /// Returns the policy as it is under the present setting, and keeps what was written where the setting makes a difference.
+    fn as_restricted(&mut self, policy: Arc<Policy>) -> Arc<Policy> {
+        match restrict::policy(&policy) {
+            Some(restricted) => {
+                self.unrestricted.insert(policy.key.clone(), Arc::clone(&policy));
+                if self.restricts { restricted } else { policy }
+            }
+            None => {
+                self.unrestricted.remove(&policy.key);
+                policy
+            }
+        }
+    }
+
+    /// Puts the policies into the Model that hold under the present setting.
+    fn follow_restriction(&mut self) {
+        let restricts = Settings::of_node(&self.model, "").restrict_namespace_selectors;
+        if std::mem::replace(&mut self.restricts, restricts) == restricts {
+            return;
+        }
+        for (key, written) in self.unrestricted.clone() {
+            let policy = if restricts { restrict::policy(&written).unwrap_or(written) } else { written };
+            self.model.policies.insert(key.clone(), policy);
+            self.touch(|touched| touched.objects.extend([ObjectKey::Policy(key)]));
         }
     }
 

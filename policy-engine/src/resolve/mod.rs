@@ -4,6 +4,7 @@
 //!   Model ─▶ labels   what a selector sees of an object                              (policy model 1.4)
 //!         ─▶ owners   which pod holds an address by its status                       (PM-D24)
 //!         ─▶ order    which tier and policy comes first                              (policy model 8.1, 8.2)
+//!         ─▶ restrict what a policy is under the switch of PM-D4
 //!         ─▶ hosts    which host endpoint governs an interface, in which context     (policy model 11.1, 11.2)
 //! ```
 //!
@@ -13,3 +14,4 @@ pub(crate) mod hosts;
 pub(crate) mod labels;
 pub(crate) mod order;
 pub(crate) mod owners;
+pub(crate) mod restrict;
