@@ -16,7 +16,7 @@ use crate::admin::report::{DropFilter, FlowFilter};
 use crate::explain;
 use crate::simulate::probe::{IcmpProbe, Probe, ProbeProtocol};
 use crate::simulate::{self, HostAction, Judge, Simulation, Simulator};
-use crate::{selector_command, validate};
+use crate::{lint, selector_command, validate};
 
 /// A Kubernetes network-policy dataplane on AF_XDP.
 #[derive(Debug, Parser)]
@@ -39,6 +39,9 @@ pub enum Command {
     /// Whether a text is a selector, its canonical form, and whether it matches labels
     #[command(after_long_help = SELECTOR_HELP)]
     Selector(SelectorArgs),
+    /// What manifests probably do not mean: dead rules, selectors that match nothing, surprises
+    #[command(after_long_help = LINT_HELP)]
+    Lint(LintArgs),
     /// Why one packet is allowed or denied, tier by tier, rule by rule
     #[command(after_long_help = EXPLAIN_HELP)]
     Explain(ExplainArgs),
@@ -107,9 +110,29 @@ else 1 when a manifest is wrong (not with --lenient), else 0."#;
 const EXPLAIN_HELP: &str = r#"Examples:
   margay explain --from shop/web --to shop/db --protocol TCP --port 5432
   margay explain --manifests policies/ cluster.yaml --from ip:203.0.113.7 --to shop/web --port 443 -o json
+  margay explain --manifests cluster.yaml old/ --diff cluster.yaml new/ --from shop/web --to shop/db --port 5432
+  margay explain --manifests cluster.yaml old/ --diff cluster.yaml new/ --all-pairs
 
 Without --manifests the running agent is asked, about the policy in force on its node; a leg of a pod on another node is judged there.
-With --manifests no agent is needed. Exit code 0 when the question was answered, whatever the verdict."#;
+With --manifests no agent is needed. Everybody who is asked on the way is told: pods, and host endpoints that have policy in a context.
+"recorded" is what flow logs would hold, INDEX|TIER|KIND:NAME|ACTION|RULE. Where there are staged policies, "if the staged policies were
+enforced" tells what would be.
+
+--diff names the manifests as they would be, complete: the packet is explained under both, and what differs is printed. --all-pairs
+compares every connection from pod to pod instead, on the ports that the receiver declares (on those that rules name where it declares
+none), and lists those whose verdict changes; at most a million are compared and a thousand listed, and it says when there are more.
+
+Exit code 0 when the question was answered, whatever the verdict; with --diff 1 when a verdict changes; 2 when something asked for cannot
+be read or does not exist; 4 when no agent answers."#;
+
+const LINT_HELP: &str = r#"Examples:
+  margay lint policies/ cluster.yaml
+  margay lint policies/ cluster.yaml -o json | jq 'select(.severity == "error")'
+
+Give it pods, namespaces and Services beside the policies: what is not in the files does not exist for it. Every finding names object and
+field, what is wrong, how to mend it, and the section of the policy model; docs/lint.md lists them all. With -o json one line each.
+
+Exit code: 2 when a file cannot be read, else 1 when there are warnings or errors, else 0."#;
 
 const VALIDATE_HELP: &str = r#"Examples:
   margay validate policies/ cluster.yaml
@@ -196,11 +219,11 @@ pub struct AskArgs {
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
     /// Sender: namespace/pod, ip:ADDRESS or host:NODE
-    #[arg(long, value_name = "PEER")]
-    from: String,
+    #[arg(long, value_name = "PEER", required_unless_present = "all_pairs")]
+    from: Option<String>,
     /// Receiver: namespace/pod, ip:ADDRESS or host:NODE
-    #[arg(long, value_name = "PEER")]
-    to: String,
+    #[arg(long, value_name = "PEER", required_unless_present = "all_pairs")]
+    to: Option<String>,
     /// TCP, UDP, SCTP, UDPLite, ICMP, ICMPv6 or a number
     #[arg(long, default_value = "TCP")]
     protocol: ProbeProtocol,
@@ -222,8 +245,28 @@ pub struct ExplainArgs {
     /// With --manifests: what a pod's packets to its own node meet after its egress policy [default: as FelixConfiguration says, else drop]
     #[arg(long, value_enum, value_name = "ACTION")]
     endpoint_to_host: Option<HostAction>,
+    /// Other manifests, complete: what would be different with them
+    #[arg(long, num_args = 1.., value_name = "PATH", requires = "manifests")]
+    diff: Vec<PathBuf>,
+    /// With --diff: every connection between pods whose verdict changes, instead of one packet
+    #[arg(long, requires = "diff", conflicts_with_all = ["from", "to"])]
+    all_pairs: bool,
+    /// Also list every policy that does not apply, with the reason
+    #[arg(long)]
+    all: bool,
     #[command(flatten)]
     ask: AskArgs,
+}
+
+/// `margay lint`.
+#[derive(Debug, Args)]
+pub struct LintArgs {
+    /// Files and folders with manifests (.yaml, .yml, .json)
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// How to print
+    #[arg(short = 'o', long = "output", value_enum, default_value_t, value_name = "FORMAT")]
+    format: Format,
 }
 
 /// `margay flows`.
@@ -283,6 +326,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Selector(SelectorArgs { expression, labels }) => {
             printed(selector_command::run(expression.as_deref(), labels.as_ref()))
         }
+        Command::Lint(LintArgs { paths, format }) => printed(lint::run(&paths, format)),
         Command::Explain(args) => explain_command(args),
         Command::Status(ask) => match client::status(&ask.socket, ask.format) {
             Ok(true) => ExitCode::SUCCESS,
@@ -318,18 +362,38 @@ fn simulate_command(args: SimulateArgs) -> ExitCode {
 }
 
 fn explain_command(args: ExplainArgs) -> ExitCode {
-    let ExplainArgs { from, to, protocol, port, sport, icmp, family, manifests, endpoint_to_host, ask } =
-        args;
+    let ExplainArgs { from, to, protocol, port, sport, icmp, family, manifests, endpoint_to_host, .. } = args;
+    // Both are there unless --all-pairs is, which does not ask for them.
+    let (from, to) = (from.unwrap_or_default(), to.unwrap_or_default());
     let probe = Probe { from, to, protocol, port, sport, icmp, family, interface: None, via: None };
+    let ExplainArgs { diff, all_pairs, all, ask, .. } = args;
     if manifests.is_empty() {
-        return finish(client::explain(&ask.socket, probe, ask.format));
+        return finish(client::explain(&ask.socket, probe, ask.format, all));
     }
-    let simulator = match Simulator::load(&manifests, endpoint_to_host, &mut io::stderr().lock()) {
+    let load = |paths: &[PathBuf]| Simulator::load(paths, endpoint_to_host, &mut io::stderr().lock());
+    let simulator = match load(&manifests) {
         Ok(simulator) => simulator,
         Err(error) => return complain(&error, 2),
     };
-    match explain::explain(simulator.engine(), simulator.snapshot(), &simulator.world, &probe) {
-        Ok(explanation) => finish(client::print_explanation(&explanation, ask.format)),
+    if diff.is_empty() {
+        return match explain::explain(simulator.engine(), simulator.snapshot(), &simulator.world, &probe) {
+            Ok(explanation) => finish(client::print_explanation(&explanation, ask.format, all)),
+            Err(reason) => failed(&ClientError::Refused(reason)),
+        };
+    }
+    let after = match load(&diff) {
+        Ok(after) => after,
+        Err(error) => return complain(&error, 2),
+    };
+    let changes = |is_other: bool| ExitCode::from(u8::from(is_other));
+    if all_pairs {
+        let found = explain::diff::all_pairs(&simulator, &after);
+        return printed(explain::diff::print(&found, ask.format).map(|()| changes(found.changed > 0)));
+    }
+    match explain::diff::one(&simulator, &after, &probe) {
+        Ok(found) => {
+            printed(explain::diff::print(&found, ask.format).map(|()| changes(found.changes_verdict())))
+        }
         Err(reason) => failed(&ClientError::Refused(reason)),
     }
 }

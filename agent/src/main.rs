@@ -6,6 +6,7 @@ mod cni;
 mod endpoints;
 mod explain;
 mod lab;
+mod lint;
 mod logging;
 mod metrics;
 mod net;

@@ -178,9 +178,9 @@ fn explain_tells_the_rules_that_were_passed_by() {
     let story = text(&output.stdout);
     for words in [
         "tier security",
-        "security.gate rule 0: no match",
-        "security.gate rule 2",
-        "NetworkPolicy shop/team rule 1: allow",
+        "GlobalNetworkPolicy security.gate",
+        "rule 0: no match",
+        "allow by NetworkPolicy shop/team rule 1 in tier default",
         "Verdict: allow",
     ] {
         assert!(story.contains(words), "{words}\n{story}");

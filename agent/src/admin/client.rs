@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::protocol::{Reply, Request};
-use super::report::{Decider, DropReport, FlowReport, StatusReport};
+use super::report::{DropReport, FlowReport, StatusReport};
 use super::table::Table;
 use crate::explain::Explanation;
 use crate::simulate::probe::{Probe, ProbeProtocol};
@@ -294,62 +294,20 @@ fn render_drop(drop: &DropReport) -> String {
     )
 }
 
-/// Asks the running agent why `probe` passes or not, and prints the answer.
-pub fn explain(socket: &Path, probe: Probe, format: Format) -> Result<(), ClientError> {
+/// Asks the running agent why `probe` passes or not, and prints the answer; `all` as for [`Explanation::text`].
+pub fn explain(socket: &Path, probe: Probe, format: Format, all: bool) -> Result<(), ClientError> {
     ask(socket, &Request::Explain { probe }, |reply| {
         if let Reply::Explanation(explanation) = reply {
-            print_explanation(&explanation, format)?;
+            print_explanation(&explanation, format, all)?;
         }
         Ok(())
     })
 }
 
 /// Prints an explanation.
-pub fn print_explanation(explanation: &Explanation, format: Format) -> Result<(), ClientError> {
+pub fn print_explanation(explanation: &Explanation, format: Format, all: bool) -> Result<(), ClientError> {
     match format {
         Format::Json => print_json(explanation),
-        Format::Table => Ok(io::stdout().lock().write_all(render_explanation(explanation).as_bytes())?),
+        Format::Table => Ok(io::stdout().lock().write_all(explanation.text(all).as_bytes())?),
     }
-}
-
-fn place_in_tier(at: &Decider) -> String {
-    let slash = if at.namespace.is_empty() { "" } else { "/" };
-    match (at.kind.as_str(), at.rule) {
-        ("", _) => "end of tier".to_owned(),
-        (kind, rule) if rule < 0 => format!("{kind} {}{slash}{}", at.namespace, at.name),
-        (kind, rule) => format!("{kind} {}{slash}{} rule {rule}", at.namespace, at.name),
-    }
-}
-
-fn render_explanation(explanation: &Explanation) -> String {
-    use std::fmt::Write as _;
-    let mut text = String::new();
-    let probe = &explanation.probe;
-    let port = probe.port.map_or_else(String::new, |port| format!(" port {port}"));
-    // Writing to a String cannot fail.
-    let _ = writeln!(text, "{} -> {}, {}{port}", probe.from, probe.to, probe.protocol);
-    if let (Some(source), Some(destination)) = (explanation.source, explanation.destination) {
-        let _ = writeln!(text, "{source} -> {destination}");
-    }
-    for (name, leg) in [("Egress", &explanation.egress), ("Ingress", &explanation.ingress)] {
-        let Some(leg) = leg else {
-            let _ = writeln!(text, "\n{name}: not evaluated");
-            continue;
-        };
-        let _ = writeln!(text, "\n{name} of {}: {} by {}", leg.endpoint, leg.verdict, leg.decided_by);
-        if let Some(other) = &leg.disagreement {
-            let _ = writeln!(text, "  read literally, the rules say otherwise: {other}; please report this");
-        }
-        let mut tier: Option<&str> = None;
-        for step in &leg.steps {
-            if tier != Some(&step.at.tier) {
-                tier = Some(&step.at.tier);
-                let _ = writeln!(text, "  tier {}", step.at.tier);
-            }
-            let _ = writeln!(text, "    {}: {}", place_in_tier(&step.at), step.outcome);
-        }
-    }
-    let why = explanation.reason.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"));
-    let _ = writeln!(text, "\nVerdict: {}{why}", explanation.verdict);
-    text
 }

@@ -1,62 +1,33 @@
-//! Why a packet passes or not: both legs, tier by tier, with the rule that decided.
+//! Why a packet passes or not: everybody who is asked on its way, tier by tier, with the rule that decided.
 //!
-//! The verdict is that of the compiled tables, which are what a node enforces; the way there is told by the oracle. Should the two ever
-//! disagree, the leg says so instead of telling a story that does not fit.
+//! Whom to ask is what `simulate` knows; what each of them says, and why, is told by the policy engine. [`diff`] asks the same under two
+//! sets of manifests.
 
-use std::net::IpAddr;
+pub mod diff;
+
+use std::cell::RefCell;
 
 use margay_policy_engine::engine::Engine;
-use margay_policy_engine::oracle::{self, Finding, OracleDecision};
-use margay_policy_engine::packet::{Direction, Verdict};
-use margay_policy_engine::snapshot::Snapshot;
+use margay_policy_engine::explain::{self, Asked, Explainer, Leg};
+use margay_policy_engine::model::NamespacedName;
+use margay_policy_engine::packet::{
+    Context, Direction, EndpointId, HostId, HostVerdict, PacketTuple, Verdict,
+};
+use margay_policy_engine::snapshot::{Attribution, Snapshot};
+use margay_policy_engine::walk::{PodRef, Referee};
 use serde::{Deserialize, Serialize};
 
-use crate::admin::report::Decider;
 use crate::simulate::probe::Probe;
-use crate::simulate::world::{Leg, World};
+use crate::simulate::world::World;
 
 /// The answer to one probe, with reasons.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {
     /// What was asked.
     pub probe: Probe,
-    /// The source address that was judged.
-    pub source: Option<IpAddr>,
-    /// The destination address that was judged.
-    pub destination: Option<IpAddr>,
-    /// `allow` or `deny`.
-    pub verdict: String,
-    /// Why, where no policy decided.
-    pub reason: Option<String>,
-    /// The sender's egress leg; absent when it is not evaluated.
-    pub egress: Option<LegExplanation>,
-    /// The receiver's ingress leg; absent when it is not evaluated.
-    pub ingress: Option<LegExplanation>,
-}
-
-/// One leg, with every step of its evaluation.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LegExplanation {
-    /// The pod, as `namespace/pod`.
-    pub endpoint: String,
-    /// `allow` or `deny`.
-    pub verdict: String,
-    /// Who decided.
-    pub decided_by: Decider,
-    /// What was looked at, in order, up to the decision.
-    pub steps: Vec<Step>,
-    /// What the rules, read literally, say instead; absent when both agree.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub disagreement: Option<String>,
-}
-
-/// One rule or one end of a tier that was looked at.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Step {
-    /// Where.
-    pub at: Decider,
-    /// What came of it, such as `no match: destination port` or `Allow`.
-    pub outcome: String,
+    /// The story.
+    #[serde(flatten)]
+    pub told: explain::Explanation,
 }
 
 /// Explains `probe` by the tables of `snapshot` and the Model of `engine`, as published together.
@@ -69,55 +40,76 @@ pub fn explain(
     probe: &Probe,
 ) -> Result<Explanation, String> {
     let question = world.question(probe)?;
-    let answer = question.answer(snapshot);
-    let story = |leg: &Option<Leg>, direction, answer: &Option<crate::simulate::world::LegAnswer>| {
-        let (leg, answer) = leg.as_ref().zip(answer.as_ref())?;
-        let told = oracle::evaluate(engine.model(), engine.locals(), direction, &leg.pod, &question.packet);
-        let agrees = told.as_ref().is_none_or(|told| {
-            told.verdict == answer.verdict && Decider::from(&told.attribution) == answer.decider
-        });
-        let disagreement = told
-            .as_ref()
-            .filter(|_| !agrees)
-            .map(|told| format!("{} by {}", verdict_text(told.verdict), Decider::from(&told.attribution)));
-        Some(LegExplanation {
-            endpoint: format!("{}/{}", leg.pod.namespace, leg.pod.name),
-            verdict: verdict_text(answer.verdict).to_owned(),
-            decided_by: answer.decider.clone(),
-            steps: told.map(steps).unwrap_or_default(),
-            disagreement,
+    let recorder = Recorder { snapshot, asked: RefCell::default() };
+    let answer = question.answer(&recorder);
+    let explainer = Explainer { model: engine.model(), locals: engine.locals(), snapshot };
+    let legs: Vec<Leg> = recorder
+        .asked
+        .into_inner()
+        .iter()
+        .filter_map(|(who, packet)| {
+            let asked = match who {
+                Who::Pod(key, endpoint, direction) => {
+                    Asked::Pod { key, endpoint: *endpoint, direction: *direction }
+                }
+                Who::Host(interface, context, direction) => {
+                    let interface = engine.interfaces().get(interface)?;
+                    Asked::Host { interface, context: *context, direction: *direction }
+                }
+            };
+            Some(explainer.leg(&asked, packet))
         })
-    };
-    Ok(Explanation {
-        probe: probe.clone(),
-        source: Some(question.packet.source),
-        destination: Some(question.packet.destination),
-        verdict: verdict_text(answer.verdict).to_owned(),
-        reason: answer.reason.map(str::to_owned),
-        egress: story(&question.egress, Direction::Egress, &answer.egress),
-        ingress: story(&question.ingress, Direction::Ingress, &answer.ingress),
-    })
+        .collect();
+    let reason = answer.reason.map(str::to_owned);
+    let told = explain::Explanation::new(&explainer, &question.packet, answer.verdict.into(), reason, legs);
+    Ok(Explanation { probe: probe.clone(), told })
 }
 
-fn verdict_text(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Allow => "allow",
-        Verdict::Deny => "deny",
+impl Explanation {
+    /// Returns the explanation for a terminal. `all`: with every policy that does not apply.
+    pub fn text(&self, all: bool) -> String {
+        let Probe { from, to, protocol, port, .. } = &self.probe;
+        let port = port.map_or_else(String::new, |port| format!(" port {port}"));
+        let why = self.told.reason.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"));
+        let told = self.told.text(all);
+        format!("{from} -> {to}, {protocol}{port}\n{told}\nVerdict: {}{why}\n", self.told.verdict)
     }
 }
 
-fn steps(told: OracleDecision) -> Vec<Step> {
-    let outcome = |finding: Finding| match finding {
-        Finding::NotApplicable(why) => format!("does not apply: {why}"),
-        Finding::Applies(why) => format!("applies: {why}"),
-        Finding::NoMatch(why) => format!("no match: {why}"),
-        Finding::Logged => "matches, and only logs".to_owned(),
-        Finding::Allowed => "allow".to_owned(),
-        Finding::Denied(why) => format!("deny: {why}"),
-        Finding::NextTier(why) => format!("next tier: {why}"),
-    };
-    told.trace
-        .into_iter()
-        .map(|step| Step { at: Decider::from(&step.place), outcome: outcome(step.finding) })
-        .collect()
+/// Somebody who was asked.
+enum Who {
+    Pod(NamespacedName, EndpointId, Direction),
+    Host(HostId, Context, Direction),
+}
+
+/// Answers by the tables, and remembers who was asked about what.
+struct Recorder<'a> {
+    snapshot: &'a Snapshot,
+    asked: RefCell<Vec<(Who, PacketTuple)>>,
+}
+
+impl Referee for Recorder<'_> {
+    fn pod(
+        &self,
+        pod: PodRef<'_>,
+        direction: Direction,
+        packet: &PacketTuple,
+    ) -> Option<(Verdict, Attribution)> {
+        let who = Who::Pod(pod.key.clone(), pod.endpoint, direction);
+        self.asked.borrow_mut().push((who, *packet));
+        self.snapshot.pod(pod, direction, packet)
+    }
+
+    /// Who has no policy in a context is passed by and not worth telling.
+    fn host(
+        &self,
+        interface: HostId,
+        context: Context,
+        direction: Direction,
+        packet: &PacketTuple,
+    ) -> Option<(HostVerdict, Attribution)> {
+        let said = self.snapshot.host(interface, context, direction, packet)?;
+        self.asked.borrow_mut().push((Who::Host(interface, context, direction), *packet));
+        Some(said)
+    }
 }

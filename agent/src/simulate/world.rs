@@ -13,7 +13,7 @@ use margay_policy_engine::walk::is_discovery;
 
 use super::interfaces::{Interfaces, Wanted};
 use super::probe::Probe;
-pub use super::question::{Answer, Leg, LegAnswer, Question};
+pub use super::question::{Answer, Leg, Question};
 use super::question::{Route, Stop};
 
 /// Source port of a probe that names none: the first of the ports that clients take for a while (RFC 6335 §6).

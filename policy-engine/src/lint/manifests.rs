@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::Finding;
 use super::catalogue::{INVALID_OBJECT, Lint, SET_ASIDE, UNKNOWN_FIELD};
 use crate::decode::{self, Decoded, FieldError, Origin};
-use crate::model::{Entity, Labels, Model, NamedPort, NamespacedName, Object, ObjectKey, Policy, Rule};
+use crate::model::{Entity, Labels, Model, NamedPort, NamespacedName, ObjectKey, Policy, Rule};
 use crate::oracle::{self, labels_with_profiles};
 use crate::packet::Direction;
 use crate::selector::Selector;
