@@ -243,19 +243,29 @@ impl Snapshot {
     pub fn judge_batch(&self, queries: &[Query], out: &mut [Option<Judgement>]) {
         const STAGE: usize = 32;
         let mut identities = [[IdentityId(0); 2]; STAGE];
+        let mut tables: [Option<&Table>; STAGE] = [None; STAGE];
         for (queries, out) in queries.chunks(STAGE).zip(out.chunks_mut(STAGE)) {
+            // Each round reads what the one before asked for.
             for Query { packet, .. } in queries {
                 self.addresses.prefetch(packet.source);
                 self.addresses.prefetch(packet.destination);
             }
-            for (query, identities) in queries.iter().zip(&mut identities) {
-                *identities = [self.identity(query.packet.source), self.identity(query.packet.destination)];
-                if let Some(tables) = self.endpoints.get(&query.endpoint) {
-                    tables.of(query.direction).prefetch(&query.packet, *identities);
-                }
+            for (query, table) in queries.iter().zip(&mut tables) {
+                *table = self.endpoints.get(&query.endpoint).map(|tables| tables.of(query.direction));
+                table.iter().for_each(|table| table.prefetch());
             }
-            for ((query, identities), out) in queries.iter().zip(&identities).zip(out) {
-                *out = self.decide(query.endpoint, query.direction, &query.packet, *identities, |_| ());
+            for ((query, table), identities) in queries.iter().zip(&tables).zip(&mut identities) {
+                *identities = [self.identity(query.packet.source), self.identity(query.packet.destination)];
+                table.iter().for_each(|table| table.prefetch_numbers(*identities));
+            }
+            for ((query, table), identities) in queries.iter().zip(&tables).zip(&identities) {
+                table.iter().for_each(|table| table.prefetch_ports(&query.packet, *identities));
+            }
+            for (query, table) in queries.iter().zip(&tables) {
+                table.iter().for_each(|table| table.prefetch_rows(&query.packet));
+            }
+            for (((query, table), identities), out) in queries.iter().zip(&tables).zip(&identities).zip(out) {
+                *out = table.map(|table| self.judgement(table, &query.packet, *identities, |_| ()));
             }
         }
     }
@@ -343,9 +353,20 @@ impl Snapshot {
         mut log: impl FnMut(RuleRef),
     ) -> Option<Judgement> {
         let table = self.endpoints.get(&endpoint)?.of(direction);
-        let (verdict, bit) = self.ask(table, packet, identities, |bit| log(RuleRef(table.base + bit as u32)));
+        Some(self.judgement(table, packet, identities, |bit| log(RuleRef(table.base + bit as u32))))
+    }
+
+    #[inline]
+    fn judgement(
+        &self,
+        table: &Table,
+        packet: &PacketTuple,
+        identities: [IdentityId; 2],
+        log: impl FnMut(usize),
+    ) -> Judgement {
+        let (verdict, bit) = self.ask(table, packet, identities, log);
         let verdict = if verdict == HostVerdict::Allow { Verdict::Allow } else { Verdict::Deny };
-        Some(Judgement { verdict, rule: RuleRef(table.base + bit as u32) })
+        Judgement { verdict, rule: RuleRef(table.base + bit as u32) }
     }
 
     #[inline]

@@ -579,10 +579,10 @@ impl Compiler {
         self.addresses.for_each_identity(|identity| used.extend([identity]));
         self.sources.for_each_identity(|identity| used.extend([identity]));
         let identities = self.sources.identities();
-        let gone = identities.retain(&used);
+        let gone: HashSet<u32, Hasher> = identities.retain(&used).into_iter().map(|id| id.0).collect();
         for TableEntry { table, index, .. } in self.tables.values_mut() {
             let table = Arc::make_mut(table);
-            table.forget(&gone);
+            table.forget(|identity| gone.contains(&identity));
             if table.is_crowded(index, used.len()) {
                 let sets = table.sets();
                 let wanted: BTreeSet<IdentityId> =

@@ -15,9 +15,11 @@
 //! sources, the subjects that its policies select, and what these have in common with nothing else; `compiler` leads through it.
 
 pub(crate) mod addresses;
+pub(crate) mod blocks;
 pub(crate) mod compiler;
 pub(crate) mod identities;
 pub(crate) mod lists;
+pub(crate) mod numbers;
 pub(crate) mod paged;
 pub(crate) mod policies;
 pub(crate) mod prefixes;

@@ -1,66 +1,96 @@
 //! Rows of bits, and the maps from a packet's fields to the row that speaks for them.
 //!
-//! A row holds one bit per decision point, preceded by a summary: bit *i* of the summary says whether word *i* of the row has any bit
-//! at all. ANDing summaries first finds the few words that can match, so a search touches two lines of each row even in long tables.
+//! A row holds one bit per decision point, in cache lines of 512. A row of more than one line is preceded by a summary: bit *i* of the
+//! summary says whether word *i* of the row has any bit at all. ANDing summaries first finds the few words that can match, so a search
+//! touches two lines of each row even in long tables.
 
 use std::hash::BuildHasher;
 use std::net::IpAddr;
 
 use hashbrown::HashTable;
 
+use super::blocks::{self, Page, PageMaker, SLOTS, Slot};
+use super::numbers::RowNumbers;
+
 const WORD: usize = u64::BITS as usize;
+const LINE: usize = 8;
+
+/// A cache line of bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(align(64))]
+pub(crate) struct Line([u64; LINE]);
 
 /// Layout of the rows of one program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
     bits: usize,
-    words: usize,
+    /// Lines of bits.
+    lines: usize,
+    /// Lines of summary before them.
     summary: usize,
 }
 
 impl Shape {
     pub(crate) fn new(bits: usize) -> Self {
-        let words = bits.div_ceil(WORD).max(1);
-        Self { bits, words, summary: words.div_ceil(WORD) }
+        let lines = bits.div_ceil(WORD * LINE).max(1);
+        let summary = if lines == 1 { 0 } else { lines.div_ceil(WORD) };
+        Self { bits, lines, summary }
     }
 
     fn stride(self) -> usize {
-        self.summary + self.words
+        self.summary + self.lines
     }
 
-    fn build(self, mut bit: impl FnMut(usize) -> bool) -> Vec<u64> {
-        let mut row = vec![0u64; self.stride()];
-        for index in (0..self.bits).filter(|index| bit(*index)) {
-            let word = index / WORD;
-            row[self.summary + word] |= 1 << (index % WORD);
-            row[word / WORD] |= 1 << (word % WORD);
-        }
+    fn build(self, mut bit: impl FnMut(usize) -> bool) -> Vec<Line> {
+        let mut row = vec![Line::default(); self.stride()];
+        (0..self.bits).filter(|index| bit(*index)).for_each(|index| self.set(&mut row, index, true));
         row
     }
 
     /// Changes one bit of a row; the summary follows.
-    fn set(self, row: &mut [u64], bit: usize, value: bool) {
+    fn set(self, row: &mut [Line], bit: usize, value: bool) {
         let (word, mask) = (bit / WORD, 1u64 << (bit % WORD));
-        let slot = &mut row[self.summary + word];
+        let slot = &mut row[self.summary + word / LINE].0[word % LINE];
         *slot = if value { *slot | mask } else { *slot & !mask };
-        let (filled, mask) = (*slot != 0, 1u64 << (word % WORD));
-        let summary = &mut row[word / WORD];
-        *summary = if filled { *summary | mask } else { *summary & !mask };
+        if self.summary > 0 {
+            let (filled, mask) = (*slot != 0, 1u64 << (word % WORD));
+            let summary = &mut row[word / WORD / LINE].0[word / WORD % LINE];
+            *summary = if filled { *summary | mask } else { *summary & !mask };
+        }
     }
 
     /// Returns the first bit at or after `from` that every row has.
     #[inline]
-    pub(crate) fn first<const N: usize>(self, rows: [&[u64]; N], from: usize) -> Option<usize> {
+    pub(crate) fn first<const N: usize>(self, rows: [&[Line]; N], from: usize) -> Option<usize> {
+        if self.summary > 0 {
+            return self.first_by_summary(rows, from);
+        }
+        let all = rows.map(|row| &row[0].0);
+        let mut common = *all[0];
+        for row in &all[1..] {
+            common.iter_mut().zip(row.iter()).for_each(|(sum, word)| *sum &= word);
+        }
         let first_word = from / WORD;
-        for block in first_word / WORD..self.summary {
-            let mut candidates = rows.iter().fold(u64::MAX, |sum, row| sum & row[block]);
+        let masked = common.get(first_word).map_or(0, |word| word & u64::MAX << (from % WORD));
+        if masked != 0 {
+            return Some(first_word * WORD + masked.trailing_zeros() as usize);
+        }
+        let found = (first_word + 1..LINE).find(|word| common[*word] != 0)?;
+        Some(found * WORD + common[found].trailing_zeros() as usize)
+    }
+
+    fn first_by_summary<const N: usize>(self, rows: [&[Line]; N], from: usize) -> Option<usize> {
+        let word_of = |row: &[Line], first: usize, word: usize| row[first + word / LINE].0[word % LINE];
+        let first_word = from / WORD;
+        for block in first_word / WORD..self.summary * LINE {
+            let mut candidates = rows.iter().fold(u64::MAX, |sum, row| sum & word_of(row, 0, block));
             if block == first_word / WORD {
                 candidates &= u64::MAX << (first_word % WORD);
             }
             while candidates != 0 {
                 let word = block * WORD + candidates.trailing_zeros() as usize;
                 candidates &= candidates - 1;
-                let mut bits = rows.iter().fold(u64::MAX, |all, row| all & row[self.summary + word]);
+                let mut bits = rows.iter().fold(u64::MAX, |all, row| all & word_of(row, self.summary, word));
                 if word == first_word {
                     bits &= u64::MAX << (from % WORD);
                 }
@@ -77,7 +107,7 @@ impl Shape {
 #[derive(Clone, Debug)]
 pub(crate) struct Rows {
     shape: Shape,
-    data: Vec<u64>,
+    data: Vec<Line>,
 }
 
 /// Finds a row by its bits; needed only while rows are added.
@@ -106,8 +136,8 @@ impl Rows {
         self.add_row(index, &row)
     }
 
-    fn add_row(&mut self, index: &mut RowIndex, row: &[u64]) -> u32 {
-        let hash = |row: &[u64]| foldhash::fast::FixedState::default().hash_one(row);
+    fn add_row(&mut self, index: &mut RowIndex, row: &[Line]) -> u32 {
+        let hash = |row: &[Line]| foldhash::fast::FixedState::default().hash_one(row);
         if let Some(number) = index.0.find(hash(row), |number| self.row(*number) == row) {
             return *number;
         }
@@ -119,9 +149,15 @@ impl Rows {
 
     /// Returns the row with that number.
     #[inline]
-    pub(crate) fn row(&self, number: u32) -> &[u64] {
+    pub(crate) fn row(&self, number: u32) -> &[Line] {
         let start = number as usize * self.shape.stride();
         &self.data[start..start + self.shape.stride()]
+    }
+
+    /// Asks for the first line of a row.
+    #[inline]
+    pub(crate) fn prefetch(&self, number: u32) {
+        margay_accel::prefetch_item(&self.data, number as usize * self.shape.stride());
     }
 }
 
@@ -154,9 +190,19 @@ impl ProtocolRows {
     }
 
     #[inline]
-    pub(crate) fn row(&self, address: &IpAddr, protocol: u8) -> &[u64] {
+    pub(crate) fn number(&self, address: &IpAddr, protocol: u8) -> u32 {
         let family = if address.is_ipv4() { 0 } else { 256 };
-        self.rows.row(self.numbers[family + usize::from(protocol)])
+        self.numbers[family + usize::from(protocol)]
+    }
+
+    #[inline]
+    pub(crate) fn row(&self, address: &IpAddr, protocol: u8) -> &[Line] {
+        self.rows.row(self.number(address, protocol))
+    }
+
+    #[inline]
+    pub(crate) fn prefetch(&self, address: &IpAddr, protocol: u8) {
+        self.rows.prefetch(self.number(address, protocol));
     }
 }
 
@@ -164,10 +210,10 @@ impl ProtocolRows {
 #[derive(Clone, Debug)]
 pub(crate) struct PortRows {
     rows: Rows,
-    /// Page number by the high byte of the port.
-    top: Vec<u16>,
-    /// Row number by the low byte; equal pages are stored once.
-    pages: Vec<[u32; 256]>,
+    /// Row number plus one of ports that differ from their neighbours, which most that rules name do.
+    single: RowNumbers,
+    /// Row number of the others.
+    others: Page,
     none: u32,
 }
 
@@ -199,34 +245,47 @@ impl PortRows {
                 }
             }
         }
-        let classes: Vec<u32> = intervals.iter().map(|row| rows.add_row(&mut index, row)).collect();
-        let mut top = Vec::with_capacity(256);
-        let mut pages: Vec<[u32; 256]> = Vec::new();
-        let mut class = 0;
-        for high in 0..=u8::MAX {
-            let page: [u32; 256] = std::array::from_fn(|low| {
-                let port = u16::from(high) << 8 | low as u16;
-                while starts.get(class + 1).is_some_and(|start| *start <= port) {
-                    class += 1;
-                }
-                classes[class]
-            });
-            let number = pages.iter().rposition(|known| *known == page).unwrap_or_else(|| {
-                pages.push(page);
-                pages.len() - 1
-            });
-            top.push(number as u16);
+        let mut maker = PageMaker::at(0, SLOTS);
+        let mut single = RowNumbers::default();
+        for (number, (start, row)) in starts.iter().zip(&intervals).enumerate() {
+            let row = rows.add_row(&mut index, row);
+            let is_single = *start > 0 && starts.get(number + 1).is_some_and(|next| next - start == 1);
+            if is_single {
+                single.insert(u32::from(*start), row + 1);
+            } else {
+                maker.begin(usize::from(start >> 8), *start as u8, row);
+            }
         }
-        Self { rows, top, pages, none }
+        let slots = maker.finish();
+        let others = blocks::assemble(|slot| Slot::Runs(&slots[slot]));
+        Self { rows, single, others, none }
     }
 
     #[inline]
-    pub(crate) fn row(&self, port: Option<u16>) -> &[u64] {
-        let number = match port {
-            Some(port) => self.pages[usize::from(self.top[usize::from(port >> 8)])][usize::from(port & 0xff)],
-            None => self.none,
-        };
-        self.rows.row(number)
+    fn number(&self, port: Option<u16>) -> u32 {
+        let Some(port) = port else { return self.none };
+        match self.single.get(u32::from(port)) {
+            0 => blocks::find(&self.others, port),
+            number => number - 1,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn row(&self, port: Option<u16>) -> &[Line] {
+        self.rows.row(self.number(port))
+    }
+
+    /// Asks for what [`PortRows::prefetch_row`] reads.
+    #[inline]
+    pub(crate) fn prefetch(&self, port: Option<u16>) {
+        self.single.prefetch(u32::from(port.unwrap_or_default()));
+        margay_accel::prefetch_item(&self.others, 0);
+    }
+
+    /// Asks for what [`PortRows::row`] returns.
+    #[inline]
+    pub(crate) fn prefetch_row(&self, port: Option<u16>) {
+        self.rows.prefetch(self.number(port));
     }
 }
 
@@ -272,7 +331,7 @@ impl IcmpRows {
     }
 
     #[inline]
-    pub(crate) fn row(&self, view: IcmpView) -> &[u64] {
+    pub(crate) fn row(&self, view: IcmpView) -> &[Line] {
         self.rows.row(match view {
             IcmpView::Other => self.other,
             IcmpView::Unknown => self.unknown,
@@ -287,7 +346,7 @@ mod tests {
 
     #[test]
     fn the_first_common_bit_is_found_in_any_word_and_after_any_start() {
-        for bits in [1usize, 63, 64, 65, 511, 512, 4_096, 4_097, 9_000] {
+        for bits in [1usize, 63, 64, 65, 511, 512, 513, 4_096, 4_097, 9_000, 70_000] {
             let shape = Shape::new(bits);
             let (mut rows, mut index) = (Rows::new(shape), RowIndex::default());
             let sevens = rows.add(&mut index, |bit| bit % 7 == 0 || bit + 1 == bits);
@@ -312,9 +371,9 @@ mod tests {
         for port in 0..=u16::MAX {
             let row = rows.row(Some(port));
             for bit in 0..3 {
-                assert_eq!(row[1] >> bit & 1 == 1, inside(bit, port), "port {port} bit {bit}");
+                assert_eq!(row[0].0[0] >> bit & 1 == 1, inside(bit, port), "port {port} bit {bit}");
             }
         }
-        assert_eq!(rows.row(None)[1], 0);
+        assert_eq!(rows.row(None)[0].0[0], 0);
     }
 }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
+use super::numbers::RowNumbers;
 use super::paged::Paged;
 use super::program::{Outcome, Program};
-use super::rows::{RowIndex, Rows};
+use super::rows::{Line, RowIndex, Rows};
 use super::rules::{CompiledRule, Side, icmp_view, ports};
 use super::sets::{Membership, SetId};
 use crate::packet::{Epoch, HostVerdict, IdentityId, PacketTuple};
@@ -21,7 +22,7 @@ struct Identified {
     relevant: Arc<BTreeMap<SetId, Vec<u32>>>,
     rows: Arc<Rows>,
     /// Row number, by identity; absent is row zero.
-    by_identity: Paged<u32>,
+    by_identity: RowNumbers,
 }
 
 /// What is needed to add rows to one side, and not to read them.
@@ -45,7 +46,7 @@ impl Identified {
         let mut rows = Rows::new(program.shape);
         rows.add(&mut index.rows, |bit| may_match(program, &side, bit, &nothing));
         index.known.insert(Box::default(), 0);
-        Self { relevant: Arc::new(relevant), rows: Arc::new(rows), by_identity: Paged::default() }
+        Self { relevant: Arc::new(relevant), rows: Arc::new(rows), by_identity: RowNumbers::default() }
     }
 
     /// Adds the row of an identity, making it when it is the first of its kind.
@@ -75,20 +76,18 @@ impl Identified {
                 number
             }
         };
-        if number > 0 {
-            self.by_identity.insert(identity.0, number);
-        }
+        self.by_identity.insert(identity.0, number);
     }
 
     /// Returns the row, or `None` for an identity that the snapshot does not have.
     #[inline]
-    fn row(&self, identity: IdentityId, memberships: &Paged<Arc<Membership>>) -> Option<&[u64]> {
+    fn row(&self, identity: IdentityId, memberships: &Paged<Arc<Membership>>) -> Option<&[Line]> {
         if self.relevant.is_empty() || identity.0 == 0 {
             return Some(self.rows.row(0));
         }
         match self.by_identity.get(identity.0) {
-            Some(number) => Some(self.rows.row(*number)),
-            None => memberships.get(identity.0).map(|_| self.rows.row(0)),
+            0 => memberships.get(identity.0).map(|_| self.rows.row(0)),
+            number => Some(self.rows.row(number)),
         }
     }
 }
@@ -140,23 +139,42 @@ impl Table {
     }
 
     /// Drops what was kept for identities that are gone.
-    pub(crate) fn forget(&mut self, identities: &[IdentityId]) {
-        for identity in identities {
-            self.source.by_identity.remove(identity.0);
-            self.destination.by_identity.remove(identity.0);
-        }
+    pub(crate) fn forget(&mut self, is_gone: impl Fn(u32) -> bool) {
+        self.source.by_identity.retain(|identity| !is_gone(identity));
+        self.destination.by_identity.retain(|identity| !is_gone(identity));
     }
 
-    /// Asks for the rows that [`Table::decide`] will read.
+    /// Asks for the table itself, before [`Table::prefetch_numbers`].
     #[inline]
-    pub(crate) fn prefetch(&self, packet: &PacketTuple, [source, destination]: [IdentityId; 2]) {
-        for (side, identity) in [(&self.source, source), (&self.destination, destination)] {
-            let number = side.by_identity.get(identity.0).copied().unwrap_or(0);
-            margay_accel::prefetch_item(side.rows.row(number), 0);
-        }
-        if let Some(rows) = &self.program.destination_port {
-            margay_accel::prefetch_item(rows.row(ports(packet)[1]), 0);
-        }
+    pub(crate) fn prefetch(&self) {
+        margay_accel::prefetch_item(std::slice::from_ref(self), 0);
+    }
+
+    /// Asks for what [`Table::prefetch_ports`] and [`Table::prefetch_rows`] read.
+    #[inline]
+    pub(crate) fn prefetch_numbers(&self, [source, destination]: [IdentityId; 2]) {
+        self.source.by_identity.prefetch(source.0);
+        self.destination.by_identity.prefetch(destination.0);
+        margay_accel::prefetch_item(std::slice::from_ref(&*self.program), 0);
+    }
+
+    /// Asks for the rows of both addresses, and for what [`Table::prefetch_rows`] reads.
+    #[inline]
+    pub(crate) fn prefetch_ports(&self, packet: &PacketTuple, [source, destination]: [IdentityId; 2]) {
+        self.source.rows.prefetch(self.source.by_identity.get(source.0));
+        self.destination.rows.prefetch(self.destination.by_identity.get(destination.0));
+        let [source_port, destination_port] = ports(packet);
+        self.program.destination_port.iter().for_each(|rows| rows.prefetch(destination_port));
+        self.program.source_port.iter().for_each(|rows| rows.prefetch(source_port));
+    }
+
+    /// Asks for the other rows that [`Table::decide`] reads.
+    #[inline]
+    pub(crate) fn prefetch_rows(&self, packet: &PacketTuple) {
+        let [source_port, destination_port] = ports(packet);
+        self.program.protocol.prefetch(&packet.destination, packet.protocol);
+        self.program.destination_port.iter().for_each(|rows| rows.prefetch_row(destination_port));
+        self.program.source_port.iter().for_each(|rows| rows.prefetch_row(source_port));
     }
 
     /// Whether far more rows are kept than `identities` can have.
