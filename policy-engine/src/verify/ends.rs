@@ -145,6 +145,13 @@ impl<'e> Ends<'e> {
         {
             return false;
         }
+        let is_called = |name: &String| {
+            let labels = ["app", "app.kubernetes.io/name"].map(|key| pod.labels.get(key));
+            pod.key.name == *name || labels.contains(&Some(name))
+        };
+        if !wanted.called.as_ref().is_none_or(is_called) {
+            return false;
+        }
         if wanted.selector.is_none() && wanted.namespace_selector.is_none() {
             return true;
         }

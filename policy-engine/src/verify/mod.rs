@@ -74,6 +74,8 @@ pub struct Pods {
     pub name: Option<String>,
     /// Name of its service account.
     pub service_account: Option<String>,
+    /// Name of the pod, or of its application: label `app` or `app.kubernetes.io/name`.
+    pub called: Option<String>,
 }
 
 /// Packets by protocol and destination port, or by ICMP type.
@@ -400,6 +402,7 @@ impl fmt::Display for Peer {
                     ("selector", selector(&pods.selector)),
                     ("pod", pods.name.clone()),
                     ("serviceAccount", pods.service_account.clone()),
+                    ("pod or app", pods.called.clone()),
                 ];
                 let said: Vec<String> = parts
                     .into_iter()
