@@ -4,7 +4,7 @@
 //! two engines that differ; 4 no agent answers.
 
 use std::io::{self, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use margay_policy_engine::model::Labels;
 use crate::admin::client::{self, ClientError, Format};
 use crate::admin::report::{DropFilter, FlowFilter};
 use crate::explain;
-use crate::simulate::probe::{IcmpProbe, Probe, ProbeProtocol};
+use crate::simulate::probe::{IcmpProbe, Probe, ProbeProtocol, ViaProbe};
 use crate::simulate::{self, HostAction, Judge, Simulation, Simulator};
-use crate::{lint, selector_command, validate};
 use crate::verify::{self, Verification};
+use crate::{lint, selector_command, validate};
 
 /// A Kubernetes network-policy dataplane on AF_XDP.
 #[derive(Debug, Parser)]
@@ -303,6 +303,12 @@ pub struct ExplainArgs {
     /// With --manifests: what a pod's packets to its own node meet after its egress policy [default: as FelixConfiguration says, else drop]
     #[arg(long, value_enum, value_name = "ACTION")]
     endpoint_to_host: Option<HostAction>,
+    /// The interface of a node by which the packet comes from or goes to other machines [default: assumed, as for simulate]
+    #[arg(long, value_name = "NAME")]
+    interface: Option<String>,
+    /// Where the packet is sent before translation, such as a node port; --to and --port are then the backend
+    #[arg(long, value_name = "ADDRESS[:PORT]", value_parser = parse_via)]
+    via: Option<ViaProbe>,
     /// Other manifests, complete: what would be different with them
     #[arg(long, num_args = 1.., value_name = "PATH", requires = "manifests")]
     diff: Vec<PathBuf>,
@@ -368,6 +374,18 @@ pub struct DropsArgs {
     ask: AskArgs,
 }
 
+fn parse_via(text: &str) -> Result<ViaProbe, String> {
+    if let Ok(socket) = text.parse::<SocketAddr>() {
+        return Ok(ViaProbe { address: socket.ip(), port: Some(socket.port()) });
+    }
+    let address = text.parse().map_err(|_| {
+        format!(
+            "{text:?} is no address; write 192.0.2.1, 192.0.2.1:30080, 2001:db8::1 or [2001:db8::1]:30080"
+        )
+    })?;
+    Ok(ViaProbe { address, port: None })
+}
+
 fn parse_icmp(text: &str) -> Result<IcmpProbe, String> {
     let (kind, code) = text.split_once('/').unwrap_or((text, "0"));
     let number = |text: &str| text.parse().map_err(|_| format!("{text:?} is not a number from 0 to 255"));
@@ -427,7 +445,8 @@ fn explain_command(args: ExplainArgs) -> ExitCode {
     let ExplainArgs { from, to, protocol, port, sport, icmp, family, manifests, endpoint_to_host, .. } = args;
     // Both are there unless --all-pairs is, which does not ask for them.
     let (from, to) = (from.unwrap_or_default(), to.unwrap_or_default());
-    let probe = Probe { from, to, protocol, port, sport, icmp, family, interface: None, via: None };
+    let ExplainArgs { interface, via, .. } = args;
+    let probe = Probe { from, to, protocol, port, sport, icmp, family, interface, via };
     let ExplainArgs { diff, all_pairs, all, ask, .. } = args;
     if manifests.is_empty() {
         return finish(client::explain(&ask.socket, probe, ask.format, all));
