@@ -19,8 +19,7 @@ use serde_json::Value;
 use super::sentence;
 
 /// The sentences that are understood.
-pub const SENTENCES: &str = "\
-  no pod of PEER can reach PEER [on PORTS]     PEER cannot reach PEER [on PORTS]
+pub const SENTENCES: &str = "  no pod of PEER can reach PEER [on PORTS]     PEER cannot reach PEER [on PORTS]
   nothing outside can reach PEER [on PORTS]    nobody can reach PEER [on PORTS]
   only PEER may reach PEER [on PORTS]          only PEER may reach PORTS of PEER
   every pod of PEER can reach PEER [on PORTS]  PEER can reach PEER [on PORTS]
