@@ -4,9 +4,10 @@
 //! two engines that differ; 4 no agent answers.
 
 use std::io::{self, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use margay_policy_engine::model::Labels;
@@ -14,8 +15,9 @@ use margay_policy_engine::model::Labels;
 use crate::admin::client::{self, ClientError, Format};
 use crate::admin::report::{DropFilter, FlowFilter};
 use crate::explain;
-use crate::simulate::probe::{IcmpProbe, Probe, ProbeProtocol};
+use crate::simulate::probe::{IcmpProbe, Probe, ProbeProtocol, ViaProbe};
 use crate::simulate::{self, HostAction, Judge, Simulation, Simulator};
+use crate::verify::{self, Verification};
 use crate::{lint, selector_command, validate};
 
 /// A Kubernetes network-policy dataplane on AF_XDP.
@@ -45,6 +47,9 @@ pub enum Command {
     /// Why one packet is allowed or denied, tier by tier, rule by rule
     #[command(after_long_help = EXPLAIN_HELP)]
     Explain(ExplainArgs),
+    /// Statements about all packets, proved from manifests or refuted by a packet
+    #[command(after_long_help = verify_help())]
+    Verify(VerifyArgs),
     /// The health of the running node: policy, ports, pods, drops, problems
     #[command(
         after_long_help = "Example:\n  margay status -o json | jq .problems\n\nExit code 1 when the node is not ready, 4 when no agent answers."
@@ -183,6 +188,59 @@ pub struct SelectorArgs {
     labels: Option<Labels>,
 }
 
+fn verify_help() -> String {
+    format!(
+        r#"Example:
+  $ cat assertions.yaml
+  - no pod of namespace a can reach namespace b
+  - only shop/web may reach port 5432 of shop/db
+  - only: {{from: {{namespace: shop, selector: "app == 'web'"}}, to: {{namespace: shop, selector: "app == 'db'"}}, ports: [TCP/5432]}}
+    name: the database belongs to the shop
+  - isolated: {{namespace: shop}}
+  - deny: {{from: {{outside: true}}, to: {{namespaceSelector: "env == 'prod'"}}, ports: [22, TCP/8000-8010]}}
+  $ margay verify --manifests policies/ cluster.yaml --assert assertions.yaml
+
+Answers are about every packet, in both families and on both legs, not about samples: the compiled tables tell few classes of packets
+apart, and one of each is judged. A statement that does not hold is told with a packet and who decided about it.
+
+A record claims one of: deny {{from, to}}: nothing passes; allow {{from, to}}: everything passes; only {{from, to}}: nothing passes that anybody
+else sends (without `from`: that anybody sends); isolated PEER: it is reached by itself only. Optional: ports, name, allowEmpty.
+A peer has one or more of namespace, namespaceSelector, selector, pod, serviceAccount; or one of cidr, outside: true (any address that is no
+pod's and no node's), node, nodes: true; a list means any of them. ports: 5432 (each protocol with ports), TCP/5432, TCP/8000-8010, UDP,
+ICMP, ICMP/8, IP/47; without ports, everything.
+
+Sentences:
+{}
+
+Policy of pods is judged, that of HostEndpoints is not. A node reaches its own pods whatever policy says, and `only` does not claim
+otherwise. A pod on its host's network is the node.
+
+Exit code: 2 when a statement cannot be judged (also when a peer stands for nothing, without allowEmpty) or a manifest is wrong (not with
+--lenient), else 1 when a statement does not hold, else 0."#,
+        verify::SENTENCES
+    )
+}
+
+/// `margay verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Files and folders with manifests (.yaml, .yml, .json)
+    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+    manifests: Vec<PathBuf>,
+    /// File with statements, a list in YAML or JSON; - is standard input
+    #[arg(long = "assert", value_name = "FILE")]
+    assertions: PathBuf,
+    /// How to print
+    #[arg(short = 'o', long = "output", value_enum, default_value_t, value_name = "FORMAT")]
+    format: Format,
+    /// How long one statement may take, in seconds
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    time_limit: u64,
+    /// Report wrong manifests without failing
+    #[arg(long)]
+    lenient: bool,
+}
+
 /// `margay simulate`.
 #[derive(Debug, Args)]
 pub struct SimulateArgs {
@@ -245,6 +303,12 @@ pub struct ExplainArgs {
     /// With --manifests: what a pod's packets to its own node meet after its egress policy [default: as FelixConfiguration says, else drop]
     #[arg(long, value_enum, value_name = "ACTION")]
     endpoint_to_host: Option<HostAction>,
+    /// The interface of a node by which the packet comes from or goes to other machines [default: assumed, as for simulate]
+    #[arg(long, value_name = "NAME")]
+    interface: Option<String>,
+    /// Where the packet is sent before translation, such as a node port; --to and --port are then the backend
+    #[arg(long, value_name = "ADDRESS[:PORT]", value_parser = parse_via)]
+    via: Option<ViaProbe>,
     /// Other manifests, complete: what would be different with them
     #[arg(long, num_args = 1.., value_name = "PATH", requires = "manifests")]
     diff: Vec<PathBuf>,
@@ -310,6 +374,18 @@ pub struct DropsArgs {
     ask: AskArgs,
 }
 
+fn parse_via(text: &str) -> Result<ViaProbe, String> {
+    if let Ok(socket) = text.parse::<SocketAddr>() {
+        return Ok(ViaProbe { address: socket.ip(), port: Some(socket.port()) });
+    }
+    let address = text.parse().map_err(|_| {
+        format!(
+            "{text:?} is no address; write 192.0.2.1, 192.0.2.1:30080, 2001:db8::1 or [2001:db8::1]:30080"
+        )
+    })?;
+    Ok(ViaProbe { address, port: None })
+}
+
 fn parse_icmp(text: &str) -> Result<IcmpProbe, String> {
     let (kind, code) = text.split_once('/').unwrap_or((text, "0"));
     let number = |text: &str| text.parse().map_err(|_| format!("{text:?} is not a number from 0 to 255"));
@@ -328,6 +404,10 @@ pub fn run(cli: Cli) -> ExitCode {
         }
         Command::Lint(LintArgs { paths, format }) => printed(lint::run(&paths, format)),
         Command::Explain(args) => explain_command(args),
+        Command::Verify(VerifyArgs { manifests, assertions, format, time_limit, lenient }) => {
+            let limit = Duration::from_secs(time_limit);
+            printed(verify::run(&Verification { manifests, assertions, format, limit, lenient }))
+        }
         Command::Status(ask) => match client::status(&ask.socket, ask.format) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::from(1),
@@ -365,7 +445,8 @@ fn explain_command(args: ExplainArgs) -> ExitCode {
     let ExplainArgs { from, to, protocol, port, sport, icmp, family, manifests, endpoint_to_host, .. } = args;
     // Both are there unless --all-pairs is, which does not ask for them.
     let (from, to) = (from.unwrap_or_default(), to.unwrap_or_default());
-    let probe = Probe { from, to, protocol, port, sport, icmp, family, interface: None, via: None };
+    let ExplainArgs { interface, via, .. } = args;
+    let probe = Probe { from, to, protocol, port, sport, icmp, family, interface, via };
     let ExplainArgs { diff, all_pairs, all, ask, .. } = args;
     if manifests.is_empty() {
         return finish(client::explain(&ask.socket, probe, ask.format, all));

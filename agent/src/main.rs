@@ -14,6 +14,7 @@ mod node;
 mod selector_command;
 mod simulate;
 mod validate;
+mod verify;
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -154,3 +154,29 @@ fn all_pairs_list_every_connection_whose_verdict_changes() {
     assert!(text(&same.stdout).starts_with("0 of "), "{}", text(&same.stdout));
     assert_eq!(explain("tiers-with-pass", None, &["--all-pairs"]).status.code(), Some(2), "needs --diff");
 }
+
+#[test]
+fn pm_16_2_a_node_port_is_what_pre_dnat_policy_sees() {
+    let folder = tempfile::tempdir().unwrap();
+    let objects = "
+apiVersion: projectcalico.org/v3
+kind: HostEndpoint
+metadata: {name: a-eth0, labels: {host: 'yes'}}
+spec: {node: node-a, interfaceName: eth0, profiles: [projectcalico-default-allow]}
+---
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: fence}
+spec: {selector: has(host), preDNAT: true, applyOnForward: true, ingress: [{action: Deny, protocol: TCP, destination: {ports: [30080]}}]}
+";
+    fs::write(folder.path().join("host.yaml"), objects).unwrap();
+    let told = |more: &[&str]| {
+        let mut command = margay();
+        command.arg("explain").arg("--manifests").arg(recipes().join("cluster.yaml")).arg(folder.path());
+        command.args(["--from", "ip:203.0.113.7", "--to", "shop/web", "--port", "8080"]).args(more);
+        text(&command.output().unwrap().stdout)
+    };
+    let by_node_port = told(&["--via", "192.0.2.11:30080", "--interface", "eth0"]);
+    assert!(by_node_port.contains(", preDNAT: deny by GlobalNetworkPolicy fence rule 0"), "{by_node_port}");
+    assert!(told(&[]).contains("Verdict: allow"), "{}", told(&[]));
+}

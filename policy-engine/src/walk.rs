@@ -365,7 +365,7 @@ impl<'a, R: Referee> Walker<'_, 'a, R> {
         let interface = |side: Side<'_>| if side == Side::Wire { wire } else { pods };
         let admission = match (visit.entry, visit.exit) {
             (Side::Host, Side::Wire) => {
-                let is_untracked = self.leave_host(wire, packet, packet)?;
+                let is_untracked = self.leave_host(wire, packet)?;
                 return Ok((Ending::Arrives, is_untracked));
             }
             (Side::Host, Side::Pods(_)) => return Ok((Ending::OwnPod, false)),
@@ -409,7 +409,8 @@ impl<'a, R: Referee> Walker<'_, 'a, R> {
     }
 
     /// One node on the way back. A flow that is tracked there needs no more than untracked policy; one that is not is judged anew.
-    /// `inside` is the answer as the receiver sends it, `outside` as it is after the node has translated it back.
+    /// `inside` is the answer as the receiver sends it, `outside` as it is after the node has translated it back; what is not tracked
+    /// is not translated.
     fn pass_back(
         &mut self,
         visit: &Visit<'a>,
@@ -420,7 +421,7 @@ impl<'a, R: Referee> Walker<'_, 'a, R> {
         let wire = visit.node.and_then(|node| node.wire);
         match (visit.entry, visit.exit) {
             (Side::Wire, Side::Host) if is_untracked => {
-                self.leave_host(wire, inside, outside)?;
+                self.leave_host(wire, inside)?;
             }
             (Side::Wire, Side::Host) => {
                 self.untracked(wire, Direction::Egress, outside)?;
@@ -461,16 +462,11 @@ impl<'a, R: Referee> Walker<'_, 'a, R> {
 
     /// From the host itself to a wire. Returns whether untracked policy accepted it: then normal policy is not asked (11.3), although it
     /// stands first in the order of leaving packets.
-    fn leave_host(
-        &mut self,
-        wire: Option<HostId>,
-        packet: &PacketTuple,
-        on_wire: &PacketTuple,
-    ) -> Result<bool, Ending> {
+    fn leave_host(&mut self, wire: Option<HostId>, packet: &PacketTuple) -> Result<bool, Ending> {
         if is_discovery(packet) {
             return Ok(false);
         }
-        let untracked = self.ask(wire, Context::Untracked, Direction::Egress, on_wire);
+        let untracked = self.ask(wire, Context::Untracked, Direction::Egress, packet);
         let is_accepted = untracked.as_ref().is_some_and(|stage| stage.verdict == HostVerdict::Allow);
         if !is_accepted {
             self.host(wire, Context::Normal, Direction::Egress, packet)?;

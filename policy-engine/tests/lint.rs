@@ -464,6 +464,16 @@ fn pm_7_5_pods_in_the_network_of_their_node() {
 }
 
 #[test]
+fn pm_7_5_a_dns_cache_on_the_node() {
+    let cache = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: cache, namespace: kube-system, labels: {k8s-app: node-local-dns}}\nspec: {nodeName: n1, hostNetwork: true}\nstatus: {podIPs: [{ip: 192.0.2.1}]}\n";
+    let dns = "{action: Allow, protocol: UDP, destination: {namespaceSelector: all(), selector: app == 'db', ports: [53]}}";
+    let local = "{action: Allow, protocol: UDP, destination: {nets: [169.254.20.10/32], ports: [53]}}";
+    let rules =
+        |rules: &str| format!("{cache}{}", policy(&format!("{{selector: app == 'web', egress: [{rules}]}}")));
+    check("node-local-dns", "spec.egress[0].destination", &rules(dns), &rules(&format!("{dns}, {local}")));
+}
+
+#[test]
 fn pm_12_6_a_node_reaches_its_own_pods() {
     let deny = |net: &str| {
         policy(&format!("{{selector: app == 'web', ingress: [{{action: Deny, source: {{nets: [{net}]}}}}]}}"))

@@ -168,6 +168,10 @@ fn pm_19_5_w3_egress() {
 
 #[test]
 fn pm_8_8_w4_ingress_ends_with_its_tier() {
+    let judge = scenario(TierDefault::Deny);
+    let told = enforced(&judge, Ingress, "default/w4", &packet("tcp 10.0.0.10 > 10.0.0.4:80"));
+    let hits = hits::of_trace(&told.trace);
+    assert!(hits.len() == 1 && hits[0].end_of_tier && hits[0].policy.name == "gnp1-4");
     let ends = |default| traces(&scenario(default), Ingress, "w4", "tcp 10.0.0.10 > 10.0.0.4:80");
     let same = vec!["0|tier1|gnp:gnp1-4|deny|-1".to_owned()];
     assert_eq!(ends(TierDefault::Deny), [same.clone(), same], "the trigger is the policy that selects");
@@ -264,6 +268,7 @@ fn pm_20_3_no_match_at_the_end_of_the_profiles() {
     let json = serde_json::to_value(&hits[0]).unwrap();
     assert_eq!(json["policy"]["name"], "__NO_MATCH__");
     assert_eq!((json["action"].as_str(), json["rule"].as_i64()), (Some("deny"), Some(-1)));
+    assert_eq!(json["endOfTier"], false, "the profiles are no tier");
 }
 
 /// One pod, one enforced policy `p` that allows, one staged policy `p` with `action` that denies; the pending trace.

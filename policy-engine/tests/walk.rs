@@ -535,3 +535,20 @@ fn pm_17_4_untracked_ingress_is_for_every_packet_of_the_interface() {
     let trip = hosts.trip("tcp 10.0.0.1 > 203.0.113.7:80", hosts.end("ns/a"), End::Outside);
     assert_eq!(trip.walk().ending, Ending::Untracked);
 }
+
+#[test]
+fn pm_17_3_an_answer_leaves_translated_back_by_the_node_that_translated() {
+    let (to_host, node_port) = ("tcp 203.0.113.7:40000 > 192.0.2.1:8080", "192.0.2.1:30000");
+    for (port, by_itself, through_other) in [("30000", Deny, Allow), ("8080", Allow, Deny)] {
+        let mut world = World::two_nodes();
+        let deny = rule(Action::Deny).protocol(6).from(any().ports(port));
+        world
+            .hep(hep("h", "eth0").profile("projectcalico-default-allow"))
+            .policy(host_policy("u", vec![deny]).untracked().only(Egress));
+        let hosts = world.hosts();
+        let mut trip = hosts.trip(to_host, End::Outside, End::Host(NODE)).via(node_port);
+        assert_eq!(trip.verdict(), by_itself, "{port}");
+        trip.journey.through = Some(OTHER);
+        assert_eq!(trip.verdict(), through_other, "{port}");
+    }
+}

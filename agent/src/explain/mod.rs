@@ -113,3 +113,35 @@ impl Referee for Recorder<'_> {
         Some(said)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use margay_policy_engine::model::Model;
+
+    use super::*;
+    use crate::simulate::probe::ProbeProtocol;
+
+    #[test]
+    fn explanation_survives_the_way_over_the_socket() {
+        let mut engine = Engine::with_all_pods_local(Model::with_builtins());
+        let snapshot = engine.publish();
+        let world = World::new(engine.model(), engine.locals(), &BTreeMap::new(), None);
+        let probe = Probe {
+            from: "ip:192.0.2.1".to_owned(),
+            to: "ip:192.0.2.2".to_owned(),
+            protocol: ProbeProtocol(6),
+            port: Some(80),
+            sport: None,
+            icmp: None,
+            family: None,
+            interface: None,
+            via: None,
+        };
+        let explanation = explain(&engine, &snapshot, &world, &probe).unwrap();
+        assert!(explanation.text(false).contains("no_local_pod"), "{}", explanation.text(false));
+        let json = serde_json::to_string(&explanation).unwrap();
+        assert_eq!(serde_json::from_str::<Explanation>(&json).unwrap(), explanation);
+    }
+}

@@ -261,6 +261,9 @@ impl Metadata {
                 let reason = "not the name of a namespace: 1 to 63 of [a-z0-9-]";
                 problems.refuse_text("metadata.namespace", &namespace, reason);
             }
+        } else if let Some(written) = fields.text("namespace", problems).filter(|text| !text.is_empty()) {
+            let reason = "ignored; objects of this kind are of the whole cluster, and this limits nothing";
+            problems.warn("metadata.namespace", written, reason);
         }
         let labels = fields.text_map("labels", problems);
         check_labels("metadata.labels", &labels, problems);

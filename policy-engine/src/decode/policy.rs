@@ -59,7 +59,6 @@ pub(super) fn judged(policy: Policy, is_selector_good: bool) -> Judged {
     if policy.staged.is_some() {
         return Object::Policy(policy.into()).into();
     }
-    let is_critical = policy.key.namespace.is_none() && !is_selector_good;
     let mut closed = policy.clone();
     if !is_selector_good {
         closed.selector = policy.key.namespace.as_deref().and_then(super::scope::in_namespace);
@@ -67,11 +66,9 @@ pub(super) fn judged(policy: Policy, is_selector_good: bool) -> Judged {
     let deny = |governs: bool| if governs { vec![everything(Action::Deny)] } else { Vec::new() };
     closed.ingress = deny(closed.governs_ingress);
     closed.egress = deny(closed.governs_egress);
-    Judged {
-        object: Object::Policy(policy.into()),
-        fallback: Some(Object::Policy(closed.into())),
-        critical: is_critical,
-    }
+    // A global policy with such a selector, or one of a namespace that cannot exist: it protects nobody.
+    let critical = closed.selector.is_none();
+    Judged { object: Object::Policy(policy.into()), fallback: Some(Object::Policy(closed.into())), critical }
 }
 
 /// Opens `spec`, refusing fields beside it that no policy has.

@@ -139,6 +139,10 @@ lints! {
         "An ingress rule denies the node of a pod that it selects.",
         "A node always reaches its own pods, whatever their policy says: probes of the kubelet depend on it.",
         "Nothing, if other nodes are meant; the node itself can be kept out by host endpoint policy at the source only.";
+    NODE_LOCAL_DNS: "node-local-dns", Info, "7.5",
+        "A rule lets pods ask DNS pods, and node-local-dns answers in their place.",
+        "Pods ask an address of their node then, which no pod selector matches; what is tracked as a connection to the DNS pods is not theirs.",
+        "Allow port 53 of the address that node-local-dns listens on as well, usually 169.254.20.10/32.";
     HOST_ENDPOINT_CLOSED: "host-endpoint-closed", Warning, "11.5",
         "A host endpoint has no policy and no profile in a direction.",
         "Everything to or from the host itself is denied there, failsafe ports apart; forwarded traffic is not.",

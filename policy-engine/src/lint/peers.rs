@@ -2,12 +2,14 @@
 
 use super::catalogue::{
     DENY_OWN_NODE, HOST_NETWORK_POD, IMPOSSIBLE_SELECTOR, INERT_RULE, NEGATIVE_SCOPE, NETWORK_SET_WIDENS,
-    PEER_SELECTS_NOTHING, SELECTOR_STAYS_IN_NAMESPACE, UNKNOWN_NAMED_PORT,
+    NODE_LOCAL_DNS, PEER_SELECTS_NOTHING, SELECTOR_STAYS_IN_NAMESPACE, UNKNOWN_NAMED_PORT,
 };
 use super::manifests::{Role, RuleAt};
 use super::policies::is_impossible;
 use super::{Found, shown};
-use crate::model::{Action, Entity, Labels, ObjectKey, PortMatch, Settings, Unenforced, WrittenPeer};
+use crate::model::{
+    Action, Entity, Labels, ObjectKey, Pod, PortMatch, Rule, Settings, Unenforced, WrittenPeer,
+};
 use crate::packet::Direction;
 use crate::selector::{Restriction, Selector};
 
@@ -33,6 +35,7 @@ pub(super) fn lint(found: &mut Found<'_>) {
             inert(found, rule);
         }
         own_node(found, rule);
+        node_local_dns(found, rule);
         for (name, side) in rule.sides() {
             let field = format!("{}.{name}", rule.field());
             named_ports(found, rule, &field, side);
@@ -222,5 +225,36 @@ fn own_node(found: &mut Found<'_>, at: RuleAt<'_>) {
             found.about_policy(&DENY_OWN_NODE, at.policy, format!("{}.source", at.field()), message);
             return;
         }
+    }
+}
+
+/// A rule for DNS pods, in a cluster whose pods ask their node.
+fn node_local_dns(found: &mut Found<'_>, at: RuleAt<'_>) {
+    let asks_dns = |side: &Entity| {
+        let is_dns = |port: &PortMatch| matches!(port, PortMatch::Range { first, last } if (*first..=*last).contains(&53));
+        side.ports.iter().any(is_dns)
+    };
+    let to = &at.rule.destination;
+    if at.direction != Direction::Egress
+        || at.rule.action != Action::Allow
+        || to.selector.is_none()
+        || !asks_dns(to)
+    {
+        return;
+    }
+    let is_cache = |pod: &Pod| {
+        pod.host_network && pod.labels.get("k8s-app").is_some_and(|name| name == "node-local-dns")
+    };
+    let Some(cache) = found.manifests.model.pods.values().find(|pod| is_cache(pod)) else { return };
+    let by_address = |rule: &Rule| {
+        let to = &rule.destination;
+        rule.action == Action::Allow && to.selector.is_none() && (to.ports.is_empty() || asks_dns(to))
+    };
+    if !at.policy.egress.iter().any(by_address) {
+        let message = format!(
+            "Pod {}/{} answers at the node, and no rule of the policy allows an address",
+            cache.key.namespace, cache.key.name
+        );
+        found.about_policy(&NODE_LOCAL_DNS, at.policy, format!("{}.destination", at.field()), message);
     }
 }

@@ -48,6 +48,8 @@ pub struct Hit {
     pub action: HitAction,
     /// Which rule; -1 at the end of a tier or of the profiles.
     pub rule: i32,
+    /// The default action of the tier decided, and `policy` is the trigger (kind EndOfTier of flow logs).
+    pub end_of_tier: bool,
 }
 
 /// Returns the records of a walk, in order.
@@ -69,6 +71,7 @@ pub fn of_trace(trace: &[Step]) -> Vec<Hit> {
             Finding::NextTier(_) => HitAction::Pass,
         };
         let is_profile = step.place.tier == "__PROFILE__";
+        let end_of_tier = step.place.kind.is_empty() && !is_profile;
         let policy = match (step.place.kind.as_str(), trigger) {
             ("", _) if is_profile => PolicyName {
                 kind: "Profile".to_owned(),
@@ -79,7 +82,7 @@ pub fn of_trace(trace: &[Step]) -> Vec<Hit> {
             _ => name_of(&step.place),
         };
         let (tier, rule) = (step.place.tier.clone(), step.place.rule);
-        hits.push(Hit { index: hits.len(), tier, policy, action, rule });
+        hits.push(Hit { index: hits.len(), tier, policy, action, rule, end_of_tier });
     }
     hits
 }
@@ -117,7 +120,7 @@ impl fmt::Display for HitAction {
 
 impl fmt::Display for Hit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { index, tier, policy, action, rule } = self;
+        let Self { index, tier, policy, action, rule, .. } = self;
         let slash = if policy.namespace.is_empty() { "" } else { "/" };
         let kind = short(&policy.kind);
         write!(f, "{index}|{tier}|{kind}:{}{slash}{}|{action}|{rule}", policy.namespace, policy.name)

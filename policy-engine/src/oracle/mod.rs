@@ -27,6 +27,8 @@ use crate::packet::{Context, Direction, EndpointId, PacketTuple, Verdict};
 use crate::snapshot::Attribution;
 
 pub(crate) use matching::Facts;
+use world::{Parent, parent_of};
+
 pub(crate) use world::{World, labels_with_profiles, profiles_of};
 
 pub use hosts::{HostDecision, evaluate_host, resolve_interface};
@@ -430,21 +432,16 @@ fn tiers_of(model: &Model) -> Vec<(String, Option<&Tier>)> {
 /// is always there). `None`: it does not exist.
 pub(crate) fn profile_rules(model: &Model, name: &str, direction: Direction) -> Option<Vec<Rule>> {
     let allow = || vec![Rule::everything(Action::Allow)];
-    if model.namespaces.values().any(|namespace| *name == format!("kns.{}", namespace.name)) {
-        return Some(allow());
+    match parent_of(model, name) {
+        Some(Parent::Namespace(_)) => Some(allow()),
+        Some(Parent::ServiceAccount(_)) => Some(Vec::new()),
+        _ if name == "projectcalico-default-allow" => Some(allow()),
+        Some(Parent::Profile(profile)) => Some(match direction {
+            Direction::Ingress => profile.ingress.clone(),
+            Direction::Egress => profile.egress.clone(),
+        }),
+        None => None,
     }
-    let mut accounts = model.service_accounts.keys();
-    if accounts.any(|account| *name == format!("ksa.{}.{}", account.namespace, account.name)) {
-        return Some(Vec::new());
-    }
-    if name == "projectcalico-default-allow" {
-        return Some(allow());
-    }
-    let profile = model.profiles.get(name)?;
-    Some(match direction {
-        Direction::Ingress => profile.ingress.clone(),
-        Direction::Egress => profile.egress.clone(),
-    })
 }
 
 /// Policy model 8.2: returns what policies of a tier are sorted by.

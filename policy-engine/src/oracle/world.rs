@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::effective_labels;
 use crate::engine::LocalEndpoint;
-use crate::model::{Labels, Model, NamedPort, Pod};
+use crate::model::{Labels, Model, NamedPort, Namespace, NamespacedName, Pod, Profile, ServiceAccount};
 use crate::packet::EndpointId;
 
 /// Returns the profiles of a pod, in order (policy model 7.3).
@@ -22,28 +22,55 @@ pub(crate) fn labels_with_profiles(model: &Model, own: &Labels, profiles: &[Stri
     let mut labels = own.clone();
     for profile in profiles {
         let mut contributed = Labels::new();
-        if let Some(namespace) =
-            model.namespaces.values().find(|namespace| *profile == format!("kns.{}", namespace.name))
-        {
-            contributed
-                .extend(namespace.labels.iter().map(|(key, value)| (format!("pcns.{key}"), value.clone())));
-            contributed.insert("pcns.projectcalico.org/name".to_owned(), namespace.name.clone());
-        } else if let Some(account) = model
-            .service_accounts
-            .values()
-            .find(|account| *profile == format!("ksa.{}.{}", account.key.namespace, account.key.name))
-        {
-            contributed
-                .extend(account.labels.iter().map(|(key, value)| (format!("pcsa.{key}"), value.clone())));
-            contributed.insert("pcsa.projectcalico.org/name".to_owned(), account.key.name.clone());
-        } else if let Some(profile) = model.profiles.get(profile) {
-            contributed = profile.labels.clone();
+        match parent_of(model, profile) {
+            Some(Parent::Namespace(namespace)) => {
+                contributed.extend(
+                    namespace.labels.iter().map(|(key, value)| (format!("pcns.{key}"), value.clone())),
+                );
+                contributed.insert("pcns.projectcalico.org/name".to_owned(), namespace.name.clone());
+            }
+            Some(Parent::ServiceAccount(account)) => {
+                contributed
+                    .extend(account.labels.iter().map(|(key, value)| (format!("pcsa.{key}"), value.clone())));
+                contributed.insert("pcsa.projectcalico.org/name".to_owned(), account.key.name.clone());
+            }
+            Some(Parent::Profile(profile)) => contributed.clone_from(&profile.labels),
+            None => {}
         }
         for (key, value) in contributed {
             labels.entry(key).or_insert(value);
         }
     }
     labels
+}
+
+/// What a profile stands for.
+pub(super) enum Parent<'a> {
+    /// `kns.<name>` (policy model 7.1).
+    Namespace(&'a Namespace),
+    /// `ksa.<namespace>.<name>` (7.2).
+    ServiceAccount(&'a ServiceAccount),
+    /// One that was written.
+    Profile(&'a Profile),
+}
+
+/// Returns what the profile of that name stands for; `None`: it does not exist.
+pub(super) fn parent_of<'a>(model: &'a Model, profile: &str) -> Option<Parent<'a>> {
+    let namespace = profile.strip_prefix("kns.").and_then(|name| model.namespaces.get(name));
+    let account = || {
+        // Names may hold dots, so every dot may be the one between namespace and name.
+        let text = profile.strip_prefix("ksa.")?;
+        let keys = text.match_indices('.').map(|(dot, _)| NamespacedName {
+            namespace: text[..dot].to_owned(),
+            name: text[dot + 1..].to_owned(),
+        });
+        keys.into_iter().find_map(|key| model.service_accounts.get(&key))
+    };
+    let written = || model.profiles.get(profile).map(|profile| Parent::Profile(profile));
+    namespace
+        .map(|namespace| Parent::Namespace(namespace))
+        .or_else(|| account().map(|account| Parent::ServiceAccount(account)))
+        .or_else(written)
 }
 
 /// Something with labels that an address belongs to.

@@ -145,6 +145,13 @@ impl<'e> Ends<'e> {
         {
             return false;
         }
+        let is_called = |name: &String| {
+            let labels = ["app", "app.kubernetes.io/name"].map(|key| pod.labels.get(key));
+            pod.key.name == *name || labels.contains(&Some(name))
+        };
+        if !wanted.called.as_ref().is_none_or(is_called) {
+            return false;
+        }
         if wanted.selector.is_none() && wanted.namespace_selector.is_none() {
             return true;
         }
@@ -204,17 +211,23 @@ impl<'e> Ends<'e> {
     }
 }
 
-/// Returns an address of the interval: one that documents use where it has one, because that is the one that people know.
+/// Addresses that documents use; people know them.
+const KNOWN: [IpAddr; 3] = [
+    IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)),
+    IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+];
+
+/// Whether the address is a good example of those that are alike.
+pub(super) fn is_known(address: &IpAddr) -> bool {
+    KNOWN.contains(address)
+}
+
+/// Returns an address of the interval: a known one where it has one.
 fn outside((is_ipv4, first, last): (bool, u128, u128)) -> End {
-    let known = [
-        (true, u128::from(u32::from(Ipv4Addr::new(203, 0, 113, 1)))),
-        (true, u128::from(u32::from(Ipv4Addr::new(192, 0, 2, 1)))),
-        (false, u128::from(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))),
-    ];
-    let mut known =
-        known.into_iter().filter(|(family, known)| *family == is_ipv4 && (first..=last).contains(known));
-    let known = known.next().map(|(_, known)| known);
-    End { place: Place::Outside, address: address(known.unwrap_or(first), is_ipv4) }
+    let interval = address(first, is_ipv4)..=address(last, is_ipv4);
+    let known = KNOWN.into_iter().find(|known| interval.contains(known));
+    End { place: Place::Outside, address: known.unwrap_or(address(first, is_ipv4)) }
 }
 
 /// Cuts the intervals of identities at the addresses that are taken.

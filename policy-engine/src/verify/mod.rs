@@ -45,7 +45,7 @@ use crate::packet::{Direction, EndpointId, Epoch, IdentityId, PacketTuple, Verdi
 use crate::selector::Selector;
 use crate::snapshot::{Attribution, Boundaries, Snapshot};
 use crate::walk::is_discovery;
-use ends::{End, Ends, Place};
+use ends::{End, Ends, Place, is_known};
 use packets::Axes;
 
 /// Who may stand at one end of a statement.
@@ -74,6 +74,8 @@ pub struct Pods {
     pub name: Option<String>,
     /// Name of its service account.
     pub service_account: Option<String>,
+    /// Name of the pod, or of its application: label `app` or `app.kubernetes.io/name`.
+    pub called: Option<String>,
 }
 
 /// Packets by protocol and destination port, or by ICMP type.
@@ -273,7 +275,8 @@ impl<'e> Verifier<'e> {
         };
         let (with_pods, as_nodes) = (nodes(true), nodes(false));
         let mut classes: BTreeMap<Class<'_>, Vec<End>> = BTreeMap::new();
-        for end in ends {
+        let (known, others): (Vec<&End>, Vec<&End>) = ends.iter().partition(|end| is_known(&end.address));
+        for end in known.into_iter().chain(others) {
             let endpoint = end.endpoint();
             let epoch = endpoint.and_then(|endpoint| self.snapshot.epoch(endpoint, direction));
             let concerned = if endpoint.is_some() { &as_nodes } else { &with_pods };
@@ -400,6 +403,7 @@ impl fmt::Display for Peer {
                     ("selector", selector(&pods.selector)),
                     ("pod", pods.name.clone()),
                     ("serviceAccount", pods.service_account.clone()),
+                    ("pod or app", pods.called.clone()),
                 ];
                 let said: Vec<String> = parts
                     .into_iter()

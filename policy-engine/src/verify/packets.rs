@@ -62,10 +62,13 @@ impl Axes {
         destination: IpAddr,
         services: &'a [Service],
     ) -> impl Iterator<Item = PacketTuple> + 'a {
-        let mut protocols = self.protocols.clone();
-        protocols.extend(services.iter().filter_map(|service| service.protocol));
-        // All the others are alike.
-        protocols.extend((0..=u8::MAX).find(|protocol| !protocols.contains(protocol)));
+        let mut named = self.protocols.clone();
+        named.extend(services.iter().filter_map(|service| service.protocol));
+        // All the others are alike; best known is the first that is kept for experiments (RFC 3692).
+        let other = std::iter::once(253).chain(0..=u8::MAX).find(|protocol| !named.contains(protocol));
+        // What people know best comes first: a counter-example is theirs to read.
+        let without_ports = named.into_iter().filter(|protocol| !WITH_PORTS.contains(protocol));
+        let protocols: Vec<u8> = WITH_PORTS.into_iter().chain(without_ports).chain(other).collect();
         let mut destination_ports = self.destination_ports.clone();
         let mut icmp = self.icmp.clone();
         for service in services {
@@ -75,7 +78,8 @@ impl Axes {
             }
             icmp.extend(service.icmp.map(|kind| (kind, None)));
         }
-        let destination_ports: Rc<[u16]> = destination_ports.into_iter().collect();
+        let source_ports = members(&self.source_ports, &[49_152]);
+        let destination_ports: Rc<[u16]> = members(&destination_ports, &[443, 1]).into();
         let with_types = if self.is_ipv4 { protocol::ICMP } else { protocol::ICMPV6 };
         let types = types(&icmp, |kind| {
             is_discovery(&PacketTuple {
@@ -99,8 +103,8 @@ impl Axes {
                 };
                 if WITH_PORTS.contains(&protocol) {
                     let destination_ports = Rc::clone(&destination_ports);
-                    Box::new(self.source_ports.iter().flat_map(move |from| {
-                        let packet = PacketTuple { source_port: Some(*from), ..packet };
+                    Box::new(source_ports.clone().into_iter().flat_map(move |from| {
+                        let packet = PacketTuple { source_port: Some(from), ..packet };
                         let destination_ports = Rc::clone(&destination_ports);
                         (0..destination_ports.len()).map(move |at| PacketTuple {
                             destination_port: Some(destination_ports[at]),
@@ -118,6 +122,16 @@ impl Axes {
         packets
             .filter(move |packet| services.is_empty() || services.iter().any(|service| uses(packet, service)))
     }
+}
+
+/// Returns a port of each of the intervals that start at `starts`: one of `known` where it is in the interval, else the first.
+fn members(starts: &BTreeSet<u16>, known: &[u16]) -> Vec<u16> {
+    let ends = starts.iter().skip(1).map(|next| next - 1).chain([u16::MAX]);
+    let intervals = starts.iter().zip(ends);
+    let member = |(first, last): (&u16, u16)| {
+        known.iter().find(|port| (*first..=last).contains(*port)).copied().unwrap_or(*first)
+    };
+    intervals.map(member).collect()
 }
 
 /// Returns every type and code that is named, and one of each that is not.

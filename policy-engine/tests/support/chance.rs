@@ -375,8 +375,9 @@ impl<'a> Chance<'a> {
                 name: name.to_owned(),
                 failsafe_inbound: self.some(2, |chance| chance.list(7, Self::failsafe)),
                 failsafe_outbound: self.some(2, |chance| chance.list(7, Self::failsafe)),
-                // A switch of the whole cluster, because nodes share what is compiled from a rule.
+                // Switches of the whole cluster, because nodes share what is compiled from a rule.
                 allow_unenforced_criteria: (name == "default" && self.once_in(4)).then_some(true),
+                restrict_namespace_selectors: (name == "default" && self.once_in(4)).then_some(true),
                 ..FelixConfiguration::default()
             };
             objects.push(Object::FelixConfiguration(Arc::new(configuration)));

@@ -268,6 +268,7 @@ fn pm_7_6_protocols() {
     let name = |text: &str| PortMatch::Named(text.to_owned());
     let rows = [
         ("[]", vec![(None, vec![])]),
+        ("[{tcp: {destinationPort: {range: {start: 7, end: 7}}}}]", vec![(Some(6), vec![range(7, 7)])]),
         ("[{tcp: {destinationPort: {number: 80}}}]", vec![(Some(6), vec![range(80, 80)])]),
         ("[{tcp: {}}, {tcp: {destinationPort: {number: 80}}}]", vec![(Some(6), vec![])]),
         (

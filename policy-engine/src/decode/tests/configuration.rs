@@ -272,6 +272,9 @@ fn pm_7_8_controllers_configuration() {
         panic!()
     };
     assert!(!found.auto_create && found.create_default, "the defaults");
+    for one_of_both in ["interfacePattern: e", "interfaceCIDRs: [10.0.0.0/8]"] {
+        check(&wrap(&format!("{{templates: [{{generateName: x, {one_of_both}}}]}}")), true);
+    }
     for bad in [
         "{autoCreate: true}",
         "{autoCreate: enabled}",

@@ -123,3 +123,11 @@ fn unknown_fields_are_warnings_that_name_the_nearest_one() {
         assert!(warnings[0].reason.contains(reason), "{warnings:?}");
     }
 }
+
+#[test]
+fn a_namespace_on_an_object_of_the_cluster_is_a_warning() {
+    let text = gnp("{}").replace("{name: p}", "{name: p, namespace: shop}");
+    let Decoded::Valid { warnings, .. } = one(&text) else { panic!("{text}") };
+    assert_eq!((warnings.len(), warnings[0].field.as_str()), (1, "metadata.namespace"));
+    assert!(warnings[0].reason.contains("whole cluster"), "{warnings:?}");
+}

@@ -126,6 +126,12 @@ fn pm_23_2_domain_patterns() {
     ] {
         check(&np(&domains(bad)), false);
     }
+    let long = format!("{}abc", "a.".repeat(125));
+    assert_eq!(long.len(), 253);
+    check(&np(&domains(&long)), true);
+    check(&np(&domains(&format!("{long}d"))), false);
+    check(&np(&domains(&"a".repeat(63))), true);
+    check(&np(&domains(&"a".repeat(64))), false);
     let found = policy(&np(&domains("WWW.Example.COM., '*.x.org'")));
     assert_eq!(found.egress[0].destination.domains, ["www.example.com", "*.x.org"]);
     assert_eq!(found.egress[0].unenforced, [Unenforced::Domains]);
