@@ -11,7 +11,7 @@ use hashbrown::HashSet;
 
 use crate::compile::compiler::{Compiler, Touched};
 use crate::model::{
-    HostEndpoint, Labels, Model, NamespacedName, Object, ObjectKey, Pod, Policy, PolicyKey, Settings,
+    HostEndpoint, Labels, Model, NamespacedName, Object, ObjectKey, Pod, Policy, PolicyKey,
     automatic_host_endpoints,
 };
 use crate::packet::{EndpointId, HostId};
@@ -119,7 +119,7 @@ impl Engine {
     /// Returns an engine for which every pod that has a network of its own is local: the whole cluster as one node, for `simulate`.
     /// Ids follow the order of the pods' names; each pod has the addresses that its status may claim (PM-D24).
     pub fn with_all_pods_local(model: Model) -> Self {
-        let trusts_annotations = Settings::of_node(&model, "").trust_pod_ip_annotations;
+        let trusts_annotations = model.settings_of_rules().trust_pod_ip_annotations;
         let mut addresses: BTreeMap<NamespacedName, Vec<IpAddr>> = BTreeMap::new();
         for (address, pod) in owners::holders(&model, trusts_annotations) {
             addresses.entry(pod.key.clone()).or_default().push(address);
@@ -239,7 +239,7 @@ impl Engine {
 
     /// Puts the policies into the Model that hold under the present setting.
     fn follow_restriction(&mut self) {
-        let restricts = Settings::of_node(&self.model, "").restrict_namespace_selectors;
+        let restricts = self.model.settings_of_rules().restrict_namespace_selectors;
         if std::mem::replace(&mut self.restricts, restricts) == restricts {
             return;
         }

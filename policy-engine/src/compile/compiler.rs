@@ -143,7 +143,7 @@ impl Compiler {
         touched: &Touched,
         work: &Work,
     ) -> BTreeSet<Subject> {
-        let settings = Settings::of_node(model, "");
+        let settings = model.settings_of_rules();
         let trust = self.sources.trust_annotations(settings.trust_pod_ip_annotations);
         let mut dirty = BTreeSet::new();
         if self.lists.allow_unenforced(settings.allow_unenforced_criteria) {

@@ -114,6 +114,13 @@ impl Settings {
     }
 }
 
+impl Model {
+    /// Returns the settings that decide what rules and addresses mean: those of the whole cluster, because all nodes have to agree on it.
+    pub fn settings_of_rules(&self) -> Settings {
+        Settings::of_node(self, "")
+    }
+}
+
 /// An IPPool (policy model 2.14). It carries no policy; other parts ask whether an address is inside a pool.
 #[derive(Clone, Debug, PartialEq)]
 pub struct IpPool {

@@ -69,7 +69,12 @@ pub fn evaluate_host(
         return None;
     }
     let settings = Settings::of_node(model, &endpoint.node);
-    let mut walk = Walk::new(World { model, locals }, direction, packet, settings.allow_unenforced_criteria);
+    let mut walk = Walk::new(
+        World { model, locals },
+        direction,
+        packet,
+        model.settings_of_rules().allow_unenforced_criteria,
+    );
     let labels = labels_with_profiles(model, &endpoint.labels, &endpoint.profiles);
     let (sum, policies) = walk.tiers_of(&Subject { what: "host endpoint", labels: &labels, context });
     if policies == 0 && context != Context::Normal {

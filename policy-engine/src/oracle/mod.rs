@@ -20,8 +20,8 @@ use serde::Serialize;
 
 use crate::engine::LocalEndpoint;
 use crate::model::{
-    Action, Labels, Model, NamespacedName, Order, Pod, Policy, PolicyKey, PolicyKind, Rule, Settings,
-    StagedAction, Tier, TierDefault,
+    Action, Labels, Model, NamespacedName, Order, Pod, Policy, PolicyKey, PolicyKind, Rule, StagedAction,
+    Tier, TierDefault,
 };
 use crate::packet::{Context, Direction, EndpointId, PacketTuple, Verdict};
 use crate::snapshot::Attribution;
@@ -105,7 +105,7 @@ fn evaluate_as(
 ) -> Option<OracleDecision> {
     let local = world.locals.values().rev().find(|local| local.pod == *pod)?;
     let pod = world.pod_of(local)?;
-    let settings = Settings::of_node(world.model, pod.node.as_deref().unwrap_or_default());
+    let settings = world.model.settings_of_rules();
     let mut walk = Walk::new(world, direction, packet, settings.allow_unenforced_criteria);
     walk.view = view;
     let verdict = walk.endpoint(pod);
