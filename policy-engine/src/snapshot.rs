@@ -164,8 +164,8 @@ impl Snapshot {
         direction: Direction,
         packet: &PacketTuple,
     ) -> Option<Judgement> {
-        let (source, destination) = (self.identity(packet.source), self.identity(packet.destination));
-        self.judge_with_identity(endpoint, direction, packet, source, destination)
+        let identities = [self.identity(packet.source), self.identity(packet.destination)];
+        self.decide(endpoint, direction, packet, identities, |_| ())
     }
 
     /// Judges one leg for a caller that already knows both identities of this snapshot. An identity that this snapshot does not have
@@ -179,7 +179,12 @@ impl Snapshot {
         source: IdentityId,
         destination: IdentityId,
     ) -> Option<Judgement> {
-        self.decide(endpoint, direction, packet, [source, destination], |_| ())
+        let known = |identity: IdentityId, address: IpAddr| match self.memberships.get(identity.0) {
+            Some(_) => identity,
+            None => self.identity(address),
+        };
+        let identities = [known(source, packet.source), known(destination, packet.destination)];
+        self.decide(endpoint, direction, packet, identities, |_| ())
     }
 
     /// Returns the Log rules that the packet passes on its way to the verdict, in order (policy model 14.4).
@@ -244,6 +249,7 @@ impl Snapshot {
         const STAGE: usize = 32;
         let mut identities = [[IdentityId(0); 2]; STAGE];
         let mut tables: [Option<&Table>; STAGE] = [None; STAGE];
+        let mut firsts: [Option<usize>; STAGE] = [None; STAGE];
         for (queries, out) in queries.chunks(STAGE).zip(out.chunks_mut(STAGE)) {
             // Each round reads what the one before asked for.
             for Query { packet, .. } in queries {
@@ -264,8 +270,18 @@ impl Snapshot {
             for (query, table) in queries.iter().zip(&tables) {
                 table.iter().for_each(|table| table.prefetch_rows(&query.packet));
             }
-            for (((query, table), identities), out) in queries.iter().zip(&tables).zip(&identities).zip(out) {
-                *out = table.map(|table| self.judgement(table, &query.packet, *identities, |_| ()));
+            for (((query, table), identities), first) in
+                queries.iter().zip(&tables).zip(&identities).zip(&mut firsts)
+            {
+                *first = table.and_then(|table| table.first(&query.packet, *identities));
+            }
+            for ((((query, table), identities), first), out) in
+                queries.iter().zip(&tables).zip(&identities).zip(&firsts).zip(out)
+            {
+                *out = table.map(|table| {
+                    let decided = table.decide(&query.packet, *identities, *first, &self.memberships, |_| ());
+                    judgement(table, decided)
+                });
             }
         }
     }
@@ -353,20 +369,8 @@ impl Snapshot {
         mut log: impl FnMut(RuleRef),
     ) -> Option<Judgement> {
         let table = self.endpoints.get(&endpoint)?.of(direction);
-        Some(self.judgement(table, packet, identities, |bit| log(RuleRef(table.base + bit as u32))))
-    }
-
-    #[inline]
-    fn judgement(
-        &self,
-        table: &Table,
-        packet: &PacketTuple,
-        identities: [IdentityId; 2],
-        log: impl FnMut(usize),
-    ) -> Judgement {
-        let (verdict, bit) = self.ask(table, packet, identities, log);
-        let verdict = if verdict == HostVerdict::Allow { Verdict::Allow } else { Verdict::Deny };
-        Judgement { verdict, rule: RuleRef(table.base + bit as u32) }
+        let decided = self.ask(table, packet, identities, |bit| log(RuleRef(table.base + bit as u32)));
+        Some(judgement(table, decided))
     }
 
     #[inline]
@@ -374,17 +378,17 @@ impl Snapshot {
         &self,
         table: &Table,
         packet: &PacketTuple,
-        [source, destination]: [IdentityId; 2],
-        mut log: impl FnMut(usize),
+        identities: [IdentityId; 2],
+        log: impl FnMut(usize),
     ) -> (HostVerdict, usize) {
-        table
-            .decide(packet, source, destination, &self.memberships, &mut log)
-            .or_else(|| {
-                let (source, destination) = (self.identity(packet.source), self.identity(packet.destination));
-                table.decide(packet, source, destination, &self.memberships, &mut log)
-            })
-            .unwrap_or((HostVerdict::Deny, table.len() as usize - 1))
+        table.decide(packet, identities, table.first(packet, identities), &self.memberships, log)
     }
+}
+
+#[inline]
+fn judgement(table: &Table, (verdict, bit): (HostVerdict, usize)) -> Judgement {
+    let verdict = if verdict == HostVerdict::Allow { Verdict::Allow } else { Verdict::Deny };
+    Judgement { verdict, rule: RuleRef(table.base + bit as u32) }
 }
 
 impl fmt::Debug for Snapshot {

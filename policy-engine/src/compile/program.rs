@@ -326,8 +326,9 @@ mod tests {
             destination_port: Some(2),
             icmp: None,
         };
+        let nobody = [IdentityId(0); 2];
         let (verdict, bit) =
-            table.decide(&packet, IdentityId(0), IdentityId(0), &Default::default(), |_| ()).unwrap();
+            table.decide(&packet, nobody, table.first(&packet, nobody), &Default::default(), |_| ());
         (verdict, table.program.points[bit].attribution.rule)
     }
 

@@ -8,6 +8,7 @@ use std::hash::BuildHasher;
 use std::net::IpAddr;
 
 use hashbrown::HashTable;
+use smallvec::SmallVec;
 
 use super::blocks::{self, Page, PageMaker, SLOTS, Slot};
 use super::numbers::RowNumbers;
@@ -165,34 +166,30 @@ impl Rows {
 #[derive(Clone, Debug)]
 pub(crate) struct ProtocolRows {
     rows: Rows,
-    numbers: Vec<u32>,
+    /// Row number by family and protocol, for those that some rule names.
+    named: SmallVec<[(bool, u8, u32); 8]>,
+    /// Row number of the others, by family: IPv4, IPv6.
+    others: [u32; 2],
 }
 
 impl ProtocolRows {
     /// `matches(bit, is_ipv4, protocol)`; protocols outside `named` all behave alike.
     pub(crate) fn build(shape: Shape, named: &[u8], matches: impl Fn(usize, bool, u8) -> bool) -> Self {
         let (mut rows, mut index) = (Rows::new(shape), RowIndex::default());
-        let mut numbers = Vec::with_capacity(512);
-        for is_ipv4 in [true, false] {
-            let mut other = None;
-            for protocol in 0..=u8::MAX {
-                let number = match other {
-                    Some(number) if !named.contains(&protocol) => number,
-                    _ => rows.add(&mut index, |bit| matches(bit, is_ipv4, protocol)),
-                };
-                if !named.contains(&protocol) {
-                    other = Some(number);
-                }
-                numbers.push(number);
-            }
-        }
-        Self { rows, numbers }
+        let mut row = |is_ipv4, protocol| rows.add(&mut index, |bit| matches(bit, is_ipv4, protocol));
+        // Were all of them named, none would be looked for here.
+        let unnamed = (0..=u8::MAX).find(|protocol| !named.contains(protocol)).unwrap_or_default();
+        let others = [true, false].map(|is_ipv4| row(is_ipv4, unnamed));
+        let both = named.iter().flat_map(|protocol| [(true, *protocol), (false, *protocol)]);
+        let named = both.map(|(is_ipv4, protocol)| (is_ipv4, protocol, row(is_ipv4, protocol))).collect();
+        Self { rows, named, others }
     }
 
     #[inline]
     pub(crate) fn number(&self, address: &IpAddr, protocol: u8) -> u32 {
-        let family = if address.is_ipv4() { 0 } else { 256 };
-        self.numbers[family + usize::from(protocol)]
+        let is_ipv4 = address.is_ipv4();
+        let found = self.named.iter().find(|named| named.1 == protocol && named.0 == is_ipv4);
+        found.map_or(self.others[usize::from(!is_ipv4)], |named| named.2)
     }
 
     #[inline]

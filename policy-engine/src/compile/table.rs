@@ -18,11 +18,11 @@ use crate::packet::{Epoch, HostVerdict, IdentityId, PacketTuple};
 /// Identities that differ only in sets that the program never mentions share a row; those that have none of them have row zero.
 #[derive(Clone, Debug)]
 struct Identified {
-    /// Sets that the side mentions, each with the bits that mention it. Empty: one row fits all.
-    relevant: Arc<BTreeMap<SetId, Vec<u32>>>,
-    rows: Arc<Rows>,
+    rows: Rows,
     /// Row number, by identity; absent is row zero.
     by_identity: RowNumbers,
+    /// Sets that the side mentions, each with the bits that mention it.
+    relevant: Arc<BTreeMap<SetId, Vec<u32>>>,
 }
 
 /// What is needed to add rows to one side, and not to read them.
@@ -46,7 +46,7 @@ impl Identified {
         let mut rows = Rows::new(program.shape);
         rows.add(&mut index.rows, |bit| may_match(program, &side, bit, &nothing));
         index.known.insert(Box::default(), 0);
-        Self { relevant: Arc::new(relevant), rows: Arc::new(rows), by_identity: RowNumbers::default() }
+        Self { relevant: Arc::new(relevant), rows, by_identity: RowNumbers::default() }
     }
 
     /// Adds the row of an identity, making it when it is the first of its kind.
@@ -71,7 +71,7 @@ impl Identified {
                     let bit = *bit as usize;
                     (bit, may_match(program, &side, bit, membership))
                 });
-                let number = Arc::make_mut(&mut self.rows).add_like(&mut index.rows, 0, bits);
+                let number = self.rows.add_like(&mut index.rows, 0, bits);
                 index.known.insert(relevant.into(), number);
                 number
             }
@@ -79,16 +79,10 @@ impl Identified {
         self.by_identity.insert(identity.0, number);
     }
 
-    /// Returns the row, or `None` for an identity that the snapshot does not have.
+    /// Returns the row of an identity of this snapshot.
     #[inline]
-    fn row(&self, identity: IdentityId, memberships: &Paged<Arc<Membership>>) -> Option<&[Line]> {
-        if self.relevant.is_empty() || identity.0 == 0 {
-            return Some(self.rows.row(0));
-        }
-        match self.by_identity.get(identity.0) {
-            0 => memberships.get(identity.0).map(|_| self.rows.row(0)),
-            number => Some(self.rows.row(number)),
-        }
+    fn row(&self, identity: IdentityId) -> &[Line] {
+        self.rows.row(self.by_identity.get(identity.0))
     }
 }
 
@@ -189,51 +183,69 @@ impl Table {
         self.destination = Identified::new(&self.program, |rule| &rule.destination, &mut index.destination);
     }
 
-    /// Finds the deciding point. `None`: an identity is not among `memberships`, those of the snapshot.
     #[inline]
-    pub(crate) fn decide(
-        &self,
-        packet: &PacketTuple,
-        source: IdentityId,
-        destination: IdentityId,
-        memberships: &Paged<Arc<Membership>>,
-        mut log: impl FnMut(usize),
-    ) -> Option<(HostVerdict, usize)> {
+    fn rows(&self, packet: &PacketTuple, [source, destination]: [IdentityId; 2]) -> [&[Line]; 6] {
         let program = &*self.program;
         let [source_port, destination_port] = ports(packet);
         let protocol = program.protocol.row(&packet.destination, packet.protocol);
-        let rows = [
-            self.source.row(source, memberships)?,
-            self.destination.row(destination, memberships)?,
+        [
+            self.source.row(source),
+            self.destination.row(destination),
             protocol,
             program.destination_port.as_ref().map_or(protocol, |rows| rows.row(destination_port)),
             program.source_port.as_ref().map_or(protocol, |rows| rows.row(source_port)),
             program.icmp.as_ref().map_or(protocol, |rows| rows.row(icmp_view(packet))),
-        ];
-        let mut from = 0;
-        while let Some(bit) = program.shape.first(rows, from) {
+        ]
+    }
+
+    /// Returns the first point that may decide, and asks for what [`Table::decide`] reads of it.
+    #[inline]
+    pub(crate) fn first(&self, packet: &PacketTuple, identities: [IdentityId; 2]) -> Option<usize> {
+        let first = self.program.shape.first(self.rows(packet, identities), 0);
+        first.iter().for_each(|bit| margay_accel::prefetch_item(&self.program.steps, *bit));
+        first
+    }
+
+    /// Finds the deciding point from [`Table::first`]. Both identities are of the snapshot whose `memberships` are given.
+    #[inline]
+    pub(crate) fn decide(
+        &self,
+        packet: &PacketTuple,
+        identities: [IdentityId; 2],
+        first: Option<usize>,
+        memberships: &Paged<Arc<Membership>>,
+        mut log: impl FnMut(usize),
+    ) -> (HostVerdict, usize) {
+        let program = &*self.program;
+        let mut next = first;
+        while let Some(bit) = next {
             let step = program.steps[bit];
-            if step.confirm {
+            let is_confirmed = || {
+                let [source, destination] = identities.map(|identity| memberships.get(identity.0));
                 let rule = program.points[bit].rule.as_deref();
-                let (source, destination) = (memberships.get(source.0)?, memberships.get(destination.0)?);
-                if !rule.is_none_or(|rule| rule.confirms(packet, source, destination)) {
-                    from = bit + 1;
-                    continue;
+                source
+                    .zip(destination)
+                    .zip(rule)
+                    .is_none_or(|((source, destination), rule)| rule.confirms(packet, source, destination))
+            };
+            let from = if step.confirm && !is_confirmed() {
+                bit + 1
+            } else {
+                match step.outcome {
+                    Outcome::Allow => return (HostVerdict::Allow, bit),
+                    Outcome::Deny => return (HostVerdict::Deny, bit),
+                    Outcome::NoMatch => return (HostVerdict::NoMatch, bit),
+                    Outcome::Log => {
+                        log(bit);
+                        bit + 1
+                    }
+                    Outcome::Pass(next) => next as usize,
                 }
-            }
-            match step.outcome {
-                Outcome::Allow => return Some((HostVerdict::Allow, bit)),
-                Outcome::Deny => return Some((HostVerdict::Deny, bit)),
-                Outcome::NoMatch => return Some((HostVerdict::NoMatch, bit)),
-                Outcome::Log => {
-                    log(bit);
-                    from = bit + 1;
-                }
-                Outcome::Pass(next) => from = next as usize,
-            }
+            };
+            next = program.shape.first(self.rows(packet, identities), from);
         }
         // The last point matches everything; were it ever missed, the answer is still closed.
-        Some((HostVerdict::Deny, program.steps.len() - 1))
+        (HostVerdict::Deny, program.steps.len() - 1)
     }
 
     /// Number of decision points.
