@@ -240,7 +240,7 @@ fn pm_8_4_shadowed_rules() {
 
 proptest! {
     #![proptest_config(Config {
-        cases: 200,
+        cases: std::env::var("MARGAY_PROPERTY_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(1) * 400,
         failure_persistence: Some(Box::new(FileFailurePersistence::Off)),
         ..Config::default()
     })]
@@ -326,6 +326,9 @@ fn pm_8_4_pass_skips_its_own_tier_only_and_normal_policy_does_not_decide_about_f
     let later = one("b", "{order: 2, ingress: [{action: Deny, protocol: UDP}]}");
     let passing = one("a", "{order: 1, ingress: [{action: Pass}]}");
     assert!(unreachable(&format!("{passing}{later}")), "the rest of the tier is skipped");
+    let tier = object("Tier", "{name: first}", "{order: 10}");
+    let some_pass = one("a", "{tier: first, ingress: [{action: Pass, protocol: UDP}, {action: Allow}]}");
+    assert!(!unreachable(&format!("{tier}{some_pass}{later}")), "what passes before reaches the next tier");
     let normal = one("a", "{order: 1, ingress: [{action: Allow}]}");
     let forwarded = one("b", "{order: 2, applyOnForward: true, ingress: [{action: Deny, protocol: UDP}]}");
     assert!(unreachable(&format!("{normal}{later}")));
