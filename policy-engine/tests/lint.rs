@@ -338,8 +338,10 @@ fn pm_8_4_pass_skips_its_own_tier_only_and_normal_policy_does_not_decide_about_f
 #[test]
 fn pm_32_11_a_rule_about_nodes_covers_no_other() {
     use support::{PolicyExt, World};
-    let mut nodes = margay_policy_engine::model::Entity::default();
-    nodes.nodes = Some(support::selector("role == 'edge'"));
+    let nodes = margay_policy_engine::model::Entity {
+        nodes: Some(support::selector("role == 'edge'")),
+        ..margay_policy_engine::model::Entity::default()
+    };
     let mut first = support::rule(margay_policy_engine::model::Action::Deny);
     first.source = nodes;
     let second = support::rule(margay_policy_engine::model::Action::Allow);
