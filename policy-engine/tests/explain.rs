@@ -208,6 +208,7 @@ fn a_difference_names_verdict_decider_policies_and_labels() {
             rule(Action::Allow).protocol(6).from(any().selector("app == 'client'")).to(any().ports("5433")),
         ]))
         .policy(policy("unrelated", 1.0).selects("app == 'x'"))
+        .policy(policy("elsewhere", 3.0).tier("security").selects("app == 'other'"))
         .policy(policy("gate", 9.0).selects("app == 'db'").only(Ingress))
         .pod("shop/client", "10.0.0.1", &[("app", "client"), ("v", "2")], &[])
         .tier("security", 10.0, TierDefault::Deny);

@@ -384,6 +384,22 @@ fn pm_18_6_tiers_profiles_and_their_ends() {
     let mut nowhere = world();
     nowhere.policy(ingress(Vec::new()).tier("missing"));
     assert_eq!(ask(&nowhere, None, Some(&request)).verdict, RequestVerdict::Deny, "PM-8.6");
+    nowhere.tier("there", 5.0, TierDefault::Deny);
+    nowhere.policy(policy("first", 1.0).tier("there").only(Ingress).both(vec![rule(Action::Allow)]));
+    assert_eq!(
+        ask(&nowhere, None, Some(&request)).verdict,
+        RequestVerdict::Allow,
+        "tiers that exist come first"
+    );
+    let mut of_hosts = world();
+    let mut untracked = policy("untracked", 1.0).only(Ingress).both(vec![rule(Action::Deny)]);
+    untracked.flags.do_not_track = true;
+    of_hosts.policy(untracked);
+    assert_eq!(
+        ask(&of_hosts, None, Some(&request)).verdict,
+        RequestVerdict::Allow,
+        "PM-11.2: pods ignore it"
+    );
     let mut passed = world();
     passed.policy(ingress(vec![rule(Action::Pass)]));
     assert_eq!(ask(&passed, None, Some(&request)).verdict, RequestVerdict::Allow, "the profile decides");

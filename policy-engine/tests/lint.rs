@@ -227,6 +227,10 @@ fn pm_8_4_shadowed_rules() {
             "{action: Allow, protocol: ICMP, icmp: {type: 8}}".to_owned(),
         ),
         (tcp("http"), tcp("8080")),
+        (
+            "{action: Deny, protocol: ICMP, notICMP: {type: 8}}".to_owned(),
+            "{action: Allow, protocol: ICMP, icmp: {type: 8}}".to_owned(),
+        ),
     ] {
         let good = rules(&format!("{first}, {second}"));
         let found = find(&good);
@@ -236,7 +240,7 @@ fn pm_8_4_shadowed_rules() {
 
 proptest! {
     #![proptest_config(Config {
-        cases: 200,
+        cases: std::env::var("MARGAY_PROPERTY_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(1) * 400,
         failure_persistence: Some(Box::new(FileFailurePersistence::Off)),
         ..Config::default()
     })]
@@ -313,6 +317,40 @@ fn pm_8_4_unreachable_policies() {
         )
     };
     check("unreachable-policy", "spec.ingress", &across("Allow"), &across("Pass"));
+}
+
+#[test]
+fn pm_8_4_pass_skips_its_own_tier_only_and_normal_policy_does_not_decide_about_forwarding() {
+    let unreachable = |text: &str| find(text).iter().any(|finding| finding.id == "unreachable-policy");
+    let one = |name: &str, spec: &str| object("GlobalNetworkPolicy", &format!("{{name: {name}}}"), spec);
+    let later = one("b", "{order: 2, ingress: [{action: Deny, protocol: UDP}]}");
+    let passing = one("a", "{order: 1, ingress: [{action: Pass}]}");
+    assert!(unreachable(&format!("{passing}{later}")), "the rest of the tier is skipped");
+    let tier = object("Tier", "{name: first}", "{order: 10}");
+    let some_pass = one("a", "{tier: first, ingress: [{action: Pass, protocol: UDP}, {action: Allow}]}");
+    assert!(!unreachable(&format!("{tier}{some_pass}{later}")), "what passes before reaches the next tier");
+    let normal = one("a", "{order: 1, ingress: [{action: Allow}]}");
+    let forwarded = one("b", "{order: 2, applyOnForward: true, ingress: [{action: Deny, protocol: UDP}]}");
+    assert!(unreachable(&format!("{normal}{later}")));
+    assert!(!unreachable(&format!("{normal}{forwarded}")), "the forward context still asks it");
+}
+
+#[test]
+fn pm_32_11_a_rule_about_nodes_covers_no_other() {
+    use support::{PolicyExt, World};
+    let nodes = margay_policy_engine::model::Entity {
+        nodes: Some(support::selector("role == 'edge'")),
+        ..margay_policy_engine::model::Entity::default()
+    };
+    let mut first = support::rule(margay_policy_engine::model::Action::Deny);
+    first.source = nodes;
+    let second = support::rule(margay_policy_engine::model::Action::Allow);
+    let mut world = World::new();
+    world.policy(support::policy("p", 1.0).both(vec![first.clone(), second]));
+    let found = lint(&Manifests::of_model(world.model.clone()));
+    assert!(!found.iter().any(|finding| finding.id == "shadowed-rule"), "{found:#?}");
+    world.policy(support::policy("p", 1.0).both(vec![first.clone(), first]));
+    assert!(lint(&Manifests::of_model(world.model)).iter().any(|finding| finding.id == "shadowed-rule"));
 }
 
 #[test]

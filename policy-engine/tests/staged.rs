@@ -183,6 +183,16 @@ fn pm_8_8_w4_ingress_ends_with_its_tier() {
 }
 
 #[test]
+fn pm_20_3_the_trigger_is_the_first_policy_of_the_tier_that_applies() {
+    let mut world = World::new();
+    world.namespace("default", &[]).pod("default/w", "10.0.0.1", &[], &[]);
+    world.policy(gnp("a-elsewhere", "default").selects("has(nothing)")).policy(gnp("b", "default"));
+    world.policy(gnp("c", "default"));
+    let [enforced, _] = traces(&world.all_local(), Ingress, "w", "tcp 10.0.0.9 > 10.0.0.1:80");
+    assert_eq!(enforced, ["0|default|gnp:b|deny|-1"]);
+}
+
+#[test]
 fn pm_8_8_the_verdicts_of_the_scenario() {
     let judge = scenario(TierDefault::Deny);
     for (direction, pod, text, expected) in [

@@ -184,11 +184,10 @@ impl Sentence<'_> {
                 Some(Word::Plain(word)) => word,
                 _ => return Err(format!("a peer is expected at {}", self.place())),
             };
-            if word.contains(':') || word.starts_with(|first: char| first.is_ascii_digit()) {
-                if let Ok(net) = net(word) {
-                    self.words = &self.words[1..];
-                    return Ok(Peer::Net(net));
-                }
+            let may_be_net = word.contains(':') || word.starts_with(|first: char| first.is_ascii_digit());
+            if may_be_net && let Ok(net) = net(word) {
+                self.words = &self.words[1..];
+                return Ok(Peer::Net(net));
             }
             if !word.contains('/') {
                 return Err(format!("a peer is expected at {}", self.place()));

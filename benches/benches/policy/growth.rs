@@ -49,8 +49,8 @@ pub fn namespaces() -> Result<()> {
     line("decoded objects alone", resident_megabytes(), "MB", Want::Nothing);
     let (_engine, spent) = start(changes);
     line("isolated customers: decoded objects to snapshot", spent, "s", Want::AtMost(2.0, 0.7));
-    // Felix, published: 6.9 s and 402 MB. The memory has a goal only.
-    line("isolated customers: peak memory", peak_megabytes(), "MB", Want::AtMost(402.0, 100.0));
+    // Felix, published: 6.9 s and 402 MB.
+    line("isolated customers: peak memory", peak_megabytes(), "MB", Want::AtMost(f64::INFINITY, 100.0));
     Ok(())
 }
 

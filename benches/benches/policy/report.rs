@@ -3,7 +3,7 @@
 /// What a number must be to pass.
 #[derive(Clone, Copy)]
 pub enum Want {
-    /// At most the first; the goal is at most the second.
+    /// At most the first, where that is finite; the goal is at most the second.
     AtMost(f64, f64),
     /// At least the first; the goal is at least the second.
     AtLeast(f64, f64),
@@ -26,6 +26,9 @@ pub fn heading(section: &str) {
 /// Prints one number with its mark: `goal`, `must`, or `missed`.
 pub fn line(what: &str, value: f64, unit: &str, want: Want) {
     let (must, goal, mark) = match want {
+        Want::AtMost(must, goal) if must.is_infinite() => {
+            (String::new(), format!("<= {goal}"), if value <= goal { "goal" } else { "goal missed" })
+        }
         Want::AtMost(must, goal) => {
             (format!("<= {must}"), format!("<= {goal}"), mark(value <= must, value <= goal))
         }

@@ -331,14 +331,16 @@ pub fn customers(count: usize) -> Vec<Change> {
     for n in 0..count {
         let name = format!("customer-{n}");
         changes.push(namespace(&name));
+        let mut labels = None;
         for k in 0..1 + n % 2 {
-            let pod = world::pod(
+            let mut pod = world::pod(
                 &name,
                 &format!("pod-{k}"),
                 "app",
                 &format!("node-{}", pods / LOCAL),
                 Ipv4Addr::from(0x0a00_0000 + pods as u32),
             );
+            pod.labels = Arc::clone(labels.get_or_insert_with(|| Arc::clone(&pod.labels)));
             if pods < LOCAL {
                 changes.push(Change::Endpoint(world::local(pods as u32 + 1, &pod)));
             }

@@ -41,7 +41,8 @@ struct Decisive<'m> {
     policy: &'m Policy,
     place: usize,
     tier: usize,
-    action: Action,
+    /// No packet goes on to the next tier: it is no Pass, and no Pass comes before it in its tier.
+    is_final: bool,
 }
 
 fn unreachable(found: &mut Found<'_>) {
@@ -59,6 +60,7 @@ fn unreachable(found: &mut Found<'_>) {
     }
     for direction in [Direction::Ingress, Direction::Egress] {
         let mut decisive: Vec<Decisive<'_>> = Vec::new();
+        let mut passing_tier = None;
         for (place, (tier, policy)) in ordered.iter().enumerate() {
             let (governs, rules) = match direction {
                 Direction::Ingress => (policy.governs_ingress, &policy.ingress),
@@ -68,7 +70,7 @@ fn unreachable(found: &mut Found<'_>) {
                 continue;
             }
             let before = decisive.iter().find(|before| {
-                let is_passed = before.action == Action::Pass && before.tier != *tier;
+                let is_passed = !before.is_final && before.tier != *tier;
                 let same_context = before.policy.flags.apply_on_forward || !policy.flags.apply_on_forward;
                 let covered = match (&before.policy.selector, &policy.selector) {
                     (Some(wide), Some(narrow)) => selects_all_of(wide, narrow),
@@ -85,9 +87,13 @@ fn unreachable(found: &mut Found<'_>) {
                 found.about_policy(&UNREACHABLE_POLICY, policy, format!("spec.{word}"), message);
             }
             let all = Rule::everything(Action::Allow);
-            let deciding = rules.iter().find(|rule| rule.action != Action::Log && covers(rule, &all));
-            if let Some(rule) = deciding {
-                decisive.push(Decisive { policy, place, tier: *tier, action: rule.action });
+            let deciding = rules.iter().position(|rule| rule.action != Action::Log && covers(rule, &all));
+            let reached = &rules[..deciding.map_or(rules.len(), |index| index + 1)];
+            if reached.iter().any(|rule| rule.action == Action::Pass) {
+                passing_tier = Some(*tier);
+            }
+            if deciding.is_some() {
+                decisive.push(Decisive { policy, place, tier: *tier, is_final: passing_tier != Some(*tier) });
             }
         }
     }

@@ -219,8 +219,8 @@ impl<'e> Verifier<'e> {
             // Nothing is claimed about a sender that may.
             from = self.ends.all_but(&assertion.from);
         }
-        if !from.iter().chain(&to).any(|end| end.endpoint().is_some()) && !(from.is_empty() || to.is_empty())
-        {
+        let concerns_a_pod = from.iter().chain(&to).any(|end| end.endpoint().is_some());
+        if !concerns_a_pod && !from.is_empty() && !to.is_empty() {
             return Err(VerifyError::NoPod);
         }
         let mut search = Search {
@@ -353,7 +353,7 @@ impl<'a> Search<'a> {
                 continue;
             }
             self.finding.examined += 1;
-            if self.finding.examined % 1024 == 0 && Instant::now() > self.deadline {
+            if self.finding.examined.is_multiple_of(1024) && Instant::now() > self.deadline {
                 let (limit, examined) = (self.verifier.limit, self.finding.examined);
                 return Err(VerifyError::TooLong { limit, examined });
             }
