@@ -15,8 +15,9 @@ use serde::Serialize;
 
 use crate::compile::addresses::Addresses;
 use crate::compile::paged::Paged;
+use crate::compile::rows::Line;
 use crate::compile::sets::{Membership, SetId, SetKey, set_of};
-use crate::compile::table::Table;
+use crate::compile::table::{Standing, Table};
 use crate::model::HostEndpoint;
 use crate::packet::{
     Context, Direction, EndpointId, Epoch, Generation, HostId, HostVerdict, IdentityId, PacketTuple, Verdict,
@@ -247,41 +248,46 @@ impl Snapshot {
     /// Shape: `out` has the length of `queries`; `None` where the endpoint is unknown.
     pub fn judge_batch(&self, queries: &[Query], out: &mut [Option<Judgement>]) {
         const STAGE: usize = 32;
+        let nothing: &[Line] = &[];
         let mut identities = [[IdentityId(0); 2]; STAGE];
         let mut tables: [Option<&Table>; STAGE] = [None; STAGE];
+        let mut addresses = [[nothing; 2]; STAGE];
+        let mut rows: [Standing<'_>; STAGE] = [[nothing; 6]; STAGE];
         let mut firsts: [Option<usize>; STAGE] = [None; STAGE];
         for (queries, out) in queries.chunks(STAGE).zip(out.chunks_mut(STAGE)) {
             // Each round reads what the one before asked for.
-            for Query { packet, .. } in queries {
-                self.addresses.prefetch(packet.source);
-                self.addresses.prefetch(packet.destination);
-            }
             for (query, table) in queries.iter().zip(&mut tables) {
+                self.addresses.prefetch(query.packet.source);
                 *table = self.endpoints.get(&query.endpoint).map(|tables| tables.of(query.direction));
                 table.iter().for_each(|table| table.prefetch());
             }
-            for ((query, table), identities) in queries.iter().zip(&tables).zip(&mut identities) {
-                *identities = [self.identity(query.packet.source), self.identity(query.packet.destination)];
-                table.iter().for_each(|table| table.prefetch_numbers(*identities));
+            let known = || queries.iter().zip(&tables).enumerate();
+            let known = || known().filter_map(|(n, (query, table))| table.map(|table| (n, query, table)));
+            for (n, Query { packet, .. }, table) in known() {
+                let [asks_source, asks_destination] = table.asks_who();
+                let who = |asks, address| if asks { self.identity(address) } else { IdentityId(0) };
+                let source = who(asks_source, packet.source);
+                let destination = who(asks_destination, packet.destination);
+                table.prefetch_numbers(source, destination);
+                identities[n] = [source, destination];
             }
-            for ((query, table), identities) in queries.iter().zip(&tables).zip(&identities) {
-                table.iter().for_each(|table| table.prefetch_ports(&query.packet, *identities));
+            for (n, query, table) in known() {
+                addresses[n] = table.prefetch_ports(&query.packet, identities[n]);
             }
-            for (query, table) in queries.iter().zip(&tables) {
-                table.iter().for_each(|table| table.prefetch_rows(&query.packet));
+            for (_, query, table) in known() {
+                table.prefetch_port_numbers(&query.packet);
             }
-            for (((query, table), identities), first) in
-                queries.iter().zip(&tables).zip(&identities).zip(&mut firsts)
-            {
-                *first = table.and_then(|table| table.first(&query.packet, *identities));
+            for (n, query, table) in known() {
+                table.prefetch_rows(&query.packet, &addresses[n], &mut rows[n]);
             }
-            for ((((query, table), identities), first), out) in
-                queries.iter().zip(&tables).zip(&identities).zip(&firsts).zip(out)
-            {
-                *out = table.map(|table| {
-                    let decided = table.decide(&query.packet, *identities, *first, &self.memberships, |_| ());
-                    judgement(table, decided)
-                });
+            for (n, _, table) in known() {
+                firsts[n] = table.first(&rows[n]);
+            }
+            out.fill(None);
+            for (n, Query { packet, .. }, table) in known() {
+                let both = || [self.identity(packet.source), self.identity(packet.destination)];
+                out[n] =
+                    Some(judgement(table, table.decide(packet, both, firsts[n], &self.memberships, |_| ())));
             }
         }
     }
@@ -381,7 +387,8 @@ impl Snapshot {
         identities: [IdentityId; 2],
         log: impl FnMut(usize),
     ) -> (HostVerdict, usize) {
-        table.decide(packet, identities, table.first(packet, identities), &self.memberships, log)
+        let first = table.first(&table.rows(packet, identities));
+        table.decide(packet, || identities, first, &self.memberships, log)
     }
 }
 

@@ -6,7 +6,7 @@
 //!   block: where each of its intervals begins (eight bytes, or a bit per byte value), then one word per interval
 //! ```
 //!
-//! Used for the low half of an IPv4 address and for ports. Values are below 2^30.
+//! Used for the low half of an IPv4 address. Values are below 2^30.
 
 use std::sync::Arc;
 

@@ -104,14 +104,15 @@ pub(crate) struct Step {
 
 /// Decision points and the rows that do not depend on addresses.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(crate) struct Program {
-    pub(crate) points: Vec<Point>,
-    pub(crate) steps: Vec<Step>,
-    pub(crate) shape: Shape,
-    pub(crate) protocol: ProtocolRows,
-    pub(crate) source_port: Option<PortRows>,
     pub(crate) destination_port: Option<PortRows>,
-    pub(crate) icmp: Option<IcmpRows>,
+    pub(crate) protocol: ProtocolRows,
+    pub(crate) shape: Shape,
+    pub(crate) steps: Vec<Step>,
+    pub(crate) source_port: Option<Box<PortRows>>,
+    pub(crate) icmp: Option<Box<IcmpRows>>,
+    pub(crate) points: Vec<Point>,
     /// Some step only logs.
     pub(crate) has_logs: bool,
 }
@@ -244,6 +245,7 @@ impl Program {
             })
             .collect();
         let has_logs = steps.iter().any(|step| matches!(step.outcome, Outcome::Log));
+        let (source_port, icmp) = (source_port.map(Box::new), icmp.map(Box::new));
         Self { points, steps, shape, protocol, source_port, destination_port, icmp, has_logs }
     }
 }
@@ -327,8 +329,13 @@ mod tests {
             icmp: None,
         };
         let nobody = [IdentityId(0); 2];
-        let (verdict, bit) =
-            table.decide(&packet, nobody, table.first(&packet, nobody), &Default::default(), |_| ());
+        let (verdict, bit) = table.decide(
+            &packet,
+            || nobody,
+            table.first(&table.rows(&packet, nobody)),
+            &Default::default(),
+            |_| (),
+        );
         (verdict, table.program.points[bit].attribution.rule)
     }
 

@@ -10,9 +10,6 @@ use std::net::IpAddr;
 use hashbrown::HashTable;
 use smallvec::SmallVec;
 
-use super::blocks::{self, Page, PageMaker, SLOTS, Slot};
-use super::numbers::RowNumbers;
-
 const WORD: usize = u64::BITS as usize;
 const LINE: usize = 8;
 
@@ -24,34 +21,43 @@ pub(crate) struct Line([u64; LINE]);
 /// Layout of the rows of one program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
-    bits: usize,
+    bits: u32,
     /// Lines of bits.
-    lines: usize,
+    lines: u32,
     /// Lines of summary before them.
-    summary: usize,
+    summary: u32,
 }
 
 impl Shape {
     pub(crate) fn new(bits: usize) -> Self {
         let lines = bits.div_ceil(WORD * LINE).max(1);
         let summary = if lines == 1 { 0 } else { lines.div_ceil(WORD) };
-        Self { bits, lines, summary }
+        let narrow = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        Self { bits: narrow(bits), lines: narrow(lines), summary: narrow(summary) }
+    }
+
+    fn bits(self) -> usize {
+        self.bits as usize
+    }
+
+    fn summary(self) -> usize {
+        self.summary as usize
     }
 
     fn stride(self) -> usize {
-        self.summary + self.lines
+        (self.summary + self.lines) as usize
     }
 
     fn build(self, mut bit: impl FnMut(usize) -> bool) -> Vec<Line> {
         let mut row = vec![Line::default(); self.stride()];
-        (0..self.bits).filter(|index| bit(*index)).for_each(|index| self.set(&mut row, index, true));
+        (0..self.bits()).filter(|index| bit(*index)).for_each(|index| self.set(&mut row, index, true));
         row
     }
 
     /// Changes one bit of a row; the summary follows.
     fn set(self, row: &mut [Line], bit: usize, value: bool) {
         let (word, mask) = (bit / WORD, 1u64 << (bit % WORD));
-        let slot = &mut row[self.summary + word / LINE].0[word % LINE];
+        let slot = &mut row[self.summary() + word / LINE].0[word % LINE];
         *slot = if value { *slot | mask } else { *slot & !mask };
         if self.summary > 0 {
             let (filled, mask) = (*slot != 0, 1u64 << (word % WORD));
@@ -62,28 +68,33 @@ impl Shape {
 
     /// Returns the first bit at or after `from` that every row has.
     #[inline]
-    pub(crate) fn first<const N: usize>(self, rows: [&[Line]; N], from: usize) -> Option<usize> {
+    pub(crate) fn first<const N: usize>(self, rows: &[&[Line]; N], from: usize) -> Option<usize> {
         if self.summary > 0 {
             return self.first_by_summary(rows, from);
         }
-        let all = rows.map(|row| &row[0].0);
-        let mut common = *all[0];
-        for row in &all[1..] {
-            common.iter_mut().zip(row.iter()).for_each(|(sum, word)| *sum &= word);
+        let mut common = rows[0][0].0;
+        for row in &rows[1..] {
+            common.iter_mut().zip(&row[0].0).for_each(|(sum, word)| *sum &= word);
         }
+        // Words before `from` count for nothing, and of its own word the bits before it.
         let first_word = from / WORD;
-        let masked = common.get(first_word).map_or(0, |word| word & u64::MAX << (from % WORD));
-        if masked != 0 {
-            return Some(first_word * WORD + masked.trailing_zeros() as usize);
+        let mut filled = 0u32;
+        for (number, word) in common.iter_mut().enumerate() {
+            let kept = if number == first_word { u64::MAX << (from % WORD) } else { u64::MAX };
+            *word &= kept;
+            filled |= u32::from(*word != 0) << number;
         }
-        let found = (first_word + 1..LINE).find(|word| common[*word] != 0)?;
-        Some(found * WORD + common[found].trailing_zeros() as usize)
+        filled &= u32::MAX.checked_shl(first_word as u32).unwrap_or(0);
+        (filled != 0).then(|| {
+            let word = filled.trailing_zeros() as usize;
+            word * WORD + common[word].trailing_zeros() as usize
+        })
     }
 
-    fn first_by_summary<const N: usize>(self, rows: [&[Line]; N], from: usize) -> Option<usize> {
+    fn first_by_summary<const N: usize>(self, rows: &[&[Line]; N], from: usize) -> Option<usize> {
         let word_of = |row: &[Line], first: usize, word: usize| row[first + word / LINE].0[word % LINE];
         let first_word = from / WORD;
-        for block in first_word / WORD..self.summary * LINE {
+        for block in first_word / WORD..self.summary() * LINE {
             let mut candidates = rows.iter().fold(u64::MAX, |sum, row| sum & word_of(row, 0, block));
             if block == first_word / WORD {
                 candidates &= u64::MAX << (first_word % WORD);
@@ -91,7 +102,8 @@ impl Shape {
             while candidates != 0 {
                 let word = block * WORD + candidates.trailing_zeros() as usize;
                 candidates &= candidates - 1;
-                let mut bits = rows.iter().fold(u64::MAX, |all, row| all & word_of(row, self.summary, word));
+                let mut bits =
+                    rows.iter().fold(u64::MAX, |all, row| all & word_of(row, self.summary(), word));
                 if word == first_word {
                     bits &= u64::MAX << (from % WORD);
                 }
@@ -154,12 +166,6 @@ impl Rows {
         let start = number as usize * self.shape.stride();
         &self.data[start..start + self.shape.stride()]
     }
-
-    /// Asks for the first line of a row.
-    #[inline]
-    pub(crate) fn prefetch(&self, number: u32) {
-        margay_accel::prefetch_item(&self.data, number as usize * self.shape.stride());
-    }
 }
 
 /// The row that a family and a protocol number leave standing.
@@ -167,7 +173,7 @@ impl Rows {
 pub(crate) struct ProtocolRows {
     rows: Rows,
     /// Row number by family and protocol, for those that some rule names.
-    named: SmallVec<[(bool, u8, u32); 8]>,
+    named: SmallVec<[(bool, u8, u32); 4]>,
     /// Row number of the others, by family: IPv4, IPv6.
     others: [u32; 2],
 }
@@ -196,21 +202,25 @@ impl ProtocolRows {
     pub(crate) fn row(&self, address: &IpAddr, protocol: u8) -> &[Line] {
         self.rows.row(self.number(address, protocol))
     }
-
-    #[inline]
-    pub(crate) fn prefetch(&self, address: &IpAddr, protocol: u8) {
-        self.rows.prefetch(self.number(address, protocol));
-    }
 }
 
-/// The row that a port leaves standing.
+/// Where the intervals of 256 neighbouring ports begin, a bit per port, and where the row numbers of those intervals are.
+#[derive(Clone, Copy, Debug, Default)]
+struct Head {
+    starts: [u64; 4],
+    /// Intervals before each of the four words.
+    before: [u8; 4],
+    /// Place of the first interval's row number.
+    first: u32,
+}
+
+/// The row that a port leaves standing. A look-up takes no branch: which ports packets go to is nobody's to predict.
 #[derive(Clone, Debug)]
 pub(crate) struct PortRows {
     rows: Rows,
-    /// Row number plus one of ports that differ from their neighbours, which most that rules name do.
-    single: RowNumbers,
-    /// Row number of the others.
-    others: Page,
+    heads: Box<[Head]>,
+    /// Row number of every interval, head by head.
+    numbers: Box<[u32]>,
     none: u32,
 }
 
@@ -226,14 +236,14 @@ impl PortRows {
     ) -> Self {
         let (mut rows, mut index) = (Rows::new(shape), RowIndex::default());
         let none = rows.add(&mut index, none);
-        let all = (0..shape.bits).flat_map(&ranges);
+        let all = (0..shape.bits()).flat_map(&ranges);
         let mut starts: Vec<u16> =
             all.flat_map(|(first, last)| [Some(first), last.checked_add(1)]).flatten().collect();
         starts.push(0);
         starts.sort_unstable();
         starts.dedup();
         let mut intervals = vec![shape.build(unnamed); starts.len()];
-        for bit in 0..shape.bits {
+        for bit in 0..shape.bits() {
             for (first, last) in ranges(bit) {
                 let inside = starts.partition_point(|start| *start < first)
                     ..starts.partition_point(|start| *start <= last);
@@ -242,29 +252,39 @@ impl PortRows {
                 }
             }
         }
-        let mut maker = PageMaker::at(0, SLOTS);
-        let mut single = RowNumbers::default();
-        for (number, (start, row)) in starts.iter().zip(&intervals).enumerate() {
-            let row = rows.add_row(&mut index, row);
-            let is_single = *start > 0 && starts.get(number + 1).is_some_and(|next| next - start == 1);
-            if is_single {
-                single.insert(u32::from(*start), row + 1);
-            } else {
-                maker.begin(usize::from(start >> 8), *start as u8, row);
+        let classes: Vec<u32> = intervals.iter().map(|row| rows.add_row(&mut index, row)).collect();
+        let mut heads = vec![Head::default(); 256];
+        let mut numbers: Vec<u32> = Vec::new();
+        let mut interval = 0;
+        for (high, head) in (0u16..).zip(&mut heads) {
+            head.first = numbers.len() as u32;
+            for low in 0..256u16 {
+                let port = high << 8 | low;
+                let begins = starts.get(interval + 1).is_some_and(|start| *start == port);
+                interval += usize::from(begins);
+                if begins || low == 0 {
+                    head.starts[usize::from(low >> 6)] |= 1 << (low & 63);
+                    numbers.push(classes[interval]);
+                }
+            }
+            for word in 1..4 {
+                head.before[word] = head.before[word - 1] + head.starts[word - 1].count_ones() as u8;
             }
         }
-        let slots = maker.finish();
-        let others = blocks::assemble(|slot| Slot::Runs(&slots[slot]));
-        Self { rows, single, others, none }
+        Self { rows, heads: heads.into(), numbers: numbers.into(), none }
+    }
+
+    #[inline]
+    fn place(&self, port: u16) -> usize {
+        let head = &self.heads[usize::from(port >> 8)];
+        let word = usize::from(port >> 6 & 3);
+        let upto = head.starts[word] & (u64::MAX >> (63 - (port & 63)));
+        head.first as usize + usize::from(head.before[word]) + upto.count_ones() as usize - 1
     }
 
     #[inline]
     fn number(&self, port: Option<u16>) -> u32 {
-        let Some(port) = port else { return self.none };
-        match self.single.get(u32::from(port)) {
-            0 => blocks::find(&self.others, port),
-            number => number - 1,
-        }
+        port.map_or(self.none, |port| self.numbers[self.place(port)])
     }
 
     #[inline]
@@ -272,17 +292,16 @@ impl PortRows {
         self.rows.row(self.number(port))
     }
 
-    /// Asks for what [`PortRows::prefetch_row`] reads.
+    /// Asks for what [`PortRows::prefetch_number`] reads.
     #[inline]
     pub(crate) fn prefetch(&self, port: Option<u16>) {
-        self.single.prefetch(u32::from(port.unwrap_or_default()));
-        margay_accel::prefetch_item(&self.others, 0);
+        margay_accel::prefetch_item(&self.heads, usize::from(port.unwrap_or_default() >> 8));
     }
 
-    /// Asks for what [`PortRows::row`] returns.
+    /// Asks for the last thing that [`PortRows::row`] reads before the row.
     #[inline]
-    pub(crate) fn prefetch_row(&self, port: Option<u16>) {
-        self.rows.prefetch(self.number(port));
+    pub(crate) fn prefetch_number(&self, port: Option<u16>) {
+        margay_accel::prefetch_item(&self.numbers, self.place(port.unwrap_or_default()));
     }
 }
 
@@ -351,7 +370,7 @@ mod tests {
             for from in [0, 1, 63, 64, 70, 77, 78, 500, 4_095, 4_096, 4_100, 8_999] {
                 let expected = (from..bits).find(|bit| (bit % 77 == 0) || bit + 1 == bits);
                 assert_eq!(
-                    shape.first([rows.row(sevens), rows.row(elevens)], from),
+                    shape.first(&[rows.row(sevens), rows.row(elevens)], from),
                     expected,
                     "{bits} bits from {from}"
                 );

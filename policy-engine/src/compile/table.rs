@@ -95,15 +95,21 @@ fn may_match(
     program.points[bit].rule.as_deref().is_none_or(|rule| side(rule).may_match_address(membership))
 }
 
-/// The compiled policy of one direction, shared by every endpoint that is governed alike.
+/// What a packet leaves standing: source, destination, protocol, destination port, source port, ICMP.
+pub(crate) type Standing<'a> = [&'a [Line]; 6];
+
+/// The compiled policy of one direction, shared by every endpoint that is governed alike. What a verdict reads first stands first.
 #[derive(Clone, Debug)]
+#[repr(C, align(64))]
 pub(crate) struct Table {
-    pub(crate) epoch: Epoch,
+    pub(crate) program: Arc<Program>,
     /// Number of the first decision point among those of all live tables.
     pub(crate) base: u32,
-    pub(crate) program: Arc<Program>,
+    /// Whether it matters who an address is: source, destination.
+    asks_who: [bool; 2],
     source: Identified,
     destination: Identified,
+    pub(crate) epoch: Epoch,
 }
 
 /// What is needed to add rows to a table, and not to read them.
@@ -117,7 +123,8 @@ impl Table {
     pub(crate) fn new(epoch: Epoch, base: u32, program: Program, index: &mut TableIndex) -> Self {
         let source = Identified::new(&program, |rule| &rule.source, &mut index.source);
         let destination = Identified::new(&program, |rule| &rule.destination, &mut index.destination);
-        Self { epoch, base, program: Arc::new(program), source, destination }
+        let asks_who = [&source, &destination].map(|side| !side.relevant.is_empty());
+        Self { program: Arc::new(program), base, asks_who, source, destination, epoch }
     }
 
     /// Every set that the table mentions.
@@ -144,31 +151,71 @@ impl Table {
         margay_accel::prefetch_item(std::slice::from_ref(self), 0);
     }
 
-    /// Asks for what [`Table::prefetch_ports`] and [`Table::prefetch_rows`] read.
+    /// Whether it matters who an address is, by side: source, destination. Where it does not, nobody needs to look.
     #[inline]
-    pub(crate) fn prefetch_numbers(&self, [source, destination]: [IdentityId; 2]) {
-        self.source.by_identity.prefetch(source.0);
-        self.destination.by_identity.prefetch(destination.0);
+    pub(crate) fn asks_who(&self) -> [bool; 2] {
+        self.asks_who
+    }
+
+    /// Asks for what [`Table::prefetch_ports`] reads.
+    #[inline]
+    pub(crate) fn prefetch_numbers(&self, source: IdentityId, destination: IdentityId) {
+        let [asks_source, asks_destination] = self.asks_who;
+        if asks_source {
+            self.source.by_identity.prefetch(source.0);
+        }
+        if asks_destination {
+            self.destination.by_identity.prefetch(destination.0);
+        }
         margay_accel::prefetch_item(std::slice::from_ref(&*self.program), 0);
     }
 
-    /// Asks for the rows of both addresses, and for what [`Table::prefetch_rows`] reads.
+    /// Returns the rows of both addresses and asks for them, and for what [`Table::prefetch_port_numbers`] reads.
     #[inline]
-    pub(crate) fn prefetch_ports(&self, packet: &PacketTuple, [source, destination]: [IdentityId; 2]) {
-        self.source.rows.prefetch(self.source.by_identity.get(source.0));
-        self.destination.rows.prefetch(self.destination.by_identity.get(destination.0));
+    pub(crate) fn prefetch_ports(
+        &self,
+        packet: &PacketTuple,
+        [source, destination]: [IdentityId; 2],
+    ) -> [&[Line]; 2] {
+        let rows = [self.source.row(source), self.destination.row(destination)];
+        rows.iter().for_each(|row| margay_accel::prefetch_item(row, 0));
         let [source_port, destination_port] = ports(packet);
         self.program.destination_port.iter().for_each(|rows| rows.prefetch(destination_port));
         self.program.source_port.iter().for_each(|rows| rows.prefetch(source_port));
+        rows
     }
 
-    /// Asks for the other rows that [`Table::decide`] reads.
+    /// Asks for what [`Table::prefetch_rows`] reads.
     #[inline]
-    pub(crate) fn prefetch_rows(&self, packet: &PacketTuple) {
+    pub(crate) fn prefetch_port_numbers(&self, packet: &PacketTuple) {
         let [source_port, destination_port] = ports(packet);
-        self.program.protocol.prefetch(&packet.destination, packet.protocol);
-        self.program.destination_port.iter().for_each(|rows| rows.prefetch_row(destination_port));
-        self.program.source_port.iter().for_each(|rows| rows.prefetch_row(source_port));
+        self.program.destination_port.iter().for_each(|rows| rows.prefetch_number(destination_port));
+        self.program.source_port.iter().for_each(|rows| rows.prefetch_number(source_port));
+    }
+
+    /// Puts all rows that the packet leaves standing into `rows`, and asks for those that were not asked for.
+    #[inline]
+    pub(crate) fn prefetch_rows<'a>(
+        &'a self,
+        packet: &PacketTuple,
+        addresses: &[&'a [Line]; 2],
+        rows: &mut Standing<'a>,
+    ) {
+        (rows[0], rows[1]) = (addresses[0], addresses[1]);
+        self.put_ports(packet, rows);
+        rows[2..].iter().for_each(|row| margay_accel::prefetch_item(row, 0));
+    }
+
+    /// Puts the rows that do not depend on addresses into `rows`.
+    #[inline]
+    fn put_ports<'a>(&'a self, packet: &PacketTuple, rows: &mut Standing<'a>) {
+        let program = &*self.program;
+        let [source_port, destination_port] = ports(packet);
+        let protocol = program.protocol.row(&packet.destination, packet.protocol);
+        rows[2] = protocol;
+        rows[3] = program.destination_port.as_ref().map_or(protocol, |rows| rows.row(destination_port));
+        rows[4] = program.source_port.as_ref().map_or(protocol, |rows| rows.row(source_port));
+        rows[5] = program.icmp.as_ref().map_or(protocol, |rows| rows.row(icmp_view(packet)));
     }
 
     /// Whether far more rows are kept than `identities` can have.
@@ -183,35 +230,29 @@ impl Table {
         self.destination = Identified::new(&self.program, |rule| &rule.destination, &mut index.destination);
     }
 
+    /// Returns the rows that the packet leaves standing.
     #[inline]
-    fn rows(&self, packet: &PacketTuple, [source, destination]: [IdentityId; 2]) -> [&[Line]; 6] {
-        let program = &*self.program;
-        let [source_port, destination_port] = ports(packet);
-        let protocol = program.protocol.row(&packet.destination, packet.protocol);
-        [
-            self.source.row(source),
-            self.destination.row(destination),
-            protocol,
-            program.destination_port.as_ref().map_or(protocol, |rows| rows.row(destination_port)),
-            program.source_port.as_ref().map_or(protocol, |rows| rows.row(source_port)),
-            program.icmp.as_ref().map_or(protocol, |rows| rows.row(icmp_view(packet))),
-        ]
+    pub(crate) fn rows(&self, packet: &PacketTuple, [source, destination]: [IdentityId; 2]) -> Standing<'_> {
+        let mut rows: Standing<'_> = [&[]; 6];
+        (rows[0], rows[1]) = (self.source.row(source), self.destination.row(destination));
+        self.put_ports(packet, &mut rows);
+        rows
     }
 
     /// Returns the first point that may decide, and asks for what [`Table::decide`] reads of it.
     #[inline]
-    pub(crate) fn first(&self, packet: &PacketTuple, identities: [IdentityId; 2]) -> Option<usize> {
-        let first = self.program.shape.first(self.rows(packet, identities), 0);
+    pub(crate) fn first(&self, rows: &Standing<'_>) -> Option<usize> {
+        let first = self.program.shape.first(rows, 0);
         first.iter().for_each(|bit| margay_accel::prefetch_item(&self.program.steps, *bit));
         first
     }
 
-    /// Finds the deciding point from [`Table::first`]. Both identities are of the snapshot whose `memberships` are given.
+    /// Finds the deciding point from [`Table::first`]. `identities` are of the snapshot whose `memberships` are given.
     #[inline]
     pub(crate) fn decide(
         &self,
         packet: &PacketTuple,
-        identities: [IdentityId; 2],
+        identities: impl Fn() -> [IdentityId; 2],
         first: Option<usize>,
         memberships: &Paged<Arc<Membership>>,
         mut log: impl FnMut(usize),
@@ -221,7 +262,7 @@ impl Table {
         while let Some(bit) = next {
             let step = program.steps[bit];
             let is_confirmed = || {
-                let [source, destination] = identities.map(|identity| memberships.get(identity.0));
+                let [source, destination] = identities().map(|identity| memberships.get(identity.0));
                 let rule = program.points[bit].rule.as_deref();
                 source
                     .zip(destination)
@@ -242,7 +283,7 @@ impl Table {
                     Outcome::Pass(next) => next as usize,
                 }
             };
-            next = program.shape.first(self.rows(packet, identities), from);
+            next = program.shape.first(&self.rows(packet, identities()), from);
         }
         // The last point matches everything; were it ever missed, the answer is still closed.
         (HostVerdict::Deny, program.steps.len() - 1)
