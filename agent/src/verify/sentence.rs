@@ -1,6 +1,6 @@
 //! Statements as sentences, such as "only shop/web may reach port 5432 of shop/db".
 //!
-//! The grammar is strict and small ([`SENTENCES`](super::SENTENCES)); a sentence outside of it is an error that shows it, never a guess.
+//! The grammar is strict and small ([`super::SENTENCES`]); a sentence outside of it is an error that shows it, never a guess.
 
 use margay_policy_engine::selector::Selector;
 use margay_policy_engine::verify::{Assertion, Claim, Peer, Pods, Service};
