@@ -148,9 +148,8 @@ impl Addresses {
         identities: &mut Identities,
     ) -> bool {
         let mut is_other = false;
-        for prefix in changed.v4.cover(store.v4.len()) {
-            is_other |= self.v4.refresh(prefix, &store.v4, identity_of, identities);
-        }
+        let v4 = changed.v4.cover(store.v4.len());
+        is_other |= self.v4.refresh(&v4, &store.v4, identity_of, identities);
         for prefix in changed.v6.cover(store.v6.len()) {
             is_other |= self.v6.refresh(prefix, &store.v6, identity_of, identities);
         }

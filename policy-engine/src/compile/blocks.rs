@@ -129,9 +129,14 @@ pub(crate) fn runs_of(page: &[u32], block: u32) -> Runs {
     if block < DIRECT {
         return Runs(vec![(0, block)]);
     }
-    let mut runs = Runs::default();
-    (0..=u8::MAX).for_each(|value| runs.begin(value, in_block(page, block, value)));
-    runs
+    let offset = (block & OFFSET) as usize;
+    let values = page[values_of(page, block)].iter().copied();
+    if block & LARGE == 0 {
+        let starts = (u64::from(page[offset]) | u64::from(page[offset + 1]) << 32).to_le_bytes();
+        return Runs(starts.into_iter().zip(values).collect());
+    }
+    let begins = |at: &u8| page[offset + usize::from(at >> 5)] >> (at & 31) & 1 == 1;
+    Runs((0..=u8::MAX).filter(begins).zip(values).collect())
 }
 
 /// Returns what `number` maps to.

@@ -9,7 +9,9 @@
 
 use std::sync::{Arc, LazyLock};
 
-use super::blocks::{self, DIRECT, Page, PageMaker, SLOTS, Slot, assemble, in_block, runs_of, values_of};
+use super::blocks::{
+    self, DIRECT, Page, PageMaker, Runs, SLOTS, Slot, assemble, in_block, runs_of, values_of,
+};
 use super::identities::Identities;
 use super::prefixes::{Prefix, Prefixes};
 use crate::packet::IdentityId;
@@ -47,48 +49,65 @@ impl V4 {
         margay_accel::prefetch_item(&self.root[(address >> 24) as usize][(address >> 16 & 255) as usize], 0);
     }
 
-    /// Brings everything within `prefix` up to date with the store. Returns whether any address may mean something else now.
+    /// Brings everything within `prefixes` up to date with the store; they are in order and do not overlap. Returns whether any address
+    /// may mean something else now.
     pub(crate) fn refresh(
         &mut self,
-        prefix: Prefix<u32>,
+        prefixes: &[Prefix<u32>],
         store: &Prefixes<u32>,
         identity_of: &impl Fn(u32) -> IdentityId,
         identities: &mut Identities,
     ) -> bool {
-        if prefix.1 > 16 {
-            return self.refresh_within_page(prefix, store, identity_of, identities);
+        let mut is_other = false;
+        // A page that many changes meet is copied once.
+        for of_page in prefixes.chunk_by(|a, b| a.1 > 16 && b.1 > 16 && a.0 >> 16 == b.0 >> 16) {
+            is_other |= match of_page {
+                [prefix @ (_, ..=16)] => {
+                    let mut pages = Pages::new(*prefix);
+                    store.intervals(*prefix, identity_of, identities, |start, identity| {
+                        pages.begin(start, identity.0);
+                    });
+                    pages.finish(&mut self.root);
+                    true
+                }
+                within => self.refresh_page(within, store, identity_of, identities),
+            };
         }
-        let mut pages = Pages::new(prefix);
-        store.intervals(prefix, identity_of, identities, |start, identity| pages.begin(start, identity.0));
-        pages.finish(&mut self.root);
-        true
+        is_other
     }
 
-    fn refresh_within_page(
+    /// The same for prefixes that lie within one page.
+    fn refresh_page(
         &mut self,
-        prefix: Prefix<u32>,
+        prefixes: &[Prefix<u32>],
         store: &Prefixes<u32>,
         identity_of: &impl Fn(u32) -> IdentityId,
         identities: &mut Identities,
     ) -> bool {
-        let prefix = (prefix.0 & !255, prefix.1.min(24));
-        let (high, middle) = ((prefix.0 >> 24) as usize, (prefix.0 >> 16 & 255) as usize);
-        let first = (prefix.0 >> 8 & 255) as usize;
-        let end = first + (1 << (24 - prefix.1));
-        let mut maker = PageMaker::at(first, end);
-        store.intervals(prefix, identity_of, identities, |start, identity| {
-            maker.begin((start >> 8 & 255) as usize, start as u8, identity.0);
-        });
-        let fresh = maker.finish();
+        let Some((address, _)) = prefixes.first() else { return false };
+        let (high, middle) = ((address >> 24) as usize, (address >> 16 & 255) as usize);
         let old = &self.root[high][middle];
-        let is_same = fresh.iter().zip(first..).all(|(runs, slot)| {
-            let word = if old[0] < DIRECT { old[0] } else { in_block(old, old[0], slot as u8) };
-            runs_of(old, word).0 == runs.0
-        });
-        if is_same {
+        let mut fresh: [Option<Runs>; SLOTS] = std::array::from_fn(|_| None);
+        let mut is_other = false;
+        for (address, length) in prefixes {
+            let prefix = (address & !255, (*length).min(24));
+            let first = (address >> 8 & 255) as usize;
+            let mut maker = PageMaker::at(first, first + (1 << (24 - prefix.1)));
+            store.intervals(prefix, identity_of, identities, |start, identity| {
+                maker.begin((start >> 8 & 255) as usize, start as u8, identity.0);
+            });
+            for (slot, runs) in (first..).zip(maker.finish()) {
+                let word = if old[0] < DIRECT { old[0] } else { in_block(old, old[0], slot as u8) };
+                if runs_of(old, word).0 != runs.0 {
+                    fresh[slot] = Some(runs);
+                    is_other = true;
+                }
+            }
+        }
+        if !is_other {
             return false;
         }
-        let page = assemble(|slot| match fresh.get(slot.wrapping_sub(first)) {
+        let page = assemble(|slot| match &fresh[slot] {
             Some(runs) => Slot::Runs(runs),
             None if old[0] < DIRECT => Slot::Whole(old[0]),
             None => match in_block(old, old[0], slot as u8) {
@@ -253,7 +272,7 @@ mod tests {
                     store.remove(prefix, source);
                     plain.remove(&(prefix.0, length, source));
                 }
-                table.refresh(prefix, &store, &identity_of, &mut identities);
+                table.refresh(&[prefix], &store, &identity_of, &mut identities);
                 let edges = plain.iter().map(|(first, length, _)| (*first, first.broadcast(*length)));
                 let probes = edges.chain([prefix]
                     .map(|(first, length)| (first, first.broadcast(length))))
