@@ -152,6 +152,20 @@ impl Snapshot {
         self.addresses.identity(address)
     }
 
+    /// Looks up many addresses. Faster than one after the other where the tables are larger than the cache.
+    ///
+    /// Shape: `out` has the length of `addresses`.
+    pub fn identities(&self, addresses: &[IpAddr], out: &mut [IdentityId]) {
+        const STAGE: usize = 32;
+        for (addresses, out) in addresses.chunks(STAGE).zip(out.chunks_mut(STAGE)) {
+            addresses.iter().for_each(|address| self.addresses.prefetch_page(*address));
+            addresses.iter().for_each(|address| self.addresses.prefetch(*address));
+            for (address, out) in addresses.iter().zip(out) {
+                *out = self.identity(*address);
+            }
+        }
+    }
+
     /// Returns the epoch of the endpoint's table in `direction`, or `None` when the endpoint is unknown (treat as closed).
     #[inline]
     pub fn epoch(&self, endpoint: EndpointId, direction: Direction) -> Option<Epoch> {

@@ -43,6 +43,12 @@ fn meanings_are_forgotten_and_answers_are_not() {
         let mut fresh = Engine::with_all_pods_local(judge.engine.model().clone());
         assert_eq!(snapshot.canonical(), fresh.publish().canonical(), "round {round}");
         let at = |n: u32, last: u8| format!("tcp 10.{}.{}.{last}:1 > 192.168.0.1:80", n >> 8 & 255, n & 255);
+        let addresses: Vec<std::net::IpAddr> =
+            (0..100).map(|n| [10, (n / 2) as u8, (round + n) as u8, n as u8].into()).collect();
+        let mut found = vec![Default::default(); addresses.len()];
+        snapshot.identities(&addresses, &mut found);
+        let alone: Vec<_> = addresses.iter().map(|address| snapshot.identity(*address)).collect();
+        assert_eq!(found, alone, "in batches and alone");
         for probe in [at(round, 9), at(round - 1, 9), at(round / 200 * 256 + 7, 1), at(round + 1, 0)] {
             // Asks the tables and the oracle, which have to agree.
             judge.leg(Ingress, "a/web", &packet(&probe));

@@ -165,6 +165,14 @@ impl Addresses {
         }
     }
 
+    /// Asks for what [`Addresses::prefetch`] will read.
+    #[inline]
+    pub(crate) fn prefetch_page(&self, address: IpAddr) {
+        if let IpAddr::V4(address) = address {
+            self.v4.prefetch_page(u32::from(address));
+        }
+    }
+
     /// Asks for what [`Addresses::identity`] will read.
     #[inline]
     pub(crate) fn prefetch(&self, address: IpAddr) {

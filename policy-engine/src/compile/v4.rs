@@ -43,6 +43,12 @@ impl V4 {
         IdentityId(blocks::find(page, address as u16))
     }
 
+    /// Asks for what [`V4::prefetch`] reads.
+    #[inline]
+    pub(crate) fn prefetch_page(&self, address: u32) {
+        margay_accel::prefetch_item(&self.root[(address >> 24) as usize][..], (address >> 16 & 255) as usize);
+    }
+
     /// Asks for the page of an address, so that [`V4::identity`] finds it near.
     #[inline]
     pub(crate) fn prefetch(&self, address: u32) {
