@@ -18,7 +18,7 @@ fn written(round: u32) -> Policy {
     let from = |net| Entity { nets: vec![net], ..Entity::default() };
     let rules = [
         (Action::Deny, from(net(0x0a00_0000 + (round << 8), 24))),
-        (Action::Allow, from(net(0x0a00_0000 + (round / 200 << 16), 16))),
+        (Action::Allow, from(net(0x0a00_0000 + ((round / 200) << 16), 16))),
     ];
     let rules = rules.map(|(action, source)| {
         let mut rule = rule(action);
