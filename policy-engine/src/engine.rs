@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use hashbrown::HashSet;
 
-use crate::compile::compiler::{Compiler, Touched};
+use crate::compile::compiler::Compiler;
+use crate::compile::work::Touched;
 use crate::model::{
     HostEndpoint, Labels, Model, NamespacedName, Object, ObjectKey, Pod, Policy, PolicyKey,
     automatic_host_endpoints,
@@ -73,6 +74,8 @@ pub struct Engine {
     touched: Touched,
     published: Arc<Snapshot>,
     label_sets: HashSet<Arc<Labels>, foldhash::fast::FixedState>,
+    /// So many of them are worth looking for those that no pod has any more.
+    label_sets_limit: usize,
     /// Host endpoints as they were written; those in the Model are the ones in force (policy model 7.8).
     written: BTreeMap<String, Arc<HostEndpoint>>,
     /// Policies as they were written, where `restrictNamespaceSelectors` makes a difference to them.
@@ -106,6 +109,7 @@ impl Engine {
             touched: Touched { everything: true, ..Touched::default() },
             published: Arc::default(),
             label_sets: HashSet::default(),
+            label_sets_limit: 1_024,
             unrestricted: BTreeMap::new(),
             restricts: false,
             hosts_touched: true,
@@ -256,8 +260,10 @@ impl Engine {
             Some(known) if Arc::ptr_eq(known, &pod.labels) => {}
             Some(known) => Arc::make_mut(&mut pod).labels = Arc::clone(known),
             None => {
-                if self.label_sets.len() == self.label_sets.capacity() {
+                if self.label_sets.len() >= self.label_sets_limit {
                     self.label_sets.retain(|labels| Arc::strong_count(labels) > 1);
+                    // Twice as many may come before the next look, so that a look costs each of them little.
+                    self.label_sets_limit = 2 * self.label_sets.len() + 1_024;
                 }
                 self.label_sets.insert(Arc::clone(&pod.labels));
             }

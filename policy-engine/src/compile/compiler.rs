@@ -15,6 +15,7 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashSet};
 
 use super::addresses::Addresses;
+use super::failsafe;
 use super::lists::{ListKey, ListOwner, ListSource, Lists};
 use super::policies::Policies;
 use super::program::{End, KeyPart, PROFILES, Part, Program, key};
@@ -22,11 +23,9 @@ use super::sets::{SetId, Sets};
 use super::sources::Sources;
 use super::table::{Table, TableIndex};
 use super::universe::LabelList;
+use super::work::{Touched, Work};
 use crate::engine::{HostInterface, LocalEndpoint};
-use crate::model::{
-    Action, Failsafe, HostEndpoint, Model, NamespacedName, NetworkSetKey, ObjectKey, PolicyKey, PortMatch,
-    Rule, Settings, TierDefault,
-};
+use crate::model::{Action, HostEndpoint, Model, NamespacedName, PolicyKey, Rule, TierDefault};
 use crate::packet::{Context, Direction, EndpointId, Epoch, Generation, HostId, IdentityId};
 use crate::resolve::labels::{ALLOW_PROFILE, NAMESPACE_PROFILE, pod_profiles, service_account_of};
 use crate::resolve::{hosts, order, owners};
@@ -34,26 +33,6 @@ use crate::snapshot::{Attribution, EndpointTables, HostTables, Snapshot};
 
 type Hasher = foldhash::fast::FixedState;
 type Key = Arc<Vec<KeyPart>>;
-
-/// What changed since the last publication. Everything is touched before the first one.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Touched {
-    /// Nothing was published yet.
-    pub(crate) everything: bool,
-    /// Objects that appeared, changed or went.
-    pub(crate) objects: BTreeSet<ObjectKey>,
-    /// Local endpoints that did.
-    pub(crate) locals: BTreeSet<EndpointId>,
-    /// Some interface of the host did.
-    pub(crate) interfaces: bool,
-}
-
-impl Touched {
-    /// Whether there is anything to do.
-    pub(crate) fn is_empty(&self) -> bool {
-        !self.everything && !self.interfaces && self.objects.is_empty() && self.locals.is_empty()
-    }
-}
 
 /// So many changed policies are looked at from the subjects' side.
 const MANY: usize = 64;
@@ -144,14 +123,13 @@ impl Compiler {
         work: &Work,
     ) -> BTreeSet<Subject> {
         let settings = model.settings_of_rules();
-        let trust = self.sources.trust_annotations(settings.trust_pod_ip_annotations);
+        self.sources.trust_annotations(settings.trust_pod_ip_annotations);
         let mut dirty = BTreeSet::new();
         if self.lists.allow_unenforced(settings.allow_unenforced_criteria) {
             dirty.extend(self.subjects.keys().copied());
         }
-        let everyone = touched.everything || trust;
         let pods: Box<dyn Iterator<Item = &NamespacedName>> =
-            if everyone { Box::new(model.pods.keys()) } else { Box::new(work.pods.iter()) };
+            if touched.everything { Box::new(model.pods.keys()) } else { Box::new(work.pods.iter()) };
         pods.for_each(|pod| self.sources.follow_pod(model, pod));
         for (namespace, account) in &work.inheriting {
             let first = NamespacedName { namespace: namespace.clone(), name: String::new() };
@@ -394,7 +372,7 @@ impl Compiler {
         if let Some(endpoint) = &host
             && context != Context::Forward
         {
-            parts.push(failsafe(model, endpoint, place, &mut self.lists, &mut self.sets, lists));
+            parts.push(failsafe::part(model, endpoint, place, &mut self.lists, &mut self.sets, lists));
         }
         for tier in applicable.chunk_by(|a, b| a.0 == b.0) {
             let (_, default_action) = &tier[0].0;
@@ -631,67 +609,6 @@ impl Compiler {
     }
 }
 
-/// Returns the failsafe ports of a place, ahead of every tier (policy model 11.9).
-fn failsafe(
-    model: &Model,
-    endpoint: &HostEndpoint,
-    (context, direction): Place,
-    known: &mut Lists,
-    sets: &mut Sets,
-    lists: &mut Vec<ListKey>,
-) -> Part {
-    let settings = Settings::of_node(model, &endpoint.node);
-    let is_stateless = context == Context::Untracked;
-    let (own, other) = match direction {
-        Direction::Ingress => (&settings.failsafe_inbound, &settings.failsafe_outbound),
-        Direction::Egress => (&settings.failsafe_outbound, &settings.failsafe_inbound),
-    };
-    let replies = if is_stateless { other.as_slice() } else { &[] };
-    let rules: Vec<Rule> = own
-        .iter()
-        .map(|port| failsafe_rule(port, direction, false))
-        .chain(replies.iter().map(|port| failsafe_rule(port, direction, true)))
-        .collect();
-    let names: Vec<String> = own.iter().chain(replies).map(failsafe_name).collect();
-    let name = |index: usize| Attribution {
-        tier: String::new(),
-        kind: "Failsafe".to_owned(),
-        namespace: String::new(),
-        name: names.get(index).cloned().unwrap_or_default(),
-        rule: -1,
-    };
-    let key = (ListOwner::Failsafe(endpoint.node.clone(), is_stateless), direction);
-    let list = known.get(&key, ListSource::Unknown, &rules, name, sets);
-    lists.push(key);
-    Part::Failsafe { list, leaves: is_stateless }
-}
-
-/// The peer of an inbound packet is its source, that of an outbound one its destination; a reply has the port on the other side.
-fn failsafe_rule(failsafe: &Failsafe, direction: Direction, is_reply: bool) -> Rule {
-    let mut rule = Rule { protocol: Some(failsafe.protocol), ..Rule::everything(Action::Allow) };
-    let port = vec![PortMatch::Range { first: failsafe.port, last: failsafe.port }];
-    if is_reply {
-        rule.source.ports = port;
-    } else {
-        rule.destination.ports = port;
-    }
-    let peer = match direction {
-        Direction::Ingress => &mut rule.source,
-        Direction::Egress => &mut rule.destination,
-    };
-    peer.nets.extend(failsafe.net.filter(|net| net.prefix_len() > 0 || net.addr().is_ipv6()));
-    rule
-}
-
-fn failsafe_name(failsafe: &Failsafe) -> String {
-    let protocol = match failsafe.protocol {
-        6 => "tcp",
-        17 => "udp",
-        _ => "sctp",
-    };
-    format!("{protocol}:{}", failsafe.port)
-}
-
 fn same_tables(a: &Snapshot, b: &Snapshot) -> bool {
     let epochs = |tables: &EndpointTables| [tables.ingress.epoch, tables.egress.epoch];
     let all = |tables: &HostTables| {
@@ -707,68 +624,4 @@ fn same_tables(a: &Snapshot, b: &Snapshot) -> bool {
                 .get(id)
                 .is_some_and(|right| left.endpoint.name == right.endpoint.name && all(left) == all(right))
         })
-}
-
-/// What was touched, sorted by what it has a say in.
-#[derive(Debug, Default)]
-struct Work {
-    pods: BTreeSet<NamespacedName>,
-    /// Pods of a namespace that inherit other labels now: all, or those of a service account.
-    inheriting: BTreeSet<(String, Option<String>)>,
-    network_sets: BTreeSet<NetworkSetKey>,
-    slices: BTreeSet<NamespacedName>,
-    nodes: BTreeSet<String>,
-    policies: BTreeSet<PolicyKey>,
-    tiers: bool,
-    /// Profiles that appeared, changed or went.
-    profiles: BTreeSet<String>,
-    /// Host endpoints, or their settings.
-    hosts: bool,
-    /// What host endpoints inherit labels from.
-    inherited: bool,
-}
-
-impl Work {
-    fn sort(model: &Model, touched: &Touched) -> Self {
-        let mut work = Self::default();
-        if touched.everything {
-            work.network_sets.extend(model.network_sets.keys().cloned());
-            work.slices.extend(model.endpoint_slices.keys().cloned());
-            work.nodes.extend(model.nodes.keys().cloned());
-            (work.hosts, work.inherited) = (true, true);
-            return work;
-        }
-        for key in &touched.objects {
-            match key {
-                ObjectKey::Pod(key) => work.pods.extend([key.clone()]),
-                ObjectKey::Namespace(name) => {
-                    work.inheriting.insert((name.clone(), None));
-                    work.profiles.insert(format!("{NAMESPACE_PROFILE}{name}"));
-                    let sets = model.network_sets.keys();
-                    work.network_sets
-                        .extend(sets.filter(|set| set.namespace.as_ref() == Some(name)).cloned());
-                    (work.hosts, work.inherited) = (true, true);
-                }
-                ObjectKey::ServiceAccount(key) => {
-                    work.inheriting.insert((key.namespace.clone(), Some(key.name.clone())));
-                    work.profiles.insert(format!("ksa.{}.{}", key.namespace, key.name));
-                    (work.hosts, work.inherited) = (true, true);
-                }
-                ObjectKey::Profile(name) => {
-                    work.profiles.insert(name.clone());
-                    (work.hosts, work.inherited) = (true, true);
-                }
-                ObjectKey::Node(name) => work.nodes.extend([name.clone()]),
-                ObjectKey::Tier(_) => work.tiers = true,
-                ObjectKey::Policy(key) => work.policies.extend([key.clone()]),
-                ObjectKey::NetworkSet(key) => work.network_sets.extend([key.clone()]),
-                ObjectKey::EndpointSlice(key) => work.slices.extend([key.clone()]),
-                ObjectKey::HostEndpoint(_) | ObjectKey::FelixConfiguration(_) => work.hosts = true,
-                ObjectKey::KubeControllersConfiguration(_)
-                | ObjectKey::CalicoNode(_)
-                | ObjectKey::IpPool(_) => {}
-            }
-        }
-        work
-    }
 }

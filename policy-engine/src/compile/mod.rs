@@ -17,6 +17,7 @@
 pub(crate) mod addresses;
 pub(crate) mod blocks;
 pub(crate) mod compiler;
+pub(crate) mod failsafe;
 pub(crate) mod identities;
 pub(crate) mod lists;
 pub(crate) mod numbers;
@@ -32,3 +33,4 @@ pub(crate) mod table;
 pub(crate) mod universe;
 pub(crate) mod v4;
 pub(crate) mod v6;
+pub(crate) mod work;

@@ -189,9 +189,21 @@ impl Sources {
         std::mem::take(&mut self.stirred)
     }
 
-    /// Whether annotations count where a pod's status has no address. A change asks for every pod to be followed again.
-    pub(crate) fn trust_annotations(&mut self, trusts: bool) -> bool {
-        std::mem::replace(&mut self.trusts_annotations, trusts) != trusts
+    /// Whether annotations count where a pod's status has no address (PM-D24).
+    pub(crate) fn trust_annotations(&mut self, trusts: bool) {
+        if self.trusts_annotations == trusts {
+            return;
+        }
+        let pods: Vec<u32> = self.pods.iter().copied().collect();
+        for number in &pods {
+            self.unsettle(*number);
+            self.unclaim(*number);
+        }
+        self.trusts_annotations = trusts;
+        for number in pods {
+            self.claim(number);
+            self.unsettle(number);
+        }
     }
 
     /// Takes in what a local endpoint is now.

@@ -113,11 +113,16 @@ impl<'a> World<'a> {
         if self.model.nodes.values().any(|node| node.addresses.contains(&address)) {
             return None;
         }
+        // Annotations count where they are trusted and the status says nothing.
+        let trusted = self.model.settings_of_rules().trust_pod_ip_annotations;
+        let says = |pod: &'a Pod| {
+            if trusted && pod.addresses.is_empty() { &pod.annotated_addresses } else { &pod.addresses }
+        };
         let mut best: Option<&Pod> = None;
         for pod in self.model.pods.values() {
             let is_local = self.locals.values().any(|local| local.pod == pod.key);
             let Some(node_name) = &pod.node else { continue };
-            if is_local || pod.host_network || pod.finished || !pod.addresses.contains(&address) {
+            if is_local || pod.host_network || pod.finished || !says(pod).contains(&address) {
                 continue;
             }
             if let Some(node) = self.model.nodes.get(node_name) {
