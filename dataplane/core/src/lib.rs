@@ -13,14 +13,18 @@
 
 pub mod flow;
 pub mod frame;
+pub mod handover;
 pub mod output;
+pub mod spread;
 pub mod time;
 pub mod topology;
 pub mod verdict;
 pub mod worker;
 
 pub use frame::Frame;
+pub use handover::Handover;
 pub use output::{Output, PacketEvent, What};
+pub use spread::{Spread, WorkerIndex};
 pub use time::Nanos;
 pub use topology::{PortIndex, Topology};
 pub use verdict::{Counters, DropReason};

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use margay_policy_engine::packet::Verdict;
 use margay_policy_engine::snapshot::Attribution;
 
+use crate::handover::Handover;
+use crate::spread::WorkerIndex;
 use crate::topology::PortIndex;
 use crate::verdict::DropReason;
 
@@ -45,6 +47,8 @@ pub struct PacketEvent {
 pub struct Output<F> {
     /// Frames to send, in order, each with its port.
     pub transmit: Vec<(PortIndex, F)>,
+    /// Packets for other workers, in order.
+    pub handovers: Vec<(WorkerIndex, Handover<F>)>,
     /// Frames that ended here; their memory is free again.
     pub recycle: Vec<F>,
     /// Empty frames that the worker may take to make packets of its own (fragments). The shell keeps a few here.
@@ -61,6 +65,7 @@ impl<F> Output<F> {
     pub fn new() -> Self {
         Self {
             transmit: Vec::with_capacity(256),
+            handovers: Vec::new(),
             recycle: Vec::with_capacity(256),
             spare: Vec::new(),
             events: Vec::with_capacity(Self::MAX_EVENTS),

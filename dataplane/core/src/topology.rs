@@ -12,6 +12,8 @@ use margay_policy_engine::packet::EndpointId;
 use margay_wire::MacAddr;
 use prefix_trie::joint::JointPrefixMap;
 
+use crate::spread::{Spread, WorkerIndex};
+
 /// Index of a port within one node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortIndex(pub u16);
@@ -97,6 +99,7 @@ pub struct Topology {
     remote_pods: JointPrefixMap<IpNet, Vec<IpAddr>>,
     routes: JointPrefixMap<IpNet, Route>,
     neighbours: HashMap<(PortIndex, IpAddr), MacAddr, foldhash::fast::FixedState>,
+    spread: Spread,
 }
 
 impl TopologyBuilder {
@@ -139,6 +142,23 @@ impl Topology {
     /// Returns the number given to [`TopologyBuilder::build`].
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// Returns the same node with its ports spread over several workers. It must be the same in every topology of an agent process.
+    pub fn spread_over(mut self, spread: Spread) -> Self {
+        self.spread = spread;
+        self
+    }
+
+    /// Returns how ports are spread over workers.
+    pub fn spread(&self) -> &Spread {
+        &self.spread
+    }
+
+    /// Returns the worker whose port the local pod with `address` is behind.
+    pub fn home(&self, address: IpAddr) -> Option<WorkerIndex> {
+        let port = self.port(self.local_pod(address)?)?;
+        Some(self.spread.owner(port.index, &port.kind, 0))
     }
 
     /// Returns the port with `index`, while it lives.

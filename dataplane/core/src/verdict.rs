@@ -65,14 +65,20 @@ drop_reasons! {
     TtlExpired "ttl_expired" "TTL or hop limit ended; the sender gets time exceeded.",
     PacketTooBig "packet_too_big" "Larger than the way out and not to be fragmented; the sender gets the size that fits.",
     FlowTableFull "flow_table_full" "No room for a new flow.",
+    HandoverFull "handover_full" "The worker that was to send the packet had no room for more.",
     DiscoveryConsumed "discovery_consumed" "Link-local multicast from a pod that ends at the gateway and needs no answer.",
 }
 
-/// Plain counters of one worker; the shell sums them on read. `received` = `forwarded` + `answered` + all drops + packets still held.
+/// Plain counters of one worker; the shell sums them on read. `received` + `taken` = `forwarded` + `answered` + `handed_over` + all
+/// drops + packets still held.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counters {
     /// Frames taken from ports.
     pub received: u64,
+    /// Packets taken from other workers to be judged.
+    pub taken: u64,
+    /// Packets given to other workers to be judged; over all workers as many as `taken` and those still in queues.
+    pub handed_over: u64,
     /// Frames sent on to another port (fragments of ours not counted).
     pub forwarded: u64,
     /// Frames turned into an answer of ours (ARP, neighbour discovery, ping of the gateway).
@@ -97,6 +103,8 @@ impl Default for Counters {
     fn default() -> Self {
         Self {
             received: 0,
+            taken: 0,
+            handed_over: 0,
             forwarded: 0,
             answered: 0,
             held: 0,
@@ -116,8 +124,13 @@ impl Counters {
         self.drops[reason as usize]
     }
 
-    /// Returns the sum of all endings, packets still held included. Equals `received` after every burst.
+    /// Returns the number of packets that began here: from ports and from other workers.
+    pub fn beginnings(&self) -> u64 {
+        self.received + self.taken
+    }
+
+    /// Returns the sum of all endings, packets still held included. Equals [`Counters::beginnings`] after every burst.
     pub fn endings(&self) -> u64 {
-        self.forwarded + self.answered + self.held + self.drops.iter().sum::<u64>()
+        self.forwarded + self.answered + self.handed_over + self.held + self.drops.iter().sum::<u64>()
     }
 }

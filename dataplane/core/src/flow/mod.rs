@@ -25,6 +25,7 @@ use margay_policy_engine::packet::{EndpointId, Epoch, Generation, IdentityId};
 use margay_policy_engine::snapshot::RuleRef;
 use margay_wire::MacAddr;
 
+use crate::spread::WorkerIndex;
 use crate::time::Nanos;
 use crate::topology::PortIndex;
 use crate::verdict::DropReason;
@@ -65,6 +66,10 @@ pub struct Path {
     pub mtu: u16,
     /// Whether the TTL is decremented: not on the last hop inside this node.
     pub decrement_ttl: bool,
+    /// Whether a leg of the flow stands at that port: a pod is behind it.
+    pub second_leg: bool,
+    /// The worker that sends it.
+    pub worker: WorkerIndex,
     /// Low half of the topology's generation that it was found under.
     pub topology: u32,
 }
@@ -104,8 +109,10 @@ pub struct Flow {
     pub opener: Side,
     /// Connection state.
     pub state: State,
-    /// Both legs approve. While they do not, packets are dropped until a newer judgement approves.
+    /// The legs kept here approve. While they do not, packets are dropped until a newer judgement approves.
     pub approved: bool,
+    /// The first leg is another worker's.
+    pub second: bool,
     /// Ways out: from the opener, towards the opener.
     pub paths: [Option<Path>; 2],
     /// Snapshot that last confirmed it.

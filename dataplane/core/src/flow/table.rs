@@ -207,6 +207,7 @@ mod tests {
             opener,
             state: State::Other { answered: false },
             approved: true,
+            second: false,
             paths: [None; 2],
             snapshot: Default::default(),
             topology: 0,

@@ -6,13 +6,15 @@
 //! and the packet goes the long way, which decides the same for the packets that this one takes: a test sends both ways and compares.
 
 use margay_policy_engine::packet::Generation;
-use margay_policy_engine::snapshot::Snapshot;
 use margay_wire::quick::{self, Quick};
 use margay_wire::{ETHERNET_LEN, MacAddr, checksum};
 
-use super::{View, Worker};
+use super::{View, Worker, generation};
 use crate::flow::{Arrival, FlowKey, FlowTable, Side, tcp};
 use crate::frame::Frame;
+use crate::handover::{Errand, FirstLeg, Handover};
+use crate::output::Output;
+use crate::spread::WorkerIndex;
 use crate::time::Nanos;
 use crate::topology::PortIndex;
 
@@ -28,11 +30,16 @@ pub(super) struct Burst {
 }
 
 impl Burst {
+    /// For packets that other workers gave us, from any port.
+    pub(super) fn taken(view: View<'_>, now: Nanos) -> Self {
+        Self { mac: None, port: 0, snapshot: generation(view), topology: view.topology.generation(), now }
+    }
+
     pub(super) fn new(view: View<'_>, now: Nanos, port: PortIndex) -> Self {
         Self {
             mac: view.topology.port(port).map(|port| port.mac),
             port: port.0,
-            snapshot: view.snapshot.map(Snapshot::generation).unwrap_or_default(),
+            snapshot: generation(view),
             topology: view.topology.generation(),
             now,
         }
@@ -63,34 +70,86 @@ impl Plain {
     }
 }
 
-impl<F: Frame> Worker<F> {
-    /// Forwards the packet by what is remembered and returns its port, or `None` with nothing changed.
+/// How a packet leaves on the short way.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Exit {
+    /// By a queue of ours, finished.
+    Port(PortIndex),
+    /// By another worker's hands.
+    Worker(WorkerIndex, Errand, PortIndex),
+}
+
+impl Exit {
+    /// Gives the frame, which came from `port`, where it goes.
     #[inline(always)]
-    pub(super) fn fast(&mut self, burst: &Burst, frame: &mut F, read: &Plain) -> Option<PortIndex> {
+    pub(super) fn take<F>(self, port: PortIndex, frame: F, out: &mut Output<F>) {
+        match self {
+            Exit::Port(to) => out.transmit.push((to, frame)),
+            Exit::Worker(to, Errand::Send, by) => {
+                out.handovers.push((to, Handover { frame, port: by, errand: Errand::Send }));
+            }
+            Exit::Worker(to, errand, _) => out.handovers.push((to, Handover { frame, port, errand })),
+        }
+    }
+}
+
+impl<F: Frame> Worker<F> {
+    /// Forwards the packet by what is remembered and says where to, or `None` with nothing changed. `errand` is there when another
+    /// worker gave it to us.
+    #[inline(always)]
+    pub(super) fn fast(
+        &mut self,
+        burst: &Burst,
+        frame: &mut F,
+        read: &Plain,
+        errand: Option<Errand>,
+    ) -> Option<Exit> {
         let quick = read.quick.as_ref()?;
-        let mac = burst.mac?;
         if tcp::opens(quick.tcp_flags) {
             return None;
         }
         let slot = self.flows.find(&read.key, read.hash)?;
         let flow = self.flows.flow_mut(slot)?;
         let direction = usize::from(read.side != flow.opener);
-        let ethernet = frame.data().first_chunk::<ETHERNET_LEN>()?;
-        let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, ..] = *ethernet;
-        let topology = burst.topology as u32;
-        let arrival = Arrival { port: burst.port, mac: MacAddr([s0, s1, s2, s3, s4, s5]), topology };
         let path = flow.paths[direction]?;
+        let topology = burst.topology as u32;
         let known = flow.approved
             && flow.expires > burst.now
             && flow.snapshot == burst.snapshot
             && flow.topology == burst.topology
-            && flow.arrivals[direction] == arrival
             && path.topology == topology
-            && topology != 0
-            && MacAddr([d0, d1, d2, d3, d4, d5]) == mac
-            && quick.total_len <= path.mtu
-            && !(path.decrement_ttl && quick.ttl <= 1);
-        if !known {
+            && topology != 0;
+        let welcome = match errand {
+            None => {
+                let ethernet = frame.data().first_chunk::<ETHERNET_LEN>()?;
+                let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, ..] = *ethernet;
+                let mac = MacAddr([s0, s1, s2, s3, s4, s5]);
+                flow.arrivals[direction] == Arrival { port: burst.port, mac, topology }
+                    && Some(MacAddr([d0, d1, d2, d3, d4, d5])) == burst.mac
+            }
+            Some(Errand::Judge(first)) => {
+                first.forward == (direction == 0) && first.generation == burst.snapshot
+            }
+            Some(Errand::Take) => true,
+            Some(Errand::Send) => false,
+        };
+        if !(known && welcome) {
+            return None;
+        }
+        let me = self.config.index;
+        if path.second_leg && path.worker != me {
+            if errand.is_some() {
+                return None;
+            }
+            flow.observe_parts(direction, quick.total_len, quick.protocol, quick.tcp_flags, burst.now);
+            frame.set_len(quick.end());
+            let first = FirstLeg { forward: direction == 0, state: flow.state, generation: burst.snapshot };
+            self.counters.received += 1;
+            self.counters.flow_hits += 1;
+            self.counters.handed_over += 1;
+            return Some(Exit::Worker(path.worker, Errand::Judge(first), path.port));
+        }
+        if quick.total_len > path.mtu || (path.decrement_ttl && quick.ttl <= 1) {
             return None;
         }
         flow.observe_parts(direction, quick.total_len, quick.protocol, quick.tcp_flags, burst.now);
@@ -112,9 +171,16 @@ impl<F: Frame> Worker<F> {
         }
         head[0..6].copy_from_slice(&path.destination_mac.0);
         head[6..12].copy_from_slice(&path.source_mac.0);
-        self.counters.received += 1;
+        match errand {
+            None => self.counters.received += 1,
+            Some(_) => self.counters.taken += 1,
+        }
         self.counters.flow_hits += 1;
         self.counters.forwarded += 1;
-        Some(path.port)
+        Some(if path.worker == me {
+            Exit::Port(path.port)
+        } else {
+            Exit::Worker(path.worker, Errand::Send, path.port)
+        })
     }
 }

@@ -7,6 +7,7 @@ use margay_wire::{IpHeaders, Transport};
 
 use super::{Dropped, EndpointToHost, View, WorkerConfig};
 use crate::flow::{JudgedBy, Leg};
+use crate::spread::WorkerIndex;
 use crate::topology::{PortKind, Topology};
 use crate::verdict::DropReason;
 
@@ -19,6 +20,8 @@ pub struct Parties {
     pub ingress: Option<EndpointId>,
     /// The receiver is this node.
     pub to_host: bool,
+    /// The workers that keep the sender's leg and the receiver's.
+    pub homes: [WorkerIndex; 2],
 }
 
 impl Parties {
@@ -33,7 +36,21 @@ impl Parties {
             egress: endpoint(tuple.source),
             ingress: if from_host { None } else { endpoint(tuple.destination) },
             to_host: topology.is_node_address(tuple.destination),
+            homes: [tuple.source, tuple.destination]
+                .map(|address| topology.home(address).unwrap_or_default()),
         }
+    }
+
+    /// Returns those whose legs worker `me` keeps.
+    pub fn at(self, me: WorkerIndex) -> Self {
+        let [egress, ingress] = self.homes.map(|home| home == me);
+        Self { egress: self.egress.filter(|_| egress), ingress: self.ingress.filter(|_| ingress), ..self }
+    }
+
+    /// Returns those whose legs other workers keep.
+    pub fn not_at(self, me: WorkerIndex) -> Self {
+        let [egress, ingress] = self.homes.map(|home| home != me);
+        Self { egress: self.egress.filter(|_| egress), ingress: self.ingress.filter(|_| ingress), ..self }
     }
 
     /// Returns whether any policy of this node has a say.
@@ -98,6 +115,7 @@ pub fn unchanged(view: View<'_>, old: &JudgedBy, tuple: &PacketTuple) -> bool {
         egress: old.egress.map(|leg| leg.endpoint),
         ingress: old.ingress.map(|leg| leg.endpoint),
         to_host: false,
+        homes: Default::default(),
     };
     evidence(view, tuple, &parties).is_some_and(|now| now == *old)
 }

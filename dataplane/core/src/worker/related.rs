@@ -2,28 +2,26 @@
 
 use margay_policy_engine::snapshot::Snapshot;
 use margay_wire::parse::parse_quoted;
-use margay_wire::{Fragment, IpHeaders, icmp};
+use margay_wire::{Fragment, icmp};
 
 use super::limits::Allowance;
-use super::{Dropped, Ending, View, Worker, finish, path};
+use super::{Dropped, Ending, Passing, Worker, path};
 use crate::flow::FlowKey;
 use crate::frame::Frame;
+use crate::handover::Errand;
 use crate::output::Output;
-use crate::time::Nanos;
-use crate::topology::{Port, PortKind};
+use crate::topology::PortKind;
 use crate::verdict::DropReason;
 
 impl<F: Frame> Worker<F> {
     /// Sends an ICMP error on to the sender of the packet that it quotes (policy model 13.4, PM-D23).
     pub(super) fn forward_related(
         &mut self,
-        view: View<'_>,
-        now: Nanos,
-        port: &Port,
+        passing: &Passing<'_>,
         frame: &mut F,
-        ip: &IpHeaders,
         out: &mut Output<F>,
     ) -> Result<Ending, Dropped> {
+        let Passing { view, now, port, ip, .. } = *passing;
         let quoted = parse_quoted(frame.data(), ip).map_err(|_| DropReason::IcmpUnrelated)?;
         let (key, side) = FlowKey::of(&quoted);
         let slot = self.flows.find(&key, self.flows.hash(&key)).ok_or(DropReason::IcmpUnrelated)?;
@@ -57,8 +55,8 @@ impl<F: Frame> Worker<F> {
             }
         }
         icmp::clamp_mtu_in_place(frame.data_mut(), ip);
-        match path::resolve(view.topology, port, ip.destination)? {
-            path::Next::Ready(path) => finish::finish(frame, port, ip, &path, out),
+        match path::resolve(view.topology, self.config.index, port, ip.destination)? {
+            path::Next::Ready(path) => self.leave(passing, &path, Errand::Take, frame, out),
             path::Next::Unresolved(path, next_hop) => Ok(Ending::Hold { path, next_hop, ip: *ip }),
         }
     }

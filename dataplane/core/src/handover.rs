@@ -1,0 +1,43 @@
+//! What one worker gives another about a packet. Plain values that may cross threads when the frame may.
+//!
+//! A packet changes hands at most once: whoever takes it judges what is left to judge and sends it by a queue of its own. What was
+//! learnt from its headers does not travel with it: the taker touches the head of the frame anyhow to rewrite it, and reading it again
+//! costs less than carrying two cache lines of what was read.
+
+use margay_policy_engine::packet::Generation;
+
+use crate::flow::State;
+use crate::topology::PortIndex;
+
+/// What the first leg says of its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FirstLeg {
+    /// Whether the packet goes the way of the flow's opener.
+    pub forward: bool,
+    /// Connection state, this packet included.
+    pub state: State,
+    /// The snapshot that the first leg was judged under.
+    pub generation: Generation,
+}
+
+/// What the taker is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Errand {
+    /// Send it: it is finished, only the queue is the taker's.
+    Send,
+    /// It has passed the sanity stage of its port, nothing more: its flow is the taker's.
+    Take,
+    /// Its first leg is approved; the second is the taker's.
+    Judge(FirstLeg),
+}
+
+/// A packet that changes hands.
+#[derive(Debug)]
+pub struct Handover<F> {
+    /// The frame; whoever holds this owns its memory.
+    pub frame: F,
+    /// The port that it leaves by for [`Errand::Send`], else the one that it came from.
+    pub port: PortIndex,
+    /// What is to be done.
+    pub errand: Errand,
+}

@@ -1,0 +1,196 @@
+//! Between workers: who keeps a packet's flow, when a packet changes hands, and what becomes of one that was given to us.
+//!
+//! ```text
+//!  pod port     ─▶ its home keeps the flow ─▶ out by another pod? ─▶ that pod's home judges and sends   (Judge)
+//!                                          └▶ out by a queue that is not ours? ─▶ whose it is sends      (Send)
+//!  host, uplink ─▶ keeper elsewhere?       ─▶ the keeper does everything but the sanity stage            (Take)
+//! ```
+//!
+//! The keeper of a packet from a pod is the pod's home, where it arrives. From the host port or an uplink it is the home of the pod that
+//! it goes to, worker 0 where it goes to or comes from this node, and else a worker with uplink queues, by both addresses alike in both
+//! directions: every packet of a flow meets the same one, whatever queue the NIC chose for it, and the keeper has the queue to send it.
+
+use std::net::IpAddr;
+
+use margay_wire::parse::parse_quoted;
+use margay_wire::{IpHeaders, Packet, Parsed};
+
+use super::{BURST, Dropped, Ending, Passing, View, Worker, fast, finish, path};
+use crate::flow::{FlowKey, Path};
+use crate::frame::Frame;
+use crate::handover::{Errand, Handover};
+use crate::output::Output;
+use crate::spread::WorkerIndex;
+use crate::time::Nanos;
+use crate::topology::{Port, PortKind, Topology};
+use crate::verdict::DropReason;
+
+impl<F: Frame> Worker<F> {
+    /// Returns the worker that keeps the flow of a packet that arrived here on `arrival`.
+    #[inline]
+    pub(super) fn keeper(
+        &self,
+        topology: &Topology,
+        arrival: &Port,
+        frame: &[u8],
+        ip: &IpHeaders,
+    ) -> WorkerIndex {
+        let me = self.config.index;
+        if topology.spread().workers() == 1 {
+            return me;
+        }
+        let to_pod = || topology.home(ip.destination).filter(|_| !topology.is_node_address(ip.destination));
+        match arrival.kind {
+            PortKind::Pod { .. } => me,
+            PortKind::Host { .. } => to_pod().unwrap_or(me),
+            PortKind::Uplink => match to_pod() {
+                Some(home) => home,
+                None => self.keeper_beyond(topology, arrival, frame, ip),
+            },
+        }
+    }
+
+    /// As [`Worker::keeper`], for a packet from an uplink that goes to no pod of this node.
+    fn keeper_beyond(
+        &self,
+        topology: &Topology,
+        arrival: &Port,
+        frame: &[u8],
+        ip: &IpHeaders,
+    ) -> WorkerIndex {
+        let me = self.config.index;
+        // What has no way is dropped by name where it is.
+        let Ok(path::Next::Ready(path) | path::Next::Unresolved(path, _)) =
+            path::resolve(topology, me, arrival, ip.destination)
+        else {
+            return me;
+        };
+        let Some(out) = topology.port(path.port) else { return me };
+        if !matches!(out.kind, PortKind::Uplink) {
+            return path.worker;
+        }
+        // An error belongs where the packet that it quotes does.
+        let quoted = if ip.is_icmp_error() { parse_quoted(frame, ip).ok() } else { None };
+        let of = quoted.as_ref().unwrap_or(ip);
+        let spread = topology.spread();
+        let carriers = spread.carriers(arrival.index).min(spread.carriers(out.index));
+        WorkerIndex(mix(of.source, of.destination) % carriers)
+    }
+
+    /// Sends a packet on by `path`: finished, or as it is to the worker that has the leg of the pod behind that port.
+    #[inline]
+    pub(super) fn leave(
+        &self,
+        passing: &Passing<'_>,
+        path: &Path,
+        errand: Errand,
+        frame: &mut F,
+        out: &mut Output<F>,
+    ) -> Result<Ending, Dropped> {
+        if path.second_leg && path.worker != self.config.index {
+            // Given to us already: the pod has moved since, and a packet changes hands once.
+            return match passing.errand {
+                Some(_) => Err(DropReason::NoPort.into()),
+                None => Ok(Ending::HandOver(path.worker, errand)),
+            };
+        }
+        finish::finish(frame, passing.port, passing.ip, path, out)
+    }
+
+    /// Takes packets from other workers to their ends, in order; `parcels` is empty afterwards.
+    pub fn handle_handovers(
+        &mut self,
+        view: View<'_>,
+        now: Nanos,
+        parcels: &mut Vec<Handover<F>>,
+        out: &mut Output<F>,
+    ) {
+        let burst = fast::Burst::taken(view, now);
+        let mut plain = [fast::Plain::NONE; BURST];
+        while !parcels.is_empty() {
+            let count = parcels.len().min(BURST);
+            for parcel in &parcels[..count] {
+                margay_accel::prefetch_lines(parcel.frame.data(), 1);
+            }
+            for (parcel, slot) in parcels[..count].iter().zip(&mut plain) {
+                *slot = match parcel.errand {
+                    Errand::Send => fast::Plain::NONE,
+                    Errand::Take | Errand::Judge(_) => fast::Plain::read(parcel.frame.data(), &self.flows),
+                };
+                self.flows.prefetch_index(slot.hash);
+            }
+            for read in &plain[..count] {
+                self.flows.prefetch_flow(read.hash);
+            }
+            for (parcel, read) in parcels.drain(..count).zip(&plain) {
+                let Handover { mut frame, port, errand } = parcel;
+                if errand == Errand::Send {
+                    out.transmit.push((port, frame));
+                    continue;
+                }
+                match self.fast(&burst, &mut frame, read, Some(errand)) {
+                    Some(exit) => exit.take(port, frame, out),
+                    None => self.take(view, now, Handover { frame, port, errand }, out),
+                }
+            }
+        }
+    }
+
+    /// Takes one packet that another worker gave us to its end, the long way.
+    fn take(&mut self, view: View<'_>, now: Nanos, parcel: Handover<F>, out: &mut Output<F>) {
+        let Handover { mut frame, port, errand } = parcel;
+        self.counters.taken += 1;
+        let prepared = self.prepare(frame.data());
+        let ip = match &prepared.parsed {
+            Ok(Parsed { packet: Packet::Ip(ip), .. }) => ip,
+            // The giver has read the very same bytes.
+            _ => return self.end(view, now, port, frame, None, DropReason::Truncated.into(), out),
+        };
+        let ended = match view.topology.port(port) {
+            Some(arrival) => {
+                let known = self.flows.find(&prepared.key, prepared.hash);
+                let passing = Passing { view, now, port: arrival, ip, arrival: None, errand: Some(errand) };
+                self.pass(&passing, &prepared, known, &mut frame, out)
+            }
+            None => Err(DropReason::NoPort.into()),
+        };
+        self.conclude(view, now, port, frame, Some(ip), ended, out);
+    }
+
+    /// Gives what was to be sent, from the output's position `first` on, and leaves by no queue of ours, to the worker whose queue it is.
+    #[inline]
+    pub(super) fn relay(&self, view: View<'_>, first: usize, out: &mut Output<F>) {
+        if view.topology.spread().workers() > 1 {
+            self.relay_some(view.topology, first, out);
+        }
+    }
+
+    fn relay_some(&self, topology: &Topology, first: usize, out: &mut Output<F>) {
+        let me = self.config.index;
+        let mut at = first;
+        while let Some((port, _)) = out.transmit.get(at) {
+            let carrier = topology.port(*port).map_or(me, |port| topology.spread().carrier(me, port));
+            if carrier == me {
+                at += 1;
+            } else {
+                let (port, frame) = out.transmit.remove(at);
+                out.handovers.push((carrier, Handover { frame, port, errand: Errand::Send }));
+            }
+        }
+    }
+
+    /// Notes that `count` packets which were to be judged elsewhere found no room there: they ended here after all.
+    pub fn handover_refused(&mut self, count: u64) {
+        self.counters.handed_over -= count;
+        self.counters.drops[DropReason::HandoverFull as usize] += count;
+    }
+}
+
+/// Returns a number that is the same for both directions.
+fn mix(one: IpAddr, other: IpAddr) -> u16 {
+    let (key, _) = FlowKey::new((one, 0), (other, 0), 0);
+    let (low, high) = key.ends(crate::flow::Side::Low);
+    let folded =
+        (low.address ^ high.address.rotate_left(17)) as u64 ^ ((low.address ^ high.address) >> 64) as u64;
+    (folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as u16
+}

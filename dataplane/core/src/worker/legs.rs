@@ -1,0 +1,309 @@
+//! The legs of a flow that this worker keeps: found, confirmed, judged anew.
+//!
+//! A flow has a leg at each pod of this node that it touches: the opener's egress, the other end's ingress. Both must approve (policy
+//! model 13.1). A worker keeps the legs of its own pods, in one entry when both are its own. The worker that a packet arrives at judges
+//! first; where the other leg is another worker's, that one judges the same packet second and goes by the first one's word for who opened
+//! the flow:
+//!
+//! * It knows the flow with the same opener: its own answer counts.
+//! * It does not know it, or with the other end as its opener (both began at once, or one of the two was refused): its leg is judged as
+//!   if the flow had begun this way. In the middle of a TCP connection only if the first leg has seen both ends speak.
+//! * The first leg was judged under another snapshot: both are judged here, so no packet is judged by halves of two.
+
+use margay_policy_engine::packet::PacketTuple;
+use margay_policy_engine::snapshot::{RuleRef, Snapshot};
+use margay_wire::parse::tcp_flags;
+use margay_wire::{Fragment, IpHeaders, Transport};
+
+use super::judge::Parties;
+use super::{Dropped, Passing, PolicyChangeFlowAction, Prepared, View, Worker, generation, judge, other};
+use crate::flow::{Arrival, Flow, FlowKey, State, key, tcp};
+use crate::frame::Frame;
+use crate::output::Output;
+use crate::time::Nanos;
+use crate::verdict::DropReason;
+
+/// What the flow table says about a packet.
+enum Known {
+    /// It belongs to the flow in this slot, which may pass.
+    Flow(u32, usize),
+    /// No flow, or one that this packet may not use.
+    Unknown,
+}
+
+impl<F: Frame> Worker<F> {
+    /// Returns the slot of the flow that the packet may use, and its direction, opening one where policy allows.
+    pub(super) fn leg(
+        &mut self,
+        passing: &Passing<'_>,
+        prepared: &Prepared,
+        known: Option<u32>,
+        out: &mut Output<F>,
+    ) -> Result<(u32, usize), Dropped> {
+        let (found, live) = match self.lookup(passing, prepared, known)? {
+            Known::Flow(slot, direction) => {
+                self.counters.flow_hits += 1;
+                ((slot, direction), true)
+            }
+            Known::Unknown => {
+                self.counters.flow_misses += 1;
+                (self.open(passing, out)?, false)
+            }
+        };
+        if let Some(told) = passing.told()
+            && told.generation != generation(passing.view)
+            && !(live && self.config.policy_change == PolicyChangeFlowAction::Keep)
+        {
+            self.judge_first_leg_too(passing.view, found.0)?;
+        }
+        Ok(found)
+    }
+
+    /// Judges the legs of a flow that other workers keep, under our snapshot.
+    #[cold]
+    fn judge_first_leg_too(&self, view: View<'_>, slot: u32) -> Result<(), Dropped> {
+        let flow = self.flows.flow(slot).ok_or(DropReason::InvalidState)?;
+        let tuple = flow.tuple();
+        let parties = Parties::of(view.topology, &tuple).not_at(self.config.index);
+        judge::judge(view, &self.config, &tuple, &parties).map(|_| ())
+    }
+
+    /// Finds the flow that `ip` belongs to and makes sure that it is still what it was judged as.
+    #[inline]
+    fn lookup(
+        &mut self,
+        passing: &Passing<'_>,
+        prepared: &Prepared,
+        known: Option<u32>,
+    ) -> Result<Known, Dropped> {
+        let Passing { view, now, ip, .. } = *passing;
+        let (side, slot) = match ip.fragment {
+            Fragment::Later { id } => {
+                let (key, side) =
+                    self.fragments.recall(ip, id, now).ok_or(DropReason::FragmentWithoutFirst)?;
+                let slot =
+                    self.flows.find(&key, self.flows.hash(&key)).ok_or(DropReason::FragmentWithoutFirst)?;
+                (side, slot)
+            }
+            _ => match known {
+                Some(slot) => (prepared.side, slot),
+                None => return Ok(Known::Unknown),
+            },
+        };
+        let flow = self.flows.flow(slot).ok_or(DropReason::InvalidState)?;
+        let direction = usize::from(side != flow.opener);
+        if flow.expires <= now {
+            self.flows.remove(slot);
+            return Ok(Known::Unknown);
+        }
+        // A SYN is judged whatever is remembered (policy model 13.6).
+        if let Transport::Tcp { flags, .. } = ip.transport
+            && tcp::opens(flags)
+        {
+            return Ok(Known::Unknown);
+        }
+        if passing.told().is_some_and(|told| told.forward != (direction == 0)) {
+            return Ok(Known::Unknown);
+        }
+        if (flow.snapshot, flow.topology) != (generation(view), view.topology.generation())
+            && !self.revalidate(view, slot)
+        {
+            return Ok(Known::Unknown);
+        }
+        let flow = self.flows.flow(slot).ok_or(DropReason::InvalidState)?;
+        if flow.approved { Ok(Known::Flow(slot, direction)) } else { Err(flow.refused()) }
+    }
+
+    /// Confirms the flow under the present snapshot and topology, judging it again where what it was judged by has changed.
+    /// Returns `false` when the flow is over: one of its ends is another endpoint now.
+    pub(super) fn revalidate(&mut self, view: View<'_>, slot: u32) -> bool {
+        let Some(flow) = self.flows.flow(slot) else { return false };
+        let tuple = flow.tuple();
+        let parties = Parties::of(view.topology, &tuple).at(self.config.index);
+        let old = flow.judged_by;
+        if !parties.are(&old) {
+            self.flows.remove(slot);
+            return false;
+        }
+        let renewed = judge::unchanged(view, &old, &tuple);
+        let keep = self.config.policy_change == PolicyChangeFlowAction::Keep && flow.approved;
+        let (refusal, judged_by) = if renewed || keep {
+            (flow.refusal, old)
+        } else {
+            self.counters.flow_rejudged += 1;
+            match judge::judge(view, &self.config, &tuple, &parties) {
+                Ok(judged_by) => (None, judged_by),
+                Err(refused) => {
+                    let by = judge::evidence(view, &tuple, &parties).unwrap_or(old);
+                    (Some((refused.reason, refused.rule.unwrap_or(NO_RULE))), by)
+                }
+            }
+        };
+        let generation = generation(view);
+        if let Some(flow) = self.flows.flow_mut(slot) {
+            flow.approved = refusal.is_none();
+            flow.refusal = refusal;
+            flow.judged_by = judged_by;
+            flow.snapshot = generation;
+            flow.topology = view.topology.generation();
+        }
+        true
+    }
+
+    /// Judges a packet that no flow is known for and remembers the answer. Returns the slot and the packet's direction.
+    fn open(&mut self, passing: &Passing<'_>, out: &mut Output<F>) -> Result<(u32, usize), Dropped> {
+        let Passing { view, now, port, ip, .. } = *passing;
+        let me = self.config.index;
+        let (key, side) = FlowKey::of(ip);
+        let tuple = judge::tuple(ip);
+        let all = Parties::of(view.topology, &tuple);
+        let parties = all.at(me);
+        if view.snapshot.is_some_and(Snapshot::has_log_rules) {
+            self.log(view, now, port.index, &tuple, &parties, out);
+        }
+        let in_mid_flow = match ip.transport {
+            Transport::Tcp { flags, .. } => !tcp::opens(flags),
+            Transport::Icmp { kind, .. } => key::is_icmp_reply(ip.protocol, kind),
+            _ => false,
+        };
+        let adopting = in_mid_flow && now < self.started + self.config.adoption_window;
+        let is_tcp = matches!(ip.transport, Transport::Tcp { .. });
+        let mut state = match ip.transport {
+            Transport::Tcp { .. } if in_mid_flow => State::Tcp(tcp::TcpState::ADOPTED),
+            Transport::Tcp { .. } => State::Tcp(tcp::TcpState::OPENING),
+            _ => State::Other { answered: false },
+        };
+        let told = passing.told().filter(|_| !is_tcp || in_mid_flow);
+        let (opener, judged_by) = if let Some(told) = told {
+            let spoken = matches!(told.state, State::Tcp(tcp) if tcp.established);
+            if in_mid_flow && !spoken {
+                return Err(DropReason::InvalidState.into());
+            }
+            state = told.state;
+            if told.forward {
+                (side, judge::judge(view, &self.config, &tuple, &parties)?)
+            } else {
+                let reversed = judge::reversed(&tuple);
+                let parties = Parties::of(view.topology, &reversed).at(me);
+                (other(side), judge::judge(view, &self.config, &reversed, &parties)?)
+            }
+        } else if !in_mid_flow || !all.any() {
+            (side, judge::judge(view, &self.config, &tuple, &parties)?)
+        } else if adopting && is_tcp {
+            // Either end may have opened it before we were here (PM-D19); both legs have a say in which of them it was.
+            match judge::judge(view, &self.config, &tuple, &all) {
+                Ok(_) => (side, judge::evidence(view, &tuple, &parties).ok_or(DropReason::NoPolicyYet)?),
+                Err(refused) => {
+                    let reversed = judge::reversed(&tuple);
+                    let all = Parties::of(view.topology, &reversed);
+                    judge::judge(view, &self.config, &reversed, &all).map_err(|_| refused)?;
+                    let by = judge::evidence(view, &reversed, &all.at(me));
+                    (other(side), by.ok_or(DropReason::NoPolicyYet)?)
+                }
+            }
+        } else {
+            return Err(DropReason::InvalidState.into());
+        };
+        let direction = usize::from(side != opener);
+        let snapshot = generation(view);
+        let topology = view.topology.generation();
+        if let Some(slot) = self.flows.find(&key, self.flows.hash(&key))
+            && let Some(flow) = self.flows.flow_mut(slot)
+            && flow.opener == opener
+            && matches!(flow.state, State::Tcp(state) if !state.is_over())
+        {
+            // A repeated SYN of a connection that lives: approved again, state kept.
+            (flow.approved, flow.refusal) = (true, None);
+            (flow.judged_by, flow.snapshot, flow.topology) = (judged_by, snapshot, topology);
+            return Ok((slot, direction));
+        }
+        let flow = Flow {
+            key,
+            opener,
+            icmp: tuple.icmp,
+            approved: true,
+            second: passing.told().is_some(),
+            refusal: None,
+            arrivals: [Arrival::default(); 2],
+            judged_by,
+            snapshot,
+            topology,
+            state,
+            expires: now,
+            paths: [None; 2],
+            packets: [0; 2],
+            bytes: [0; 2],
+        };
+        let slot = self.flows.insert(flow).ok_or(DropReason::FlowTableFull)?;
+        self.counters.flows = self.flows.len() as u64;
+        Ok((slot, direction))
+    }
+}
+
+/// Stands for "no rule" in a flow's refusal; no snapshot has so many.
+const NO_RULE: RuleRef = RuleRef(u32::MAX);
+
+impl Flow {
+    /// Returns who refused it.
+    pub(super) fn refused(&self) -> Dropped {
+        let (reason, rule) = self.refusal.unwrap_or((DropReason::NoPolicyYet, NO_RULE));
+        Dropped { reason, rule: (rule != NO_RULE).then_some(rule), error: None }
+    }
+
+    /// Returns the opening packet as policy saw it.
+    pub(super) fn tuple(&self) -> PacketTuple {
+        let (from, to) = self.key.ends(self.opener);
+        let ported = self.key.has_ports();
+        PacketTuple {
+            source: key::address(from.address),
+            destination: key::address(to.address),
+            protocol: self.key.protocol,
+            source_port: ported.then_some(from.port),
+            destination_port: ported.then_some(to.port),
+            icmp: self.icmp,
+        }
+    }
+
+    /// Takes a packet: state, lifetime, counters.
+    #[inline]
+    pub(super) fn observe(&mut self, direction: usize, ip: &IpHeaders, now: Nanos) {
+        let flags = match ip.transport {
+            Transport::Tcp { flags, .. } => flags,
+            _ => 0,
+        };
+        self.observe_parts(direction, ip.total_len, ip.protocol, flags, now);
+    }
+
+    /// As [`Flow::observe`]; `flags` is zero where there is no TCP header.
+    #[inline(always)]
+    pub(super) fn observe_parts(
+        &mut self,
+        direction: usize,
+        total_len: u16,
+        protocol: u8,
+        flags: u8,
+        now: Nanos,
+    ) {
+        self.packets[direction] += 1;
+        self.bytes[direction] += u64::from(total_len);
+        let lifetime = match &mut self.state {
+            State::Tcp(tcp) => {
+                if flags != 0 {
+                    // A new connection over an old one was judged by `open`, which replaced the entry.
+                    let live = flags & (tcp_flags::FIN | tcp_flags::RST | tcp_flags::ACK);
+                    tcp.observe(direction, live);
+                }
+                tcp.timeout()
+            }
+            State::Other { answered } => {
+                *answered |= direction == 1;
+                match protocol {
+                    margay_wire::protocol::UDP | margay_wire::protocol::UDPLITE => Nanos::from_secs(60),
+                    margay_wire::protocol::ICMP | margay_wire::protocol::ICMPV6 => Nanos::from_secs(5),
+                    _ => Nanos::from_secs(600),
+                }
+            }
+        };
+        self.expires = now + lifetime;
+    }
+}

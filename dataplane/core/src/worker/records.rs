@@ -1,0 +1,94 @@
+//! The flow table for people.
+
+use std::net::IpAddr;
+
+use margay_policy_engine::packet::{Direction, EndpointId};
+use margay_policy_engine::snapshot::Attribution;
+
+use super::{View, Worker, judge};
+use crate::flow::{Flow, State};
+use crate::frame::Frame;
+use crate::time::Nanos;
+
+/// One live flow, for `margay flows`.
+#[derive(Clone, Debug)]
+pub struct FlowRecord {
+    /// Who opened it.
+    pub source: IpAddr,
+    /// Whom it was opened to.
+    pub destination: IpAddr,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Transport source port, or ICMP identifier.
+    pub source_port: u16,
+    /// Transport destination port.
+    pub destination_port: u16,
+    /// State in words: `syn_sent`, `established`, `closing`, `reset`, `one_way`, `two_way`, `refused`.
+    pub state: &'static str,
+    /// Packets and bytes from the opener.
+    pub forward: (u64, u64),
+    /// Packets and bytes towards the opener.
+    pub reverse: (u64, u64),
+    /// Time until it is forgotten if nothing more comes.
+    pub expires_in: Nanos,
+    /// Sender's egress policy that let it pass, when the sender is a pod of this node.
+    pub egress: Option<Attribution>,
+    /// Receiver's ingress policy that let it pass, when the receiver is a pod of this node.
+    pub ingress: Option<Attribution>,
+}
+
+impl<F: Frame> Worker<F> {
+    /// Returns up to `limit` live flows, starting at table position `cursor`; the second value is the next cursor, `None` at the end.
+    ///
+    /// A flow with a leg at another worker is told by the worker that has its first. Attributions are those of the present snapshot: who would decide the flow's opening packet now.
+    pub fn flows(
+        &self,
+        view: View<'_>,
+        now: Nanos,
+        cursor: usize,
+        limit: usize,
+    ) -> (Vec<FlowRecord>, Option<usize>) {
+        let mut records = Vec::new();
+        for slot in cursor..self.flows.slots() {
+            if records.len() == limit {
+                return (records, Some(slot));
+            }
+            if let Some(flow) = self.flows.flow(slot as u32).filter(|flow| flow.expires > now && !flow.second)
+            {
+                records.push(flow.record(view, now));
+            }
+        }
+        (records, None)
+    }
+}
+
+impl Flow {
+    fn record(&self, view: View<'_>, now: Nanos) -> FlowRecord {
+        let tuple = self.tuple();
+        let (from, to) = self.key.ends(self.opener);
+        let by = |endpoint: Option<EndpointId>, direction: Direction| {
+            let snapshot = view.snapshot?;
+            let judgement = snapshot.judge(endpoint?, direction, &tuple)?;
+            snapshot.attribution(judgement.rule).cloned()
+        };
+        let judge::Parties { egress, ingress, .. } = judge::Parties::of(view.topology, &tuple);
+        FlowRecord {
+            source: tuple.source,
+            destination: tuple.destination,
+            protocol: self.key.protocol,
+            source_port: from.port,
+            destination_port: to.port,
+            state: match (self.approved, self.state) {
+                (false, _) => "refused",
+                (_, State::Tcp(tcp)) => tcp.as_str(),
+                (_, State::Other { answered: true }) => "two_way",
+                (_, State::Other { answered: false }) => "one_way",
+            },
+            forward: (self.packets[0], self.bytes[0]),
+            reverse: (self.packets[1], self.bytes[1]),
+            expires_in: self.expires - now,
+            egress: by(egress, Direction::Egress),
+            ingress: by(ingress, Direction::Ingress),
+        }
+    }
+}
