@@ -519,28 +519,6 @@ fn pods_are_closed_before_the_first_snapshot() {
 }
 
 #[test]
-fn later_fragments_follow_the_first() {
-    let mut node = Node::new();
-    node.apply(policy("no-udp", "b", Some(vec![rule(Action::Allow, Some(protocol::TCP))]), None));
-    let fragment = |to: &str, offset: u16, more: bool| {
-        let macs = Node::macs(POD_A);
-        let mut frame = build::udp(macs, (ip("10.0.1.2"), 1111), (ip(to), 53), &[0; 24]);
-        let field = offset | if more { 0x2000 } else { 0 };
-        frame[20..22].copy_from_slice(&field.to_be_bytes());
-        frame[18..20].copy_from_slice(&[0x12, 0x34]);
-        frame[24..26].fill(0);
-        let sum = checksum::of(&frame[14..34]);
-        frame[24..26].copy_from_slice(&sum.to_be_bytes());
-        frame
-    };
-    assert_eq!(node.send(POD_A, &fragment("10.0.2.9", 4, false)), Err(DropReason::FragmentWithoutFirst));
-    assert_eq!(node.forward(POD_A, &fragment("10.0.2.9", 0, true)).0, UPLINK);
-    assert_eq!(node.forward(POD_A, &fragment("10.0.2.9", 4, false)).0, UPLINK);
-    assert_eq!(node.send(POD_A, &fragment("10.0.1.3", 0, true)), Err(DropReason::PolicyIngress));
-    assert_eq!(node.send(POD_A, &fragment("10.0.1.3", 4, false)), Err(DropReason::FragmentWithoutFirst));
-}
-
-#[test]
 fn flows_are_listed_and_expire() {
     let mut node = Node::new();
     node.forward(POD_A, &udp(POD_A, "10.0.1.2", "10.0.1.3"));

@@ -104,3 +104,31 @@ pub fn arp(macs: Macs, operation: u16, sender: (MacAddr, [u8; 4]), target: (MacA
     }
     frame
 }
+
+/// Returns the fragment with bytes `start..end` of what follows the IP header of `whole`, a frame without options or extension headers.
+///
+/// Shape: `start` is a multiple of eight; `id` is 16 bits for IPv4.
+pub fn fragment(whole: &[u8], id: u32, (start, end): (usize, usize), more: bool) -> Vec<u8> {
+    let is_v4 = whole[12..14] == [0x08, 0x00];
+    let body = crate::ETHERNET_LEN + if is_v4 { 20 } else { 40 };
+    let (mut frame, part) = (whole[..body].to_vec(), &whole[body + start..body + end]);
+    if is_v4 {
+        let header = &mut frame[crate::ETHERNET_LEN..];
+        header[2..4].copy_from_slice(&((20 + part.len()) as u16).to_be_bytes());
+        header[4..6].copy_from_slice(&(id as u16).to_be_bytes());
+        let flags = (start / 8) as u16 | if more { 0x2000 } else { 0 };
+        header[6..8].copy_from_slice(&flags.to_be_bytes());
+        header[10..12].fill(0);
+        let sum = crate::checksum::of(header);
+        header[10..12].copy_from_slice(&sum.to_be_bytes());
+    } else {
+        let number = frame[20];
+        frame[18..20].copy_from_slice(&((8 + part.len()) as u16).to_be_bytes());
+        frame[20] = 44;
+        frame.extend_from_slice(&[number, 0]);
+        frame.extend_from_slice(&(start as u16 | u16::from(more)).to_be_bytes());
+        frame.extend_from_slice(&id.to_be_bytes());
+    }
+    frame.extend_from_slice(part);
+    frame
+}

@@ -16,6 +16,10 @@ pub enum Error {
     NoRoute,
     /// The destination does not answer on its link.
     HostUnreachable,
+    /// Nobody is there to take it.
+    PortUnreachable,
+    /// Policy forbids it, and says so.
+    Prohibited,
 }
 
 impl Error {
@@ -30,6 +34,11 @@ impl Error {
             (Self::NoRoute, false) => (1, 0, 0),
             (Self::HostUnreachable, true) => (3, 1, 0),
             (Self::HostUnreachable, false) => (1, 3, 0),
+            (Self::PortUnreachable, true) => (3, 3, 0),
+            (Self::PortUnreachable, false) => (1, 4, 0),
+            // RFC 1812 §5.2.7.1, RFC 4443 §3.1.
+            (Self::Prohibited, true) => (3, 13, 0),
+            (Self::Prohibited, false) => (1, 1, 0),
         }
     }
 }
@@ -39,10 +48,26 @@ fn quote_len(v4: bool, available: usize) -> usize {
     available.min(if v4 { 576 - 28 } else { 1280 - 48 })
 }
 
+/// Returns whether anything may be said about a packet: it is no ICMP error, no later fragment, and neither its addresses nor its
+/// Ethernet destination are a group's.
+///
+/// Source: RFC 1122 §3.2.2, RFC 1812 §4.3.2.7, RFC 4443 §2.4 (e).
+pub fn is_answerable(offending: &[u8], ip: &IpHeaders) -> bool {
+    let is_group =
+        |address: IpAddr| address.is_multicast() || address == IpAddr::V4(std::net::Ipv4Addr::BROADCAST);
+    let to_many = offending.first().is_none_or(|octet| octet & 1 != 0);
+    !(ip.is_icmp_error()
+        || matches!(ip.fragment, crate::Fragment::Later { .. })
+        || ip.source.is_unspecified()
+        || is_group(ip.source)
+        || is_group(ip.destination)
+        || to_many)
+}
+
 /// Writes into `out` the frame that tells the sender of `offending` what happened, from `source`.
 ///
 /// Shape: `out` has room for the result; `offending` is the whole frame that `ip` was parsed from. Returns the frame's length, or
-/// `None` when an error must not be sent (about an ICMP error, a later fragment, a group or unspecified source: RFC 1122 §3.2.2,
+/// `None` when an error must not be sent (about an ICMP error, a later fragment, to or from a group, from nobody: RFC 1122 §3.2.2,
 /// RFC 4443 §2.4 (e)) or does not fit.
 pub fn write_error(
     out: &mut [u8],
@@ -53,12 +78,7 @@ pub fn write_error(
     source_mac: MacAddr,
     destination_mac: MacAddr,
 ) -> Option<usize> {
-    let unanswerable = ip.is_icmp_error()
-        || matches!(ip.fragment, crate::Fragment::Later { .. })
-        || ip.source.is_unspecified()
-        || ip.source.is_multicast()
-        || ip.destination.is_multicast();
-    if unanswerable {
+    if !is_answerable(offending, ip) {
         return None;
     }
     let v4 = ip.source.is_ipv4();

@@ -5,7 +5,7 @@
 //! * [`parse()`] answers "what is it?" for one frame, in one pass, without allocation; malformed frames get a [`ParseError`].
 //! * [`quick`] reads the plain packet of a known flow in a few instructions.
 //! * [`checksum`] sums, completes and repairs.
-//! * [`arp`], [`ndisc`] and [`icmp`] are the few messages that the dataplane speaks itself, written over a received frame.
+//! * [`arp`], [`ndisc`], [`icmp`] and [`reset`] are the few messages that the dataplane speaks itself, written over a received frame.
 //! * [`build`] makes whole packets for tests, simulations and benches (etherparse lives here).
 
 pub mod arp;
@@ -16,6 +16,7 @@ pub mod mac;
 pub mod ndisc;
 pub mod parse;
 pub mod quick;
+pub mod reset;
 
 pub use mac::MacAddr;
 pub use parse::{Fragment, IpHeaders, Packet, ParseError, Parsed, Transport, parse};

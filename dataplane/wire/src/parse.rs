@@ -24,7 +24,7 @@ pub enum ParseError {
     SourceRouting,
     /// Impossible transport lengths or flags.
     BadTransport,
-    /// A tiny or overlong fragment (RFC 1858, RFC 5722).
+    /// A fragment that is tiny, overlong, empty or not in steps of eight bytes (RFC 1858, RFC 3128, RFC 8200 §4.5).
     BadFragment,
     /// Not Ethernet/IPv4 ARP (RFC 826).
     BadArp,
@@ -35,16 +35,41 @@ pub enum ParseError {
 pub enum Fragment {
     /// Not fragmented.
     None,
-    /// The first fragment; carries the transport header.
+    /// The first of several; carries the whole transport header.
     First {
         /// Identification.
         id: u32,
+        /// It holds the bytes `0..end` of what was fragmented.
+        end: u16,
     },
     /// Any other fragment.
     Later {
         /// Identification.
         id: u32,
+        /// It holds the bytes `start..end` of what was fragmented; `start` is not zero.
+        start: u16,
+        /// The byte behind its last.
+        end: u16,
+        /// More follow behind it.
+        more: bool,
     },
+}
+
+impl Fragment {
+    /// Says what a fragment is. `start` and `more` are its header's words, `payload` is its length in bytes, and `before` is what the whole
+    /// packet has in front of its first fragmented byte and counts towards 65,535.
+    fn new(id: u32, start: usize, payload: usize, more: bool, before: usize) -> Result<Self, ParseError> {
+        let whole = payload > 0 && (!more || payload.is_multiple_of(8));
+        match (start, more, u16::try_from(before + start + payload)) {
+            // An atomic fragment is a whole packet (RFC 6946).
+            (0, false, _) => Ok(Self::None),
+            (0, true, Ok(_)) if whole => Ok(Self::First { id, end: payload as u16 }),
+            (_, _, Ok(_)) if whole => {
+                Ok(Self::Later { id, start: start as u16, end: (start + payload) as u16, more })
+            }
+            _ => Err(ParseError::BadFragment),
+        }
+    }
 }
 
 /// What follows the IP header.
@@ -264,14 +289,7 @@ fn parse_ipv4(frame: &[u8], at: usize, depth: Depth) -> Result<IpHeaders, ParseE
     let more = flags & 0x2000 != 0;
     let id = u32::from(be16(header, 4));
     let payload = usize::from(total_len) - header_len;
-    let fragment = match (offset, more) {
-        (0, false) => Fragment::None,
-        (0, true) => Fragment::First { id },
-        _ if offset + payload > 65_535 || payload == 0 || (more && !payload.is_multiple_of(8)) => {
-            return Err(ParseError::BadFragment);
-        }
-        _ => Fragment::Later { id },
-    };
+    let fragment = Fragment::new(id, offset, payload, more, header_len)?;
     let [.., s0, s1, s2, s3, d0, d1, d2, d3] = *header;
     finish(
         frame,
@@ -328,6 +346,12 @@ fn parse_ipv6(frame: &[u8], at: usize, depth: Depth) -> Result<IpHeaders, ParseE
     let mut next = header[6];
     let mut offset = at + 40;
     let mut fragment = Fragment::None;
+    let mut seen_fragment_header = false;
+    // A first fragment must hold every header, or rules could be cheated (RFC 7112).
+    let short = |fragment: Fragment| match fragment {
+        Fragment::First { .. } => ParseError::BadFragment,
+        _ => ParseError::Truncated,
+    };
     for count in 0.. {
         let is_extension = matches!(next, 0 | 43 | 44 | 51 | 60);
         if !is_extension || matches!(fragment, Fragment::Later { .. }) {
@@ -336,23 +360,19 @@ fn parse_ipv6(frame: &[u8], at: usize, depth: Depth) -> Result<IpHeaders, ParseE
         if count == MAX_EXTENSION_HEADERS || (next == 0 && count != 0) {
             return Err(ParseError::BadIpv6Header);
         }
-        let Some(extension) = frame[..end].get(offset..offset + 8) else { return Err(ParseError::Truncated) };
+        let Some(extension) = frame[..end].get(offset..offset + 8) else { return Err(short(fragment)) };
         let len = match next {
+            // A second one could call a part the whole.
+            44 if seen_fragment_header => return Err(ParseError::BadIpv6Header),
             44 => {
                 let place = be16(extension, 2);
                 let id = u32::from_be_bytes([extension[4], extension[5], extension[6], extension[7]]);
                 let start = usize::from(place & 0xfff8);
                 let more = place & 1 != 0;
                 let payload = (at + usize::from(total_len)).saturating_sub(offset + 8);
-                fragment = match (start, more) {
-                    // An atomic fragment is a whole packet (RFC 6946).
-                    (0, false) => Fragment::None,
-                    (0, true) => Fragment::First { id },
-                    _ if start + payload > 65_535 || payload == 0 || (more && !payload.is_multiple_of(8)) => {
-                        return Err(ParseError::BadFragment);
-                    }
-                    _ => Fragment::Later { id },
-                };
+                let before = offset - at - 40;
+                fragment = Fragment::new(id, start, payload, more, before)?;
+                seen_fragment_header = true;
                 8
             }
             51 => (usize::from(extension[1]) + 2) * 4,
@@ -362,7 +382,7 @@ fn parse_ipv6(frame: &[u8], at: usize, depth: Depth) -> Result<IpHeaders, ParseE
         next = extension[0];
         offset += len;
         if offset > end {
-            return Err(ParseError::Truncated);
+            return Err(short(fragment));
         }
     }
     let address = |from: usize| {
@@ -398,8 +418,14 @@ fn finish(
     mut ip: IpHeaders,
 ) -> Result<IpHeaders, ParseError> {
     ip.transport_offset = offset as u16;
-    if matches!(ip.fragment, Fragment::Later { .. }) {
-        return Ok(ip);
+    if let Fragment::Later { start, .. } = ip.fragment {
+        // Nobody's first fragment ends within the transport header, so this one would overwrite it (RFC 1858 §3.2, RFC 3128).
+        let header = match ip.protocol {
+            protocol::TCP => 20,
+            protocol::SCTP => 12,
+            _ => 8,
+        };
+        return if start < header { Err(ParseError::BadFragment) } else { Ok(ip) };
     }
     let whole = depth == Depth::Outer;
     let short = if ip.fragment == Fragment::None { ParseError::Truncated } else { ParseError::BadFragment };
@@ -413,8 +439,12 @@ fn finish(
             let flags = if segment.len() > 13 { segment[13] } else { 0 };
             if whole {
                 let header_len = usize::from(segment[12] >> 4) * 4;
-                if header_len < 20 || header_len > segment.len() {
+                if header_len < 20 {
                     return Err(ParseError::BadTransport);
+                }
+                if header_len > segment.len() {
+                    let is_whole = ip.fragment == Fragment::None;
+                    return Err(if is_whole { ParseError::BadTransport } else { short });
                 }
                 let core = flags & (tcp_flags::FIN | tcp_flags::SYN | tcp_flags::RST | tcp_flags::ACK);
                 let both = |bits: u8| core & bits == bits;

@@ -77,10 +77,12 @@ fn ipv6_fragments_have_places() {
         let [high, low] = (offset | more).to_be_bytes();
         [0, high, low, 0, 0, 0, 7]
     };
-    let first = headers(&with_extensions(&[(44, &fragment(0, 1))], 17, &UDP_53));
-    assert_eq!((first.fragment, first.ports()), (Fragment::First { id: 7 }, Some((0x457, 53))));
+    let even = [&UDP_53[..], &[5, 6, 7, 8]].concat();
+    let first = headers(&with_extensions(&[(44, &fragment(0, 1))], 17, &even));
+    assert_eq!((first.fragment, first.ports()), (Fragment::First { id: 7, end: 16 }, Some((0x457, 53))));
     let later = headers(&with_extensions(&[(44, &fragment(8, 0))], 17, &UDP_53));
-    assert_eq!((later.fragment, later.transport), (Fragment::Later { id: 7 }, Transport::Other));
+    let place = Fragment::Later { id: 7, start: 8, end: 20, more: false };
+    assert_eq!((later.fragment, later.transport), (place, Transport::Other));
     let atomic = headers(&with_extensions(&[(44, &fragment(0, 0))], 17, &UDP_53));
     assert_eq!(atomic.fragment, Fragment::None, "RFC 6946");
     assert_eq!(
@@ -94,6 +96,56 @@ fn ipv6_fragments_have_places() {
         ParseError::BadFragment,
         "12 is no multiple of 8"
     );
+    let segment = [0u8; 16];
+    assert_eq!(
+        error(&with_extensions(&[(44, &fragment(8, 0))], 6, &segment)),
+        ParseError::BadFragment,
+        "would overwrite flags that rules have read (RFC 3128)"
+    );
+    assert_eq!(
+        error(&with_extensions(&[(44, &fragment(0, 1)), (44, &fragment(0, 0))], 17, &even)),
+        ParseError::BadIpv6Header,
+        "the second header would call the part a whole"
+    );
+    assert_eq!(
+        error(&with_extensions(&[(44, &fragment(0, 1)), (60, &[2, 0, 0, 0, 0, 0, 0])], 17, &even)),
+        ParseError::BadFragment,
+        "the header chain goes on in the next fragment (RFC 7112)"
+    );
+    // The hop-by-hop header before the fragment's counts: 8 + 65,512 + 16 is too long, 65,512 + 16 is not.
+    let hop: [u8; 7] = [0; 7];
+    let last = fragment(65_512, 0);
+    assert_eq!(error(&with_extensions(&[(0, &hop), (44, &last)], 17, &even)), ParseError::BadFragment);
+    assert!(matches!(
+        headers(&with_extensions(&[(44, &last)], 17, &even)).fragment,
+        Fragment::Later { start: 65_512, end: 65_528, .. }
+    ));
+}
+
+#[test]
+fn ipv4_fragments_have_places_and_tiny_ones_a_name() {
+    // 16 bytes of UDP and payload follow the header.
+    let place = |word: u16| edited(move |h| h[6..8].copy_from_slice(&word.to_be_bytes()));
+    assert_eq!(headers(&place(0x2000)).fragment, Fragment::First { id: 0, end: 16 });
+    let later = Fragment::Later { id: 0, start: 80, end: 96, more: true };
+    assert_eq!(headers(&place(0x2000 | 10)).fragment, later);
+    // 20 + 65,504 + 16 exceeds what one packet may have.
+    assert_eq!(error(&place(8188)), ParseError::BadFragment, "the whole would be longer than 65,535");
+    let tcp = |word: u16, len: usize| {
+        let mut frame = build::tcp(MACS, (ip("10.0.0.1"), 1), (ip("10.0.0.2"), 2), 2, &[0; 12]);
+        frame.truncate(34 + len);
+        frame[16..18].copy_from_slice(&(20 + len as u16).to_be_bytes());
+        frame[20..22].copy_from_slice(&word.to_be_bytes());
+        frame[24..26].fill(0);
+        let sum = checksum::of(&frame[14..34]);
+        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+        frame
+    };
+    assert_eq!(headers(&tcp(0x2000, 24)).fragment, Fragment::First { id: 0, end: 24 });
+    assert_eq!(error(&tcp(0x2000, 16)), ParseError::BadFragment, "flags not in the first (RFC 1858 §3.1)");
+    assert_eq!(error(&tcp(1, 24)), ParseError::BadFragment, "offset 1 (RFC 1858 §3.2)");
+    assert_eq!(error(&tcp(2, 24)), ParseError::BadFragment, "offset 2 still lies in the header");
+    assert!(matches!(headers(&tcp(3, 24)).fragment, Fragment::Later { start: 24, end: 48, more: false, .. }));
 }
 
 /// An IPv4 frame whose header is changed by `edit` and summed again.
@@ -341,5 +393,86 @@ proptest! {
         let fast = quick::read(&quickly).expect("a plain packet");
         quick::complete_if_partial(&mut quickly, &fast);
         prop_assert_eq!(&quickly, &frame);
+    }
+}
+
+/// Sequence number, acknowledgment number and flags of a TCP frame.
+fn numbers(frame: &[u8]) -> (u32, u32, u8) {
+    let at = usize::from(headers(frame).transport_offset);
+    let number = |at: usize| u32::from_be_bytes(frame[at..at + 4].try_into().expect("four bytes"));
+    (number(at + 4), number(at + 8), frame[at + 13])
+}
+
+#[test]
+fn a_reset_has_the_numbers_that_its_receiver_accepts() {
+    use margay_wire::reset;
+    let ends = [("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2")];
+    for (from, to) in ends {
+        let segment = |flags: u8, payload: &[u8]| {
+            let mut frame = build::tcp(MACS, (ip(from), 4000), (ip(to), 80), flags, payload);
+            let at = usize::from(headers(&frame).transport_offset);
+            frame[at + 4..at + 12].copy_from_slice(&[0xff, 0xff, 0xff, 0xfe, 0, 0, 0x12, 0x34]);
+            frame
+        };
+        let answer = |frame: &[u8]| {
+            let mut out = [0u8; 128];
+            let len = reset::write(&mut out, frame, &headers(frame), MACS.1, MACS.0)?;
+            Some(out[..len].to_vec())
+        };
+        for (flags, payload, expected) in [
+            (0x02, &b""[..], (0, 0xffff_ffff, 0x14)),
+            (0x02, &b"fast open"[..], (0, 8, 0x14)),
+            (0x01, &b"ab"[..], (0, 1, 0x14)),
+            (0x10, &b"abc"[..], (0x1234, 0, 0x04)),
+            (0x12, &b""[..], (0x1234, 0, 0x04)),
+        ] {
+            let reset = answer(&segment(flags, payload)).expect("answered");
+            assert_eq!(numbers(&reset), expected, "flags {flags:#x}");
+            let ip = headers(&reset);
+            assert_eq!((ip.source, ip.destination), (self::ip(to), self::ip(from)));
+            assert_eq!(ip.ports(), Some((80, 4000)));
+            assert_eq!((&reset[0..6], &reset[6..12]), (&MACS.0.0[..], &MACS.1.0[..]));
+            let segment = &reset[usize::from(ip.transport_offset)..];
+            let pseudo = checksum::pseudo_header(ip.source, ip.destination, 6, segment.len() as u32);
+            assert_eq!(checksum::fold(checksum::add(pseudo, segment)), 0xffff, "the sum is right");
+        }
+        assert_eq!(answer(&segment(0x04, b"")), None, "no reset answers a reset");
+        assert_eq!(answer(&segment(0x14, b"")), None);
+        assert_eq!(answer(&build::udp(MACS, (ip(from), 1), (ip(to), 2), b"")), None);
+    }
+}
+
+#[test]
+fn nothing_is_said_to_or_about_groups() {
+    let to_group = build::udp(MACS, (ip("10.0.0.1"), 1), (ip("224.1.1.1"), 2), b"");
+    assert!(!icmp::is_answerable(&to_group, &headers(&to_group)));
+    let mut over_broadcast = build::udp(MACS, (ip("10.0.0.1"), 1), (ip("10.0.0.2"), 2), b"");
+    assert!(icmp::is_answerable(&over_broadcast, &headers(&over_broadcast)));
+    over_broadcast[0..6].fill(0xff);
+    assert!(!icmp::is_answerable(&over_broadcast, &headers(&over_broadcast)));
+}
+
+proptest! {
+    #[test]
+    fn a_built_fragment_says_what_it_holds(
+        v4: bool, id: u16, start in 0usize..20, len in 1usize..40, more: bool,
+    ) {
+        let (from, to) = if v4 { ("10.0.0.1", "10.0.0.2") } else { ("fd00::1", "fd00::2") };
+        let whole = build::udp(MACS, (ip(from), 1), (ip(to), 2), &[7; 600]);
+        let (start, end) = (start * 8, start * 8 + len * 8);
+        let frame = build::fragment(&whole, id.into(), (start, end), more);
+        let expected = match (start, more) {
+            (0, false) => Fragment::None,
+            (0, true) => Fragment::First { id: id.into(), end: end as u16 },
+            _ => Fragment::Later { id: id.into(), start: start as u16, end: end as u16, more },
+        };
+        // A whole packet's UDP length is another, so a single fragment without successors is no datagram.
+        match parse(&frame) {
+            Ok(parsed) => match parsed.packet {
+                Packet::Ip(ip) => prop_assert_eq!(ip.fragment, expected),
+                Packet::Arp(_) => prop_assert!(false),
+            },
+            Err(error) => prop_assert_eq!((error, expected), (ParseError::BadTransport, Fragment::None)),
+        }
     }
 }

@@ -155,6 +155,7 @@ impl<F: Frame> Worker<F> {
             None => Err(DropReason::NoPort.into()),
         };
         self.conclude(view, now, port, frame, Some(ip), ended, out);
+        self.settle_fragments(view, now, out);
     }
 
     /// Gives what was to be sent, from the output's position `first` on, and leaves by no queue of ours, to the worker whose queue it is.

@@ -45,6 +45,10 @@ impl<F: Frame> Worker<F> {
                 self.counters.flow_hits += 1;
                 ((slot, direction), true)
             }
+            // Its first has passed, and the flow has ended since: there is nothing to judge it by.
+            Known::Unknown if matches!(passing.ip.fragment, Fragment::Later { .. }) => {
+                return Err(DropReason::FragmentWithoutFirst.into());
+            }
             Known::Unknown => {
                 self.counters.flow_misses += 1;
                 (self.open(passing, out)?, false)
@@ -77,19 +81,8 @@ impl<F: Frame> Worker<F> {
         known: Option<u32>,
     ) -> Result<Known, Dropped> {
         let Passing { view, now, ip, .. } = *passing;
-        let (side, slot) = match ip.fragment {
-            Fragment::Later { id } => {
-                let (key, side) =
-                    self.fragments.recall(ip, id, now).ok_or(DropReason::FragmentWithoutFirst)?;
-                let slot =
-                    self.flows.find(&key, self.flows.hash(&key)).ok_or(DropReason::FragmentWithoutFirst)?;
-                (side, slot)
-            }
-            _ => match known {
-                Some(slot) => (prepared.side, slot),
-                None => return Ok(Known::Unknown),
-            },
-        };
+        let Some(slot) = known else { return Ok(Known::Unknown) };
+        let side = prepared.side;
         let flow = self.flows.flow(slot).ok_or(DropReason::InvalidState)?;
         let direction = usize::from(side != flow.opener);
         if flow.expires <= now {

@@ -46,7 +46,7 @@ use crate::time::Nanos;
 use crate::topology::{Port, PortIndex, Topology};
 use crate::verdict::{Counters, DropReason};
 use finish::Waiting;
-use fragments::FirstFragments;
+use fragments::Fragments;
 use limits::Allowance;
 use sanity::Class;
 
@@ -104,6 +104,8 @@ enum Ending {
     Fragmented,
     /// Was turned into an answer, to go back where it came from.
     Answer,
+    /// Waits for the first fragment of its datagram.
+    Await { datagram: u16, errand: Option<Errand> },
     /// Waits for a next hop's address.
     Hold { path: crate::flow::Path, next_hop: IpAddr, ip: IpHeaders },
 }
@@ -115,6 +117,16 @@ struct Prepared {
     key: FlowKey,
     side: Side,
     hash: u64,
+}
+
+impl Prepared {
+    /// Returns the packet's headers, where it is IP and well-formed.
+    fn ip(&self) -> Option<&IpHeaders> {
+        match &self.parsed {
+            Ok(Parsed { packet: Packet::Ip(ip), .. }) => Some(ip),
+            _ => None,
+        }
+    }
 }
 
 /// Frames looked at together, so that what one of them needs from memory comes while the others are handled.
@@ -150,7 +162,7 @@ pub struct Worker<F> {
     config: WorkerConfig,
     counters: Counters,
     flows: FlowTable,
-    fragments: FirstFragments,
+    fragments: Fragments<F>,
     waiting: Vec<Waiting<F>>,
     started: Nanos,
     own_errors: Allowance,
@@ -163,11 +175,12 @@ impl<F: Frame> Worker<F> {
     /// Returns a worker that has seen nothing. `now` starts the adoption window.
     pub fn new(config: WorkerConfig, now: Nanos) -> Self {
         let flows = FlowTable::new(config.max_flows, config.hash_seed);
+        let fragments = Fragments::new(config.hash_seed);
         Self {
             config,
             counters: Counters::default(),
             flows,
-            fragments: FirstFragments::default(),
+            fragments,
             waiting: Vec::new(),
             started: now,
             own_errors: Allowance::new(200, now),
@@ -248,11 +261,8 @@ impl<F: Frame> Worker<F> {
     ) {
         self.counters.received += 1;
         let ended = self.process(view, now, port, &mut frame, prepared, out);
-        let ip = match &prepared.parsed {
-            Ok(Parsed { packet: Packet::Ip(ip), .. }) => Some(ip),
-            _ => None,
-        };
-        self.conclude(view, now, port, frame, ip, ended, out);
+        self.conclude(view, now, port, frame, prepared.ip(), ended, out);
+        self.settle_fragments(view, now, out);
     }
 
     /// Gives the frame where its ending says.
@@ -285,6 +295,10 @@ impl<F: Frame> Worker<F> {
             Ok(Ending::Fragmented) => {
                 self.counters.forwarded += 1;
                 out.recycle.push(frame);
+            }
+            Ok(Ending::Await { datagram, errand }) => {
+                self.counters.held += 1;
+                self.fragments.hold(datagram, frame, errand);
             }
             Ok(Ending::Hold { path, next_hop, ip }) => {
                 self.hold(view, now, port, frame, ip, path, next_hop, out)
@@ -333,6 +347,9 @@ impl<F: Frame> Worker<F> {
         if !checked {
             match sanity::addresses(view.topology, &self.config, port, parsed, ip)? {
                 Class::Forward => {}
+                Class::ForUs if ip.fragment != Fragment::None => {
+                    return Err(DropReason::FragmentForGateway.into());
+                }
                 Class::ForUs => return self.answer_for_gateway(port, frame, ip),
             }
         }
@@ -358,15 +375,26 @@ impl<F: Frame> Worker<F> {
         frame: &mut F,
         out: &mut Output<F>,
     ) -> Result<Ending, Dropped> {
-        let Passing { view, now, port, ip, .. } = *passing;
-        if ip.is_icmp_error() {
+        if passing.ip.fragment != Fragment::None {
+            return self.fragment(passing, prepared, known, frame, out);
+        }
+        if passing.ip.is_icmp_error() {
             return self.forward_related(passing, frame, out);
         }
-        let (slot, direction) = self.leg(passing, prepared, known, out)?;
-        if let Fragment::First { id } = ip.fragment {
-            let flow = self.flows.flow(slot).ok_or(DropReason::InvalidState)?;
-            self.fragments.remember(ip, id, flow.key, direction, flow.opener, now);
-        }
+        let leg = self.leg(passing, prepared, known, out)?;
+        self.depart(passing, leg, frame, out)
+    }
+
+    /// A packet that may pass goes by the path of its flow: (slot, direction).
+    #[inline]
+    fn depart(
+        &mut self,
+        passing: &Passing<'_>,
+        (slot, direction): (u32, usize),
+        frame: &mut F,
+        out: &mut Output<F>,
+    ) -> Result<Ending, Dropped> {
+        let Passing { view, now, port, ip, .. } = *passing;
         let flow = self.flows.flow_mut(slot).ok_or(DropReason::InvalidState)?;
         flow.observe(direction, ip, now);
         if let Some(arrival) = passing.arrival {
@@ -423,7 +451,7 @@ impl<F: Frame> Worker<F> {
     pub fn handle_timeout(&mut self, view: View<'_>, now: Nanos, out: &mut Output<F>) {
         self.flows.expire(now, 4096);
         self.counters.flows = self.flows.len() as u64;
-        self.fragments.expire(now);
+        self.expire_fragments(view, now, out);
         let first = out.transmit.len();
         self.release(view, now, out);
         self.relay(view, first, out);

@@ -51,6 +51,7 @@ pub struct Node {
     pub now: Nanos,
     pub builder: TopologyBuilder,
     generation: u64,
+    outstanding: usize,
 }
 
 fn pod(namespace: &str, name: &str, addresses: &[&str]) -> Object {
@@ -193,6 +194,7 @@ impl Node {
             now,
             builder,
             generation: 1,
+            outstanding: 0,
         }
     }
 
@@ -218,13 +220,12 @@ impl Node {
     pub fn send(&mut self, port: PortIndex, bytes: &[u8]) -> Result<Vec<(PortIndex, Vec<u8>)>, DropReason> {
         let before = self.worker.counters().clone();
         let view = View { snapshot: self.snapshot.as_deref(), topology: &self.topology };
+        self.outstanding += 1;
         self.worker.handle_frame(view, self.now, port, MemoryFrame::new(bytes), &mut self.out);
         let after = self.worker.counters();
         assert_eq!(after.received, after.endings(), "every received frame has exactly one ending");
         let dropped = DropReason::ALL.iter().find(|r| after.dropped(**r) != before.dropped(**r));
-        let sent: Vec<_> =
-            self.out.transmit.drain(..).map(|(port, frame)| (port, frame.data().to_vec())).collect();
-        self.out.recycle.clear();
+        let sent = self.collect();
         self.out.events.clear();
         match dropped {
             Some(reason) if sent.is_empty() => Err(*reason),
@@ -244,7 +245,20 @@ impl Node {
         self.now = self.now + by;
         let view = View { snapshot: self.snapshot.as_deref(), topology: &self.topology };
         self.worker.handle_timeout(view, self.now, &mut self.out);
+        self.collect()
+    }
+
+    /// Takes what left, and the frames that are free again.
+    fn collect(&mut self) -> Vec<(PortIndex, Vec<u8>)> {
+        let free = self.out.transmit.len() + self.out.recycle.len();
+        self.outstanding = self.outstanding.saturating_sub(free);
+        self.out.recycle.clear();
         self.out.transmit.drain(..).map(|(port, frame)| (port, frame.data().to_vec())).collect()
+    }
+
+    /// Returns how many frames the worker has and has not given back, where it was given no spare ones.
+    pub fn frames_out(&self) -> usize {
+        self.outstanding
     }
 
     /// Ethernet addresses of what a peer on `port` sends to us.
