@@ -1,9 +1,11 @@
-//! From an address to its identity, both families. Copies share what did not change.
+//! From an address to its identity, both families: a look-up table gives the cell, an array what the cell means. Copies share what did
+//! not change.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
+use super::cells::{CellId, Cells, Meanings, Replaced};
 use super::identities::Identities;
 use super::prefixes::{Bits, Prefix, Prefixes};
 use super::v4::V4;
@@ -131,38 +133,55 @@ impl Changed {
     }
 }
 
-/// Both look-up tables.
+/// Both look-up tables, and what their cells mean.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Addresses {
     v4: V4,
     v6: V6,
+    meanings: Meanings,
 }
 
 impl Addresses {
-    /// Brings the tables up to date with the store, within `changed`. Returns whether any address may mean something else now.
+    /// Brings the tables up to date with the store, within `changed`, and the meanings with the sources. Returns whether any address
+    /// means something else now.
     pub(crate) fn refresh(
         &mut self,
         changed: Changed,
         store: &Store,
-        identity_of: &impl Fn(u32) -> IdentityId,
+        cells: &mut Cells,
+        identity_of: impl Fn(u32) -> IdentityId,
         identities: &mut Identities,
     ) -> bool {
-        let mut is_other = false;
+        let mut replaced = Replaced::default();
         let v4 = changed.v4.cover(store.v4.len());
-        is_other |= self.v4.refresh(&v4, &store.v4, identity_of, identities);
+        self.v4.refresh(&v4, &store.v4, cells, &mut replaced);
         for prefix in changed.v6.cover(store.v6.len()) {
-            is_other |= self.v6.refresh(prefix, &store.v6, identity_of, identities);
+            self.v6.refresh(prefix, &store.v6, cells, &mut replaced);
         }
-        is_other
+        let is_other = cells.settle(identity_of, identities);
+        let before = std::mem::replace(&mut self.meanings, cells.meanings().clone());
+        is_other || replaced.matters(&before, &self.meanings)
+    }
+
+    /// Returns the cell of the address.
+    #[inline]
+    pub(crate) fn cell(&self, address: IpAddr) -> CellId {
+        match address {
+            IpAddr::V4(address) => self.v4.cell(u32::from(address)),
+            IpAddr::V6(address) => self.v6.cell(u128::from(address)),
+        }
+    }
+
+    /// Returns what every cell means.
+    #[inline]
+    pub(crate) fn meanings(&self) -> &Meanings {
+        &self.meanings
     }
 
     /// Returns what the address is.
     #[inline]
     pub(crate) fn identity(&self, address: IpAddr) -> IdentityId {
-        match address {
-            IpAddr::V4(address) => self.v4.identity(u32::from(address)),
-            IpAddr::V6(address) => self.v6.identity(u128::from(address)),
-        }
+        self.meanings.get(self.cell(address))
     }
 
     /// Asks for what [`Addresses::prefetch`] will read.
@@ -173,7 +192,7 @@ impl Addresses {
         }
     }
 
-    /// Asks for what [`Addresses::identity`] will read.
+    /// Asks for what [`Addresses::cell`] will read.
     #[inline]
     pub(crate) fn prefetch(&self, address: IpAddr) {
         if let IpAddr::V4(address) = address {
@@ -181,15 +200,16 @@ impl Addresses {
         }
     }
 
-    /// Shows every identity that some address has to `see`, some of them often.
-    pub(crate) fn for_each_identity(&self, mut see: impl FnMut(IdentityId)) {
-        self.v4.for_each_identity(&mut see);
-        self.v6.for_each_interval(|_, identity| see(identity));
+    /// Shows every cell that some address has to `see`, some of them often.
+    pub(crate) fn for_each_cell(&self, mut see: impl FnMut(CellId)) {
+        self.v4.for_each_cell(&mut see);
+        self.v6.for_each_interval(|_, cell| see(cell));
     }
 
     /// Shows the first address and the identity of every interval, family by family in order; neighbours may be equal.
     pub(crate) fn for_each_interval(&self, mut see: impl FnMut(IpAddr, IdentityId)) {
-        self.v4.for_each_interval(|start, identity| see(Ipv4Addr::from(start).into(), identity));
-        self.v6.for_each_interval(|start, identity| see(Ipv6Addr::from(start).into(), identity));
+        let means = |cell| self.meanings.get(cell);
+        self.v4.for_each_interval(|start, cell| see(Ipv4Addr::from(start).into(), means(cell)));
+        self.v6.for_each_interval(|start, cell| see(Ipv6Addr::from(start).into(), means(cell)));
     }
 }

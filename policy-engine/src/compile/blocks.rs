@@ -155,7 +155,7 @@ pub(crate) fn find(page: &[u32], number: u16) -> u32 {
 /// What the numbers with one high byte map to.
 pub(crate) enum Slot<'a> {
     Runs(&'a Runs),
-    /// One identity.
+    /// One value.
     Whole(u32),
     /// A block of another page.
     Block(&'a [u32], u32),
@@ -169,7 +169,7 @@ pub(crate) fn assemble<'a>(slot: impl Fn(usize) -> Slot<'a>) -> Page {
     for number in 0..SLOTS {
         let word = match slot(number) {
             Slot::Runs(runs) => runs.write(&mut blocks),
-            Slot::Whole(identity) => identity,
+            Slot::Whole(value) => value,
             Slot::Block(page, block) => {
                 let offset = blocks.len() as u32;
                 let first = (block & OFFSET) as usize;
@@ -204,9 +204,9 @@ impl PageMaker {
         Self { done: Vec::with_capacity(end - first), runs: Runs::default(), at: first, end }
     }
 
-    pub(crate) fn begin(&mut self, slot: usize, low: u8, identity: u32) {
+    pub(crate) fn begin(&mut self, slot: usize, low: u8, value: u32) {
         self.go_to(slot);
-        self.runs.begin(low, identity);
+        self.runs.begin(low, value);
     }
 
     /// Finishes every slot before `slot`; what an interval is goes on into the next slot.

@@ -512,16 +512,11 @@ impl Compiler {
 
     /// Returns whether any address means something else now.
     fn refresh_addresses(&mut self) -> bool {
-        let changed = self.sources.take_changed();
-        if changed.is_empty() {
+        if !self.sources.is_stirred() {
             return false;
         }
-        let mut addresses = Addresses::clone(&self.addresses);
-        let (store, identity_of, identities) = self.sources.parts();
-        let is_other = addresses.refresh(changed, store, &identity_of, identities);
-        if is_other {
-            self.addresses = Arc::new(addresses);
-        }
+        let is_other = self.sources.refresh(Arc::make_mut(&mut self.addresses));
+        self.sources.tidy(&self.addresses);
         is_other
     }
 
@@ -551,10 +546,9 @@ impl Compiler {
         }
     }
 
-    /// Forgets identities that no address and no source has, and rows that no identity needs.
+    /// Forgets identities that no cell and no source has, and rows that no identity needs.
     fn tidy(&mut self) {
         let mut used: HashSet<IdentityId, Hasher> = HashSet::default();
-        self.addresses.for_each_identity(|identity| used.extend([identity]));
         self.sources.for_each_identity(|identity| used.extend([identity]));
         let identities = self.sources.identities();
         let gone: HashSet<u32, Hasher> = identities.retain(&used).into_iter().map(|id| id.0).collect();

@@ -3,7 +3,8 @@
 //! ```text
 //!   objects          ─▶ sources     what has labels, addresses, or both        universe: labels to objects, as sets
 //!   peer expressions ─▶ sets        every distinct one is an address set with a number
-//!   prefixes         ─▶ addresses   longest-prefix match to an identity: the set of sets an address belongs to
+//!   prefixes         ─▶ addresses   longest-prefix match to a cell: who speaks for an address
+//!   cells            ─▶ identities  the set of sets that those who speak for it belong to
 //!   policies         ─▶ policies    which govern a pod or an interface of the host, in order
 //!                    ─▶ rules       per (policy, direction), shared by all that are governed by it
 //!                    ─▶ program     the rules of an endpoint as a row of bits: tier, policy and rule order is bit order
@@ -16,12 +17,14 @@
 
 pub(crate) mod addresses;
 pub(crate) mod blocks;
+pub(crate) mod cells;
 pub(crate) mod compiler;
 pub(crate) mod failsafe;
 pub(crate) mod identities;
 pub(crate) mod lists;
 pub(crate) mod numbers;
 pub(crate) mod paged;
+pub(crate) mod pods;
 pub(crate) mod policies;
 pub(crate) mod prefixes;
 pub(crate) mod program;

@@ -1,13 +1,12 @@
 //! Every prefix that means something to some set, and what the intervals between their edges mean.
 //!
 //! The store is the truth from which the look-up tables ([`super::v4`], [`super::v6`]) are made, piece by piece: a change of one prefix
-//! asks for the intervals within that prefix again and nothing else.
+//! asks for the intervals within that prefix again and nothing else. What an interval is, is a cell ([`super::cells`]).
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-use super::identities::Identities;
-use crate::packet::IdentityId;
+use super::cells::{CellId, Cells};
 
 /// Bit pattern of an address of one family.
 pub(crate) trait Bits: Copy + Ord + std::fmt::Debug {
@@ -126,31 +125,24 @@ impl<A: Bits> Prefixes<A> {
         self.known.len()
     }
 
-    fn own(
-        &self,
-        sources: Sources,
-        identity_of: &impl Fn(u32) -> IdentityId,
-        identities: &mut Identities,
-    ) -> IdentityId {
+    fn own(&self, sources: Sources, cells: &mut Cells) -> CellId {
         if sources.0 & MANY == 0 {
-            return identity_of(sources.0);
+            return cells.of(sources.0);
         }
         let list = &self.many[(sources.0 & !MANY) as usize];
-        list.iter().fold(IdentityId(0), |sum, source| identities.union(sum, identity_of(*source)))
+        list.iter().fold(CellId(0), |sum, source| {
+            let own = cells.of(*source);
+            cells.union(sum, own)
+        })
     }
 
-    /// Returns what an address in `prefix` is by everything strictly around that prefix.
-    pub(crate) fn around(
-        &self,
-        prefix: Prefix<A>,
-        identity_of: &impl Fn(u32) -> IdentityId,
-        identities: &mut Identities,
-    ) -> IdentityId {
-        let mut sum = IdentityId(0);
+    /// Returns the cell of an address in `prefix` by everything strictly around that prefix.
+    pub(crate) fn around(&self, prefix: Prefix<A>, cells: &mut Cells) -> CellId {
+        let mut sum = CellId(0);
         for length in (0..prefix.1).filter(|length| self.lengths[usize::from(*length)] > 0) {
             if let Some(sources) = self.known.get(&(prefix.0.network(length), length)) {
-                let own = self.own(*sources, identity_of, identities);
-                sum = identities.union(sum, own);
+                let own = self.own(*sources, cells);
+                sum = cells.union(sum, own);
             }
         }
         sum
@@ -158,32 +150,26 @@ impl<A: Bits> Prefixes<A> {
 
     /// Shows `emit` the intervals of `prefix` in order: each begins at an address and goes on to the next one. The first begins with
     /// the prefix. Neighbours may be equal.
-    pub(crate) fn intervals(
-        &self,
-        prefix: Prefix<A>,
-        identity_of: &impl Fn(u32) -> IdentityId,
-        identities: &mut Identities,
-        mut emit: impl FnMut(A, IdentityId),
-    ) {
-        let outer = self.around(prefix, identity_of, identities);
+    pub(crate) fn intervals(&self, prefix: Prefix<A>, cells: &mut Cells, mut emit: impl FnMut(A, CellId)) {
+        let outer = self.around(prefix, cells);
         let (first, last) = (prefix.0, prefix.0.broadcast(prefix.1));
         emit(first, outer);
-        let mut open: Vec<(A, IdentityId)> = vec![(last, outer)];
+        let mut open: Vec<(A, CellId)> = vec![(last, outer)];
         let inside: RangeInclusive<Prefix<A>> = (first, prefix.1)..=(last, A::LENGTH);
         for ((start, length), sources) in self.known.range(inside) {
             close(&mut open, Some(*start), &mut emit);
-            let own = self.own(*sources, identity_of, identities);
-            let around = open.last().map_or(outer, |(_, identity)| *identity);
-            let identity = identities.union(around, own);
-            emit(*start, identity);
-            open.push((start.broadcast(*length), identity));
+            let own = self.own(*sources, cells);
+            let around = open.last().map_or(outer, |(_, cell)| *cell);
+            let cell = cells.union(around, own);
+            emit(*start, cell);
+            open.push((start.broadcast(*length), cell));
         }
         close(&mut open, None, &mut emit);
     }
 }
 
 /// Leaves every open prefix that ends before `next`; the outermost is never left.
-fn close<A: Bits>(open: &mut Vec<(A, IdentityId)>, next: Option<A>, emit: &mut impl FnMut(A, IdentityId)) {
+fn close<A: Bits>(open: &mut Vec<(A, CellId)>, next: Option<A>, emit: &mut impl FnMut(A, CellId)) {
     while let [.., (_, outer), (last, _)] = open[..] {
         if next.is_some_and(|next| next <= last) {
             return;

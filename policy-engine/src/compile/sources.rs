@@ -1,26 +1,29 @@
 //! Everything that gives addresses a meaning: pods, host endpoints, network sets, services, nodes, and the CIDR lists of rules.
 //!
-//! Each is a *source* with a number, an identity (what it belongs to) and prefixes. A change of one object changes its own source, and
-//! only the addresses of sources whose identity or prefixes changed are looked at again:
+//! Each is a *source* with a number, an identity (what it belongs to) and prefixes; pods with equal labels and ports are one, their
+//! *class*. A change of one object changes its own source. Look-up tables know sources, not identities: where only the identity
+//! changed, they stay as they are.
 //!
 //! ```text
-//!   object ─▶ labels ─▶ sets ─▶ identity of the source ─┐
-//!          └▶ addresses ─────▶ owner of each address ───┴▶ store of prefixes ─▶ look-up tables
+//!   object ─▶ labels ─▶ sets ─▶ identity of the source ─────────────────────────▶ meaning of its cells
+//!          └▶ addresses ─────▶ holder of each address ─▶ store of prefixes ─▶ look-up tables ─▶ cells
 //! ```
 //!
-//! A source that belongs to nothing is not in the store, so what no rule on this node asks for costs nothing there.
+//! A source other than a class that belongs to nothing is not in the store, so what no rule on this node asks for costs nothing there.
 
 use std::collections::BTreeSet;
 use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use hashbrown::{HashMap, HashTable};
+use hashbrown::{HashMap, HashSet, HashTable};
 use ipnet::IpNet;
 use roaring::RoaringBitmap;
 
-use super::addresses::{AnyPrefix, Changed, Store};
+use super::addresses::{Addresses, AnyPrefix, Changed, Store};
+use super::cells::Cells;
 use super::identities::{Identities, Membership, SetId, triple};
+use super::pods::{Pods, take_from};
 use super::sets::{Set, SetKey, Sets};
 use super::universe::{Filing, LabelList, Universe};
 use crate::engine::LocalEndpoint;
@@ -29,7 +32,7 @@ use crate::model::{
     Pod,
 };
 use crate::packet::{EndpointId, IdentityId};
-use crate::resolve::{labels, owners};
+use crate::resolve::labels;
 use crate::selector::Selector;
 
 type Hasher = foldhash::fast::FixedState;
@@ -40,7 +43,8 @@ const MANY: u64 = 256;
 #[derive(Debug)]
 enum Kind {
     Free,
-    Pod(Arc<Pod>),
+    /// Pods with equal labels and ports, and how many they are.
+    Class(Box<[NamedPort]>, u32),
     HostEndpoint(Arc<HostEndpoint>),
     NetworkSet(Arc<NetworkSet>),
     Slice(Arc<EndpointSlice>),
@@ -52,7 +56,7 @@ enum Kind {
 impl Kind {
     fn ports(&self) -> &[NamedPort] {
         match self {
-            Self::Pod(pod) => &pod.ports,
+            Self::Class(ports, _) => ports,
             Self::HostEndpoint(endpoint) => &endpoint.ports,
             Self::Free | Self::NetworkSet(_) | Self::Slice(_) | Self::Node(_) | Self::Nets(_) => &[],
         }
@@ -60,8 +64,8 @@ impl Kind {
 
     fn for_each_prefix(&self, mut see: impl FnMut(AnyPrefix)) {
         match self {
-            // Addresses of pods have owners; see `Sources::settle`.
-            Self::Free | Self::Pod(_) => {}
+            // Addresses of pods have holders; see `Sources::settle`.
+            Self::Free | Self::Class(..) => {}
             Self::HostEndpoint(endpoint) => endpoint.expected_ips.iter().for_each(|ip| see((*ip).into())),
             Self::NetworkSet(set) => set.nets.iter().for_each(|net| see((*net).into())),
             Self::Slice(slice) => slice.addresses.iter().for_each(|ip| see((*ip).into())),
@@ -90,7 +94,8 @@ pub(crate) struct Sources {
     free: Vec<u32>,
     /// Freed in this publication; a number that the store may still hold is not given out again.
     retired: Vec<u32>,
-    pods: HashTable<u32>,
+    pods: Pods,
+    classes: HashTable<u32>,
     host_endpoints: HashMap<String, u32, Hasher>,
     network_sets: HashMap<NetworkSetKey, u32, Hasher>,
     slices: HashMap<NamespacedName, u32, Hasher>,
@@ -104,34 +109,23 @@ pub(crate) struct Sources {
     declaring: HashMap<String, RoaringBitmap, Hasher>,
     /// Slices of a Service.
     of_service: HashMap<NamespacedName, BTreeSet<u32>, Hasher>,
-    /// Which pod claims an address by its status; where more than one does, the others are in `rivals`.
-    claims: HashMap<IpAddr, u32, Hasher>,
-    rivals: HashMap<IpAddr, BTreeSet<u32>, Hasher>,
-    of_nodes: HashMap<IpAddr, u32, Hasher>,
-    on_node: HashMap<String, RoaringBitmap, Hasher>,
-    locals: HashMap<EndpointId, LocalEndpoint, Hasher>,
-    locals_at: HashMap<IpAddr, BTreeSet<EndpointId>, Hasher>,
-    locals_of: HashMap<NamespacedName, BTreeSet<EndpointId>, Hasher>,
-    /// Which pod's source is in the store for an address.
+    /// Which class is in the store for an address.
     placed: HashMap<IpAddr, u32, Hasher>,
     store: Store,
+    cells: Cells,
     identities: Identities,
-    trusts_annotations: bool,
 
     // Of one publication:
     label_lists: HashMap<LabelInputs, LabelList, Hasher>,
     /// Sources that every set has to be asked about.
     fresh: RoaringBitmap,
-    /// Addresses that may have another owner, or an owner of another identity.
-    unsettled: Vec<IpAddr>,
     /// Prefixes whose meaning may have changed.
     changed: Changed,
-    /// Local endpoints whose pod came, changed or went.
-    stirred: BTreeSet<EndpointId>,
 }
 
-fn hash_of(key: &NamespacedName) -> u64 {
-    Hasher::default().hash_one(key)
+fn hash_of(labels: &LabelList, ports: &[NamedPort]) -> u64 {
+    let ports: Vec<_> = ports.iter().map(|port| (&port.name, port.protocol, port.port)).collect();
+    Hasher::default().hash_one((labels, ports))
 }
 
 impl Sources {
@@ -158,25 +152,16 @@ impl Sources {
     }
 
     fn drop_source(&mut self, number: u32) {
-        self.set_identity(number, IdentityId(0));
-        let source = &mut self.sources[number as usize];
-        source.kind = Kind::Free;
-        source.labels = LabelList::default();
+        self.take_out(number);
+        self.sources[number as usize] =
+            Source { kind: Kind::Free, labels: LabelList::default(), identity: IdentityId(0) };
         self.fresh.remove(number);
         self.retired.push(number);
     }
 
-    fn pod(&self, key: &NamespacedName) -> Option<u32> {
-        self.pods.find(hash_of(key), |number| self.is_pod(*number, key)).copied()
-    }
-
-    fn is_pod(&self, number: u32, key: &NamespacedName) -> bool {
-        matches!(&self.sources[number as usize].kind, Kind::Pod(pod) if pod.key == *key)
-    }
-
     /// Returns the labels of a pod, as policy sees them.
     pub(crate) fn pod_labels(&self, key: &NamespacedName) -> Option<&LabelList> {
-        self.pod(key).map(|number| &self.sources[number as usize].labels)
+        self.pods.class(key).map(|class| &self.sources[class as usize].labels)
     }
 
     /// Returns the labels of a host endpoint, as policy sees them.
@@ -186,119 +171,75 @@ impl Sources {
 
     /// Returns the local endpoints that something happened to since the last call.
     pub(crate) fn take_stirred(&mut self) -> BTreeSet<EndpointId> {
-        std::mem::take(&mut self.stirred)
+        self.pods.take_stirred()
     }
 
     /// Whether annotations count where a pod's status has no address (PM-D24).
     pub(crate) fn trust_annotations(&mut self, trusts: bool) {
-        if self.trusts_annotations == trusts {
-            return;
-        }
-        let pods: Vec<u32> = self.pods.iter().copied().collect();
-        for number in &pods {
-            self.unsettle(*number);
-            self.unclaim(*number);
-        }
-        self.trusts_annotations = trusts;
-        for number in pods {
-            self.claim(number);
-            self.unsettle(number);
-        }
+        self.pods.trust_annotations(trusts);
     }
 
     /// Takes in what a local endpoint is now.
     pub(crate) fn follow_local(&mut self, id: EndpointId, now: Option<&LocalEndpoint>) {
-        let before = self.locals.get(&id);
-        if before == now {
-            return;
-        }
-        let (before, now) = (before.cloned(), now.cloned());
-        self.stirred.insert(id);
-        if let Some(before) = &before {
-            for address in &before.addresses {
-                take_from(&mut self.locals_at, address, &id);
-            }
-            take_from(&mut self.locals_of, &before.pod, &id);
-        }
-        if let Some(now) = &now {
-            for address in &now.addresses {
-                self.locals_at.entry(*address).or_default().insert(id);
-            }
-            self.locals_of.entry(now.pod.clone()).or_default().insert(id);
-        }
-        for local in [&before, &now].into_iter().flatten() {
-            self.unsettled.extend_from_slice(&local.addresses);
-            // Whether the pod is local decides whether its status counts.
-            if let Some(number) = self.pod(&local.pod) {
-                self.unsettle(number);
-            }
-        }
-        match now {
-            Some(now) => drop(self.locals.insert(id, now)),
-            None => drop(self.locals.remove(&id)),
-        }
-    }
-
-    /// Marks every address that a pod may own.
-    fn unsettle(&mut self, number: u32) {
-        let Kind::Pod(pod) = &self.sources[number as usize].kind else { return };
-        self.unsettled.extend_from_slice(owners::claimed(pod, self.trusts_annotations));
-        for local in self.locals_of.get(&pod.key).into_iter().flatten() {
-            self.unsettled.extend(self.locals.get(local).into_iter().flat_map(|local| &local.addresses));
-        }
+        self.pods.follow_local(id, now);
     }
 
     /// Takes in what a pod is now.
     pub(crate) fn follow_pod(&mut self, model: &Model, key: &NamespacedName) {
-        let now = model.pods.get(key);
-        let before = self.pod(key);
-        self.stirred.extend(self.locals_of.get(key).into_iter().flatten());
-        if let Some(number) = before {
-            self.unsettle(number);
-            self.unclaim(number);
+        let now = model.pods.get(key).map(|pod| {
+            let labels = self.labels_of_pod(model, pod);
+            (Arc::clone(pod), self.join_class(labels, &pod.ports))
+        });
+        if let Some(class) = self.pods.follow(key, now) {
+            self.leave_class(class);
         }
-        let Some(now) = now else {
-            if let Some(number) = before {
-                self.set_ports(number, false);
-                self.universe.remove(number, &Arc::clone(&self.sources[number as usize].labels));
-                if let Ok(entry) = self.pods.find_entry(hash_of(key), |other| *other == number) {
-                    entry.remove();
-                }
-                self.drop_source(number);
-            }
-            return;
-        };
-        let labels = self.labels_of_pod(model, now);
-        let number = match before {
-            Some(number) => {
-                self.change(number, Kind::Pod(Arc::clone(now)), labels);
-                number
-            }
-            None => {
-                let number = self.add(Kind::Pod(Arc::clone(now)), labels);
-                let sources = &self.sources;
-                self.pods.insert_unique(hash_of(key), number, |number| {
-                    match &sources[*number as usize].kind {
-                        Kind::Pod(pod) => hash_of(&pod.key),
-                        _ => 0,
-                    }
-                });
-                self.appear(number);
-                number
-            }
-        };
-        self.claim(number);
-        self.unsettle(number);
     }
 
     /// Takes in labels that a pod inherits from something that changed.
     pub(crate) fn follow_inherited(&mut self, model: &Model, pod: &Arc<Pod>) {
-        let Some(number) = self.pod(&pod.key) else { return };
         let labels = self.labels_of_pod(model, pod);
-        if *labels != *self.sources[number as usize].labels {
-            self.stirred.extend(self.locals_of.get(&pod.key).into_iter().flatten());
-            self.change(number, Kind::Pod(Arc::clone(pod)), labels);
+        if self.pod_labels(&pod.key).is_some_and(|known| *known != labels) {
+            self.follow_pod(model, &pod.key);
         }
+    }
+
+    /// Returns the class of pods with these labels and ports; it has one more.
+    fn join_class(&mut self, labels: LabelList, ports: &[NamedPort]) -> u32 {
+        let hash = hash_of(&labels, ports);
+        let is_it = |number: &u32| {
+            let source = &self.sources[*number as usize];
+            source.labels == labels && source.kind.ports() == ports
+        };
+        let known = self.classes.find(hash, is_it).copied();
+        let number = known.unwrap_or_else(|| {
+            let number = self.add(Kind::Class(ports.into(), 0), labels);
+            let sources = &self.sources;
+            self.classes.insert_unique(hash, number, |number| {
+                let source = &sources[*number as usize];
+                hash_of(&source.labels, source.kind.ports())
+            });
+            self.appear(number);
+            number
+        });
+        if let Kind::Class(_, pods) = &mut self.sources[number as usize].kind {
+            *pods += 1;
+        }
+        number
+    }
+
+    /// A class has one pod less; with the last one it goes.
+    fn leave_class(&mut self, number: u32) {
+        let source = &mut self.sources[number as usize];
+        let Kind::Class(_, pods) = &mut source.kind else { return };
+        *pods -= 1;
+        if *pods > 0 {
+            return;
+        }
+        let hash = hash_of(&source.labels, source.kind.ports());
+        if let Ok(entry) = self.classes.find_entry(hash, |other| *other == number) {
+            entry.remove();
+        }
+        self.disappear(number);
     }
 
     fn labels_of_pod(&mut self, model: &Model, pod: &Arc<Pod>) -> LabelList {
@@ -326,6 +267,13 @@ impl Sources {
         self.universe.insert(number, &labels);
         self.set_ports(number, true);
         self.fresh.insert(number);
+    }
+
+    /// And no longer.
+    fn disappear(&mut self, number: u32) {
+        self.set_ports(number, false);
+        self.universe.remove(number, &Arc::clone(&self.sources[number as usize].labels));
+        self.drop_source(number);
     }
 
     /// A labelled source is another one now.
@@ -365,45 +313,6 @@ impl Sources {
         }
     }
 
-    fn claim(&mut self, number: u32) {
-        let Kind::Pod(pod) = &self.sources[number as usize].kind else { return };
-        if let Some(node) = &pod.node {
-            self.on_node.entry_ref(node.as_str()).or_default().insert(number);
-        }
-        for address in owners::claimed(pod, self.trusts_annotations) {
-            let first = *self.claims.entry(*address).or_insert(number);
-            if first != number {
-                self.rivals.entry(*address).or_default().insert(number);
-            }
-        }
-    }
-
-    fn unclaim(&mut self, number: u32) {
-        let Kind::Pod(pod) = &self.sources[number as usize].kind else { return };
-        if let Some(node) = &pod.node
-            && let Some(pods) = self.on_node.get_mut(node)
-        {
-            pods.remove(number);
-            if pods.is_empty() {
-                self.on_node.remove(node);
-            }
-        }
-        for address in owners::claimed(pod, self.trusts_annotations) {
-            if self.claims.get(address) != Some(&number) {
-                take_from(&mut self.rivals, address, &number);
-                continue;
-            }
-            let next = self.rivals.get(address).and_then(|rivals| rivals.first().copied());
-            match next {
-                Some(next) => {
-                    self.claims.insert(*address, next);
-                    take_from(&mut self.rivals, address, &next);
-                }
-                None => drop(self.claims.remove(address)),
-            }
-        }
-    }
-
     /// Takes in what a host endpoint is now.
     pub(crate) fn follow_host_endpoint(
         &mut self,
@@ -436,9 +345,7 @@ impl Sources {
     fn follow_labelled(&mut self, before: Option<u32>, now: Option<(Kind, Labels)>) -> Option<u32> {
         let Some((kind, labels)) = now else {
             if let Some(number) = before {
-                self.set_ports(number, false);
-                self.universe.remove(number, &Arc::clone(&self.sources[number as usize].labels));
-                self.drop_source(number);
+                self.disappear(number);
             }
             return None;
         };
@@ -479,34 +386,20 @@ impl Sources {
 
     /// Takes in what a Node is now.
     pub(crate) fn follow_node(&mut self, model: &Model, sets: &Sets, name: &str) {
-        let before = self.nodes.get(name).copied();
+        let now = model.nodes.get(name);
+        let before = self.nodes.remove(name);
+        let node = before.and_then(|number| match &self.sources[number as usize].kind {
+            Kind::Node(node) => Some(&**node),
+            _ => None,
+        });
+        self.pods.follow_node(name, node, now.map(|node| &**node));
         if let Some(number) = before {
-            if let Kind::Node(node) = &self.sources[number as usize].kind {
-                for address in &node.addresses {
-                    if let Some(count) = self.of_nodes.get_mut(address) {
-                        *count -= 1;
-                        if *count == 0 {
-                            self.of_nodes.remove(address);
-                        }
-                    }
-                    self.unsettled.push(*address);
-                }
-            }
-            self.nodes.remove(name);
             self.drop_source(number);
         }
-        if let Some(now) = model.nodes.get(name) {
-            for address in &now.addresses {
-                *self.of_nodes.entry(*address).or_default() += 1;
-                self.unsettled.push(*address);
-            }
+        if let Some(now) = now {
             let number = self.add(Kind::Node(Arc::clone(now)), LabelList::default());
             self.nodes.insert(name.to_owned(), number);
             self.ask_node(sets, number);
-        }
-        // Its podCIDRs decide what its pods may claim.
-        for number in self.on_node.get(name).cloned().into_iter().flatten() {
-            self.unsettle(number);
         }
     }
 
@@ -685,21 +578,16 @@ impl Sources {
         if source.identity == identity {
             return;
         }
-        if matches!(source.kind, Kind::Pod(_)) {
-            self.sources[number as usize].identity = identity;
-            return self.unsettle(number);
-        }
-        let (was_in, is_in) = (source.identity.0 != 0, identity.0 != 0);
+        let is_class = matches!(source.kind, Kind::Class(..));
+        let (was_in, is_in) = (source.identity.0 != 0 && !is_class, identity.0 != 0 && !is_class);
         if was_in && !is_in {
             self.take_out(number);
         }
         self.sources[number as usize].identity = identity;
-        if !was_in && is_in {
+        if is_in && !was_in {
             self.put_in(number);
-        } else if was_in && is_in {
-            let Self { sources, changed, .. } = self;
-            sources[number as usize].kind.for_each_prefix(|prefix| changed.push(prefix));
         }
+        self.cells.stir(number);
     }
 
     fn take_out(&mut self, number: u32) {
@@ -733,84 +621,59 @@ impl Sources {
         }
     }
 
-    /// Finds the owner of every unsettled address, and puts it in the store.
+    /// Finds the holder of every unsettled address, and puts its class in the store.
     pub(crate) fn settle(&mut self, model: &Model) {
-        let mut unsettled = std::mem::take(&mut self.unsettled);
-        unsettled.sort_unstable();
-        unsettled.dedup();
-        for address in unsettled {
-            let owner = self.owner(model, address);
-            let owner = owner.filter(|number| self.sources[*number as usize].identity.0 != 0);
-            let placed = self.placed.get(&address).copied();
-            if owner.is_none() && placed.is_none() {
+        for address in self.pods.take_unsettled() {
+            let holder = self.pods.holder(model, address);
+            let placed = match holder {
+                Some(class) => self.placed.insert(address, class),
+                None => self.placed.remove(&address),
+            };
+            if holder == placed {
                 continue;
             }
-            if owner != placed {
-                if let Some(placed) = placed {
-                    self.store.remove(address.into(), placed);
-                    self.placed.remove(&address);
-                }
-                if let Some(owner) = owner {
-                    self.store.add(address.into(), owner);
-                    self.placed.insert(address, owner);
-                }
+            if let Some(placed) = placed {
+                self.store.remove(address.into(), placed);
+            }
+            if let Some(holder) = holder {
+                self.store.add(address.into(), holder);
             }
             self.changed.push(address.into());
         }
+    }
+
+    /// Brings `addresses` up to date. Returns whether any address means something else now.
+    pub(crate) fn refresh(&mut self, addresses: &mut Addresses) -> bool {
+        let Self { store, sources, identities, cells, changed, .. } = self;
+        let identity_of = |number: u32| sources[number as usize].identity;
+        let is_other = addresses.refresh(std::mem::take(changed), store, cells, identity_of, identities);
+        // Sources that went are in no table now.
+        cells.retire(&self.retired);
         self.free.append(&mut self.retired);
+        is_other
     }
 
-    /// The pod that `address` belongs to. The CNI result outranks every status, because it is what the interface really has; among
-    /// statuses the pod that started later wins, because an address is free at CNI DEL while the old Pod object lives on for seconds.
-    fn owner(&self, model: &Model, address: IpAddr) -> Option<u32> {
-        if let Some(local) = self.locals_at.get(&address).and_then(|locals| locals.last()) {
-            let pod = owners::pod_of(model, self.locals.get(local)?)?;
-            return self.pod(&pod.key);
+    /// Whether [`Sources::refresh`] has something to do.
+    pub(crate) fn is_stirred(&self) -> bool {
+        !self.changed.is_empty() || self.cells.is_stirred() || !self.retired.is_empty()
+    }
+
+    /// Forgets cells that `addresses` do not have.
+    pub(crate) fn tidy(&mut self, addresses: &Addresses) {
+        if self.cells.is_crowded() {
+            let mut used = HashSet::default();
+            addresses.for_each_cell(|cell| used.extend([cell]));
+            self.cells.retain(&used);
         }
-        if self.of_nodes.contains_key(&address) {
-            return None;
-        }
-        let rivals = self.rivals.get(&address).into_iter().flatten();
-        let mut best: Option<(u32, &Pod)> = None;
-        for number in self.claims.get(&address).into_iter().chain(rivals) {
-            let Kind::Pod(pod) = &self.sources[*number as usize].kind else { continue };
-            let is_candidate = pod.node.is_some()
-                && !self.locals_of.contains_key(&pod.key)
-                && owners::in_pod_cidrs(model, pod, address);
-            if is_candidate && best.is_none_or(|(_, best)| owners::outranks(pod, best)) {
-                best = Some((*number, pod));
-            }
-        }
-        best.map(|(number, _)| number)
     }
 
-    /// Lets `refresh` bring a table up to date within what changed since the last call.
-    pub(crate) fn take_changed(&mut self) -> Changed {
-        std::mem::take(&mut self.changed)
-    }
-
-    /// Returns what a refresh of the tables reads, and what it numbers identities with.
-    pub(crate) fn parts(&mut self) -> (&Store, impl Fn(u32) -> IdentityId + '_, &mut Identities) {
-        let Self { store, sources, identities, .. } = self;
-        (store, |number: u32| sources[number as usize].identity, identities)
-    }
-
-    /// Shows the identity of every source.
+    /// Shows the identity of every source and of every cell.
     pub(crate) fn for_each_identity(&self, mut see: impl FnMut(IdentityId)) {
         self.sources.iter().for_each(|source| see(source.identity));
+        self.cells.for_each_identity(see);
     }
 }
 
 fn service_of(slice: &EndpointSlice) -> NamespacedName {
     NamespacedName { namespace: slice.key.namespace.clone(), name: slice.service.clone() }
-}
-
-/// Takes `item` out of the set at `key`, and the set with its last item.
-fn take_from<K: std::hash::Hash + Eq, T: Ord>(map: &mut HashMap<K, BTreeSet<T>, Hasher>, key: &K, item: &T) {
-    if let Some(items) = map.get_mut(key) {
-        items.remove(item);
-        if items.is_empty() {
-            map.remove(key);
-        }
-    }
 }

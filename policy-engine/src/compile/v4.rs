@@ -1,7 +1,7 @@
-//! IPv4 addresses to identities: two bytes by direct table, the other two by a page of [`super::blocks`].
+//! IPv4 addresses to cells: two bytes by direct table, the other two by a page of [`super::blocks`].
 //!
 //! ```text
-//!   root[256] ─▶ middle[256] ─▶ page of a /16 ─▶ identity
+//!   root[256] ─▶ middle[256] ─▶ page of a /16 ─▶ cell
 //! ```
 //!
 //! A page with few prefixes in it is one or two cache lines, whatever their length. Middles and pages are shared with earlier tables
@@ -12,9 +12,8 @@ use std::sync::{Arc, LazyLock};
 use super::blocks::{
     self, DIRECT, Page, PageMaker, Runs, SLOTS, Slot, assemble, in_block, runs_of, values_of,
 };
-use super::identities::Identities;
+use super::cells::{CellId, Cells, Replaced};
 use super::prefixes::{Prefix, Prefixes};
-use crate::packet::IdentityId;
 
 type Middle = Arc<[Page; 256]>;
 
@@ -38,9 +37,9 @@ impl Default for V4 {
 impl V4 {
     /// Returns what the address is.
     #[inline]
-    pub(crate) fn identity(&self, address: u32) -> IdentityId {
+    pub(crate) fn cell(&self, address: u32) -> CellId {
         let page = &*self.root[(address >> 24) as usize][(address >> 16 & 255) as usize];
-        IdentityId(blocks::find(page, address as u16))
+        CellId(blocks::find(page, address as u16))
     }
 
     /// Asks for what [`V4::prefetch`] reads.
@@ -49,37 +48,33 @@ impl V4 {
         margay_accel::prefetch_item(&self.root[(address >> 24) as usize][..], (address >> 16 & 255) as usize);
     }
 
-    /// Asks for the page of an address, so that [`V4::identity`] finds it near.
+    /// Asks for the page of an address, so that [`V4::cell`] finds it near.
     #[inline]
     pub(crate) fn prefetch(&self, address: u32) {
         margay_accel::prefetch_item(&self.root[(address >> 24) as usize][(address >> 16 & 255) as usize], 0);
     }
 
-    /// Brings everything within `prefixes` up to date with the store; they are in order and do not overlap. Returns whether any address
-    /// may mean something else now.
+    /// Brings everything within `prefixes` up to date with the store; they are in order and do not overlap. What was replaced by what is
+    /// told to `replaced`.
     pub(crate) fn refresh(
         &mut self,
         prefixes: &[Prefix<u32>],
         store: &Prefixes<u32>,
-        identity_of: &impl Fn(u32) -> IdentityId,
-        identities: &mut Identities,
-    ) -> bool {
-        let mut is_other = false;
+        cells: &mut Cells,
+        replaced: &mut Replaced,
+    ) {
         // A page that many changes meet is copied once.
         for of_page in prefixes.chunk_by(|a, b| a.1 > 16 && b.1 > 16 && a.0 >> 16 == b.0 >> 16) {
-            is_other |= match of_page {
+            match of_page {
                 [prefix @ (_, ..=16)] => {
                     let mut pages = Pages::new(*prefix);
-                    store.intervals(*prefix, identity_of, identities, |start, identity| {
-                        pages.begin(start, identity.0);
-                    });
+                    store.intervals(*prefix, cells, |start, cell| pages.begin(start, cell.0));
                     pages.finish(&mut self.root);
-                    true
+                    replaced.everything();
                 }
-                within => self.refresh_page(within, store, identity_of, identities),
-            };
+                within => self.refresh_page(within, store, cells, replaced),
+            }
         }
-        is_other
     }
 
     /// The same for prefixes that lie within one page.
@@ -87,10 +82,10 @@ impl V4 {
         &mut self,
         prefixes: &[Prefix<u32>],
         store: &Prefixes<u32>,
-        identity_of: &impl Fn(u32) -> IdentityId,
-        identities: &mut Identities,
-    ) -> bool {
-        let Some((address, _)) = prefixes.first() else { return false };
+        cells: &mut Cells,
+        replaced: &mut Replaced,
+    ) {
+        let Some((address, _)) = prefixes.first() else { return };
         let (high, middle) = ((address >> 24) as usize, (address >> 16 & 255) as usize);
         let old = &self.root[high][middle];
         let mut fresh: [Option<Runs>; SLOTS] = std::array::from_fn(|_| None);
@@ -99,63 +94,65 @@ impl V4 {
             let prefix = (address & !255, (*length).min(24));
             let first = (address >> 8 & 255) as usize;
             let mut maker = PageMaker::at(first, first + (1 << (24 - prefix.1)));
-            store.intervals(prefix, identity_of, identities, |start, identity| {
-                maker.begin((start >> 8 & 255) as usize, start as u8, identity.0);
+            store.intervals(prefix, cells, |start, cell| {
+                maker.begin((start >> 8 & 255) as usize, start as u8, cell.0);
             });
             for (slot, runs) in (first..).zip(maker.finish()) {
                 let word = if old[0] < DIRECT { old[0] } else { in_block(old, old[0], slot as u8) };
-                if runs_of(old, word).0 != runs.0 {
+                let before = runs_of(old, word);
+                if before.0 != runs.0 {
+                    let cells = |runs: &Runs| runs.0.clone().into_iter().map(|(at, cell)| (at, CellId(cell)));
+                    replaced.compare(cells(&before), cells(&runs));
                     fresh[slot] = Some(runs);
                     is_other = true;
                 }
             }
         }
         if !is_other {
-            return false;
+            return;
         }
         let page = assemble(|slot| match &fresh[slot] {
             Some(runs) => Slot::Runs(runs),
             None if old[0] < DIRECT => Slot::Whole(old[0]),
             None => match in_block(old, old[0], slot as u8) {
-                identity if identity < DIRECT => Slot::Whole(identity),
+                cell if cell < DIRECT => Slot::Whole(cell),
                 block => Slot::Block(old, block),
             },
         });
         Arc::make_mut(&mut Arc::make_mut(&mut self.root)[high])[middle] = page;
-        true
     }
 
-    /// Shows every identity in the table to `see`, some of them often.
-    pub(crate) fn for_each_identity(&self, mut see: impl FnMut(IdentityId)) {
+    /// Shows every cell in the table to `see`, some of them often.
+    pub(crate) fn for_each_cell(&self, mut see: impl FnMut(CellId)) {
         for middle in self.root.iter().filter(|middle| !Arc::ptr_eq(middle, &NOTHING)) {
             for page in middle.iter() {
                 if page[0] < DIRECT {
-                    see(IdentityId(page[0]));
+                    see(CellId(page[0]));
                     continue;
                 }
                 for word in &page[values_of(page, page[0])] {
                     if *word < DIRECT {
-                        see(IdentityId(*word));
+                        see(CellId(*word));
                     } else {
-                        page[values_of(page, *word)].iter().for_each(|identity| see(IdentityId(*identity)));
+                        page[values_of(page, *word)].iter().for_each(|cell| see(CellId(*cell)));
                     }
                 }
             }
         }
     }
 
-    /// Shows the first address and the identity of every interval, in order; neighbours may be equal.
-    pub(crate) fn for_each_interval(&self, mut see: impl FnMut(u32, IdentityId)) {
+    /// Shows the first address and the cell of every interval, in order; neighbours may be equal.
+    pub(crate) fn for_each_interval(&self, mut see: impl FnMut(u32, CellId)) {
         for (high, middle) in (0u32..).zip(self.root.iter()) {
             if Arc::ptr_eq(middle, &NOTHING) {
-                see(high << 24, IdentityId(0));
+                see(high << 24, CellId(0));
                 continue;
             }
             for (number, page) in (0u32..).zip(middle.iter()) {
                 for (slot, word) in runs_of(page, page[0]).0 {
                     let start = high << 24 | number << 16 | u32::from(slot) << 8;
-                    for (low, identity) in runs_of(page, word).0 {
-                        see(start | u32::from(low), IdentityId(identity));
+                    for (low, cell) in runs_of(page, word).0 {
+                        see(start | u32::from(low), CellId(cell));
                     }
                 }
             }
@@ -189,11 +186,11 @@ impl Pages {
         }
     }
 
-    fn begin(&mut self, start: u32, identity: u32) {
+    fn begin(&mut self, start: u32, cell: u32) {
         self.go_to((start >> 16) as usize);
         self.is_uniform &= start & 0xffff == 0;
-        self.maker.begin((start >> 8 & 255) as usize, start as u8, identity);
-        self.lasting = identity;
+        self.maker.begin((start >> 8 & 255) as usize, start as u8, cell);
+        self.lasting = cell;
     }
 
     fn go_to(&mut self, page: usize) {
@@ -241,10 +238,9 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
 
-    use super::super::identities::{Identities, Membership, SetId};
+    use super::super::cells::{CellId, Cells, Replaced};
     use super::super::prefixes::{Bits, Prefixes};
     use super::V4;
-    use crate::packet::IdentityId;
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, cases: 100, ..ProptestConfig::default() })]
@@ -254,14 +250,10 @@ mod tests {
         fn every_address_is_what_its_prefixes_say(
             changes in vec((any::<u32>(), 0u8..=32, 0u32..6, any::<bool>(), 0u8..4), 1..60),
         ) {
-            let mut identities = Identities::default();
-            let own: Vec<IdentityId> = (0..6)
-                .map(|set| identities.number(Membership { sets: vec![SetId(set)], triples: Vec::new() }))
-                .collect();
-            let identity_of = |source: u32| own[source as usize];
+            let (mut cells, mut replaced) = (Cells::default(), Replaced::default());
             let (mut store, mut table) = (Prefixes::<u32>::default(), V4::default());
             let mut plain: std::collections::BTreeSet<(u32, u8, u32)> = Default::default();
-            let mut kept: Option<(V4, Vec<(u32, IdentityId)>)> = None;
+            let mut kept: Option<(V4, Vec<(u32, CellId)>)> = None;
             for (address, length, source, comes, spread) in changes {
                 // Narrow the addresses down, so that prefixes meet.
                 let address = match spread {
@@ -278,7 +270,7 @@ mod tests {
                     store.remove(prefix, source);
                     plain.remove(&(prefix.0, length, source));
                 }
-                table.refresh(&[prefix], &store, &identity_of, &mut identities);
+                table.refresh(&[prefix], &store, &mut cells, &mut replaced);
                 let edges = plain.iter().map(|(first, length, _)| (*first, first.broadcast(*length)));
                 let probes = edges.chain([prefix]
                     .map(|(first, length)| (first, first.broadcast(length))))
@@ -286,25 +278,25 @@ mod tests {
                     .chain([0, u32::MAX]);
                 let mut seen = Vec::new();
                 for probe in probes {
-                    let mut expected: Vec<SetId> = plain.iter()
+                    let mut expected: Vec<u32> = plain.iter()
                         .filter(|(first, length, _)| probe.network(*length) == *first)
-                        .map(|(.., source)| SetId(*source)).collect();
+                        .map(|(.., source)| *source).collect();
                     expected.sort_unstable();
                     expected.dedup();
-                    let found = table.identity(probe);
-                    prop_assert_eq!(&identities.value(found).sets, &expected, "{:x}", probe);
+                    let found = table.cell(probe);
+                    prop_assert_eq!(cells.speakers(found), &expected, "{:x}", probe);
                     seen.push((probe, found));
                 }
                 if let Some((old, seen)) = kept.replace((table.clone(), seen)) {
-                    for (probe, identity) in seen {
-                        prop_assert_eq!(old.identity(probe), identity);
+                    for (probe, cell) in seen {
+                        prop_assert_eq!(old.cell(probe), cell);
                     }
                 }
             }
             let mut last = None;
-            table.for_each_interval(|start, identity| {
+            table.for_each_interval(|start, cell| {
                 assert!(last.is_none_or(|last| last < start));
-                assert_eq!(table.identity(start), identity);
+                assert_eq!(table.cell(start), cell);
                 last = Some(start);
             });
         }
