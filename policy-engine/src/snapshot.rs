@@ -14,7 +14,6 @@ use hashbrown::HashMap;
 use serde::Serialize;
 
 use crate::compile::addresses::Addresses;
-use crate::compile::cells::CellId;
 use crate::compile::paged::Paged;
 use crate::compile::rows::Line;
 use crate::compile::sets::{Membership, SetId, SetKey, set_of};
@@ -159,16 +158,11 @@ impl Snapshot {
     /// Shape: `out` has the length of `addresses`.
     pub fn identities(&self, addresses: &[IpAddr], out: &mut [IdentityId]) {
         const STAGE: usize = 32;
-        let mut cells = [CellId(0); STAGE];
         for (addresses, out) in addresses.chunks(STAGE).zip(out.chunks_mut(STAGE)) {
             addresses.iter().for_each(|address| self.addresses.prefetch_page(*address));
             addresses.iter().for_each(|address| self.addresses.prefetch(*address));
-            for (address, cell) in addresses.iter().zip(&mut cells) {
-                *cell = self.addresses.cell(*address);
-                self.addresses.meanings().prefetch(*cell);
-            }
-            for (cell, out) in cells.iter().zip(out) {
-                *out = self.addresses.meanings().get(*cell);
+            for (address, out) in addresses.iter().zip(out) {
+                *out = self.identity(*address);
             }
         }
     }

@@ -172,12 +172,6 @@ impl Addresses {
         }
     }
 
-    /// Returns what every cell means.
-    #[inline]
-    pub(crate) fn meanings(&self) -> &Meanings {
-        &self.meanings
-    }
-
     /// Returns what the address is.
     #[inline]
     pub(crate) fn identity(&self, address: IpAddr) -> IdentityId {

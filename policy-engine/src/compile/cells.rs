@@ -91,12 +91,6 @@ impl Meanings {
         self.chunks[cell.0 as usize / CHUNK][cell.0 as usize % CHUNK]
     }
 
-    /// Asks for what [`Meanings::get`] reads.
-    #[inline]
-    pub(crate) fn prefetch(&self, cell: CellId) {
-        margay_accel::prefetch_item(&self.chunks[cell.0 as usize / CHUNK][..], cell.0 as usize % CHUNK);
-    }
-
     fn reach(&mut self, cells: usize) {
         if self.chunks.len() * CHUNK < cells {
             let empty = Arc::new([IdentityId(0); CHUNK]);
