@@ -19,6 +19,7 @@ demo:
 
 test:
 	@scripts/setup
+	@scripts/kube-assets > /dev/null || echo "without kube-apiserver the tests against a real API server fail"
 	@.ci/every
 
 setup:

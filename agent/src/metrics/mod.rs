@@ -134,6 +134,10 @@ async fn metrics(State(view): State<Arc<dyn NodeView>>) -> impl IntoResponse {
 
 async fn ready(State(view): State<Arc<dyn NodeView>>) -> impl IntoResponse {
     let status = view.status();
+    if status.ready && status.stale {
+        // The node serves with what it knows; taking it out of service would help nobody.
+        return (StatusCode::OK, "ok, but stale: the source of truth is not heard\n".to_owned());
+    }
     if status.ready {
         return (StatusCode::OK, "ok\n".to_owned());
     }

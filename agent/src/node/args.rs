@@ -12,15 +12,25 @@ use margay_io::AttachChoice;
 /// Runs the node agent.
 #[derive(Args, Clone, Debug)]
 #[command(
-    after_help = "Example:\n  margay agent --node node1 --manifests /etc/margay/manifests --uplink eth0"
+    after_help = "Examples:\n  margay agent --node node1 --manifests /etc/margay/manifests --uplink eth0\n  \
+margay agent --node node1 --datastore kubernetes --uplink eth0"
 )]
 pub struct AgentArgs {
     /// Name of this node, as in its Node object.
     #[arg(long)]
     pub node: String,
+    /// From where objects come: folders of manifests, or a Kubernetes API server.
+    #[arg(long, value_enum, default_value = "directory")]
+    pub datastore: DatastoreArg,
     /// Folder of manifests (YAML or JSON) to follow; may be given several times.
-    #[arg(long, required = true)]
+    #[arg(long, required_if_eq("datastore", "directory"))]
     pub manifests: Vec<PathBuf>,
+    /// How to reach the API server; absent inside a pod, where its ServiceAccount says it.
+    #[arg(long)]
+    pub kubeconfig: Option<PathBuf>,
+    /// Namespace of the Lease by which agents agree which of them writes status.
+    #[arg(long, default_value = "kube-system")]
+    pub lease_namespace: String,
     /// Folder of partial Pod documents merged over those of --manifests (RFC 7386), such as their status.
     #[arg(long)]
     pub overlay: Option<PathBuf>,
@@ -61,6 +71,15 @@ pub struct AgentArgs {
     /// Address for /metrics, /healthz and /readyz; none when absent.
     #[arg(long)]
     pub admin_listen: Option<SocketAddr>,
+}
+
+/// From where objects come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DatastoreArg {
+    /// Folders of manifests.
+    Directory,
+    /// A Kubernetes API server.
+    Kubernetes,
 }
 
 /// `defaultEndpointToHostAction`.

@@ -1,9 +1,9 @@
 //! The running agent: opens everything in order, introduces the parts to each other, and waits to be told to stop.
 //!
 //! ```text
-//!   directory ─▶ [control thread: Reconciler] ─▶ Dataplane (worker threads)
-//!   CNI socket ─▶        ▲      │
-//!   netlink ─────────────┘      └▶ board ─▶ admin socket, metrics
+//!   directory, or API server ─▶ [control thread: Reconciler] ─▶ Dataplane (worker threads)
+//!   CNI socket ────────────────────────▶ ▲      │
+//!   netlink ─────────────────────────────┘      └▶ board ─▶ admin socket, metrics
 //! ```
 //!
 //! On stop, programs stay pinned: pods are closed and uplinks pass until the next agent takes over.
@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{RecvTimeoutError, Sender, bounded, unbounded};
-use margay_control::{Directory, DirectoryConfig, Source};
+use margay_control::{Directory, DirectoryConfig, Kubernetes, KubernetesConfig, Source};
 use margay_core::PortIndex;
 use margay_io::netlink::Follower;
 use margay_io::{AttachMode, Dataplane, DataplaneConfig, PortSpec, Role as PortRole};
@@ -31,7 +31,7 @@ use margay_io::{AttachMode, Dataplane, DataplaneConfig, PortSpec, Role as PortRo
 use crate::admin::{AdminServer, DropHub};
 use crate::endpoints::{Registry, bind_private, serve_cni};
 use crate::net::Netlink;
-use args::AgentArgs;
+use args::{AgentArgs, DatastoreArg};
 use reconciler::{Beginnings, Board, Command, FIRST_POD, FIRST_UPLINK, HOST, Reconciler, chain};
 
 /// Something that stops the agent before it runs, with where it happened.
@@ -154,12 +154,26 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
     );
     reconciler.adopt(records);
 
-    let source = Directory::open(DirectoryConfig {
-        manifests: args.manifests.clone(),
-        overlay: args.overlay.clone(),
-        store: args.state_dir.join("store"),
-    })?;
-    follow(source, commands.clone())?;
+    match args.datastore {
+        DatastoreArg::Directory => {
+            let source = Directory::open(DirectoryConfig {
+                manifests: args.manifests.clone(),
+                overlay: args.overlay.clone(),
+                store: args.state_dir.join("store"),
+            })?;
+            follow(source, commands.clone())?;
+        }
+        DatastoreArg::Kubernetes => {
+            let source = Kubernetes::open(KubernetesConfig {
+                kubeconfig: args.kubeconfig.clone(),
+                store: args.state_dir.join("cluster"),
+                node: args.node.clone(),
+                namespace: args.lease_namespace.clone(),
+                seed: random_seed()?,
+            })?;
+            follow(source, commands.clone())?;
+        }
+    }
     let control =
         std::thread::Builder::new().name("margay-control".to_owned()).spawn(move || reconciler.run(&ear))?;
 

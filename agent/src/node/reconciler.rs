@@ -275,7 +275,12 @@ impl Reconciler {
         self.policy_changed = true;
         self.names_changed = true;
         self.problems = batch.problems;
-        self.board.lock().unwrap_or_else(PoisonError::into_inner).stale = batch.stale;
+        let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        board.stale = batch.stale;
+        if !self.complete {
+            // Nothing is published yet that would show them, and they say why.
+            board.problems = Arc::clone(&self.problems);
+        }
     }
 
     fn open_port(&mut self, record: &EndpointRecord) -> Result<(), String> {

@@ -1,0 +1,66 @@
+//! What those who write status work from: every object that has conditions, or something wrong with it.
+//!
+//! The source notes what it sees; whoever writes takes what is new. Nothing waits here for anybody: an object noted twice is looked at
+//! once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::discovery::Served;
+use super::kinds::{KindId, Meta};
+use super::picture::Ident;
+use crate::problem::Problem;
+
+/// How an object stands.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Standing {
+    /// What the server said beside the document.
+    pub meta: Meta,
+    /// `spec.tier` of a policy; empty stands for `default`.
+    pub tier: String,
+    /// What is wrong with it.
+    pub problems: Vec<Problem>,
+}
+
+/// The desk.
+#[derive(Debug, Default)]
+pub(super) struct Desk {
+    /// Objects with conditions or problems.
+    pub objects: BTreeMap<Ident, Standing>,
+    /// Those that changed since they were looked at.
+    pub dirty: BTreeSet<Ident>,
+    /// Where kinds are.
+    pub served: BTreeMap<KindId, Served>,
+    /// Nodes that could write, by name: those that are ready first, then the others.
+    pub nodes: BTreeMap<String, bool>,
+    /// The picture is complete: what is not here is not there.
+    pub is_complete: bool,
+}
+
+/// The shared form of [`Desk`].
+#[derive(Clone, Debug, Default)]
+pub(super) struct SharedDesk(Arc<Mutex<Desk>>);
+
+impl SharedDesk {
+    /// Opens it.
+    pub fn open(&self) -> MutexGuard<'_, Desk> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Desk {
+    /// Notes how an object stands; `None` when there is nothing to say about it (any more).
+    pub fn note(&mut self, ident: &Ident, standing: Option<Standing>) {
+        let is_news = match standing {
+            Some(standing) if self.objects.get(ident) == Some(&standing) => false,
+            Some(standing) => {
+                self.objects.insert(ident.clone(), standing);
+                true
+            }
+            None => self.objects.remove(ident).is_some(),
+        };
+        if is_news {
+            self.dirty.insert(ident.clone());
+        }
+    }
+}

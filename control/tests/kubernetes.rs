@@ -1,0 +1,275 @@
+//! A real API server as a source of truth: what is in force after objects come, change, break and go, also across cuts and restarts.
+
+#[path = "support/apiserver.rs"]
+mod apiserver;
+#[path = "support/crds.rs"]
+mod crds;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use apiserver::ApiServer;
+use margay_control::kubernetes::{Kubernetes, KubernetesConfig, Requests};
+use margay_control::{Problem, Severity, Source};
+use margay_policy_engine::engine::Change;
+use margay_policy_engine::model::{Action, Model, NamespacedName, PolicyKey, PolicyKind};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const CALICO: &str = "projectcalico.org";
+const ADMIN: &str = "policy.networking.k8s.io";
+const POLICIES: &str = "/apis/projectcalico.org/v3/namespaces/shop/networkpolicies";
+const PODS: &str = "/api/v1/namespaces/shop/pods";
+
+fn namespace(name: &str) -> Value {
+    json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": { "team": name } } })
+}
+
+fn pod(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "name": name, "labels": { "app": name } },
+        "spec": { "nodeName": "n1", "containers": [{ "name": "c", "image": "i", "ports": [{ "containerPort": 80, "name": "http" }] }] },
+    })
+}
+
+fn policy(name: &str, selector: &str) -> Value {
+    json!({
+        "apiVersion": "projectcalico.org/v3", "kind": "NetworkPolicy", "metadata": { "name": name },
+        "spec": { "selector": selector, "types": ["Ingress"], "ingress": [{ "action": "Allow", "protocol": "TCP" }] },
+    })
+}
+
+fn policy_key(name: &str) -> PolicyKey {
+    PolicyKey { kind: PolicyKind::NetworkPolicy, namespace: Some("shop".to_owned()), name: name.to_owned() }
+}
+
+fn pod_key(name: &str) -> NamespacedName {
+    NamespacedName { namespace: "shop".to_owned(), name: name.to_owned() }
+}
+
+/// What an agent would know.
+struct World {
+    source: Option<Kubernetes>,
+    kubeconfig: PathBuf,
+    store: TempDir,
+    model: Model,
+    problems: Vec<Problem>,
+    complete: bool,
+    stale: bool,
+    /// Batches with changes.
+    batches: usize,
+}
+
+impl World {
+    fn new(kubeconfig: PathBuf) -> Self {
+        let store = tempfile::tempdir().unwrap();
+        let mut world = Self {
+            source: None,
+            kubeconfig,
+            store,
+            model: Model::with_builtins(),
+            problems: Vec::new(),
+            complete: false,
+            stale: false,
+            batches: 0,
+        };
+        world.restart();
+        world
+    }
+
+    fn of(api: &ApiServer) -> Self {
+        let mut world = Self::new(api.admin_kubeconfig());
+        world.wait_for("the first picture", |world| world.complete && !world.stale);
+        world
+    }
+
+    /// Starts anew with the same store.
+    fn restart(&mut self) {
+        self.source = None;
+        self.model = Model::with_builtins();
+        (self.complete, self.stale, self.batches) = (false, false, 0);
+        self.problems = Vec::new();
+        let config = KubernetesConfig {
+            kubeconfig: Some(self.kubeconfig.clone()),
+            store: self.store.path().to_owned(),
+            node: "n1".to_owned(),
+            namespace: "kube-system".to_owned(),
+            seed: 7,
+        };
+        self.source = Some(Kubernetes::open(config).unwrap());
+    }
+
+    fn take(&mut self, patience: Duration) {
+        let source = self.source.as_mut().unwrap();
+        let Some(batch) = source.next(patience).unwrap() else { return };
+        self.batches += usize::from(!batch.changes.is_empty());
+        for change in batch.changes {
+            match change {
+                Change::Upsert(object) => self.model.insert(object),
+                Change::Delete(key) => self.model.remove(&key),
+                other => panic!("{other:?} from a source"),
+            }
+        }
+        self.complete |= batch.complete;
+        self.stale = batch.stale;
+        self.problems = batch.problems.to_vec();
+    }
+
+    fn wait_for(&mut self, what: &str, is_so: impl Fn(&Self) -> bool) -> Duration {
+        let began = Instant::now();
+        while !is_so(self) {
+            let waited = began.elapsed();
+            assert!(waited < Duration::from_secs(60), "{what} did not come: {:#?}", self.problems);
+            self.take(Duration::from_millis(100));
+        }
+        began.elapsed()
+    }
+
+    /// Takes whatever comes for a while.
+    fn idle(&mut self, time: Duration) {
+        let began = Instant::now();
+        while began.elapsed() < time {
+            self.take(Duration::from_millis(100));
+        }
+    }
+
+    fn requests(&self) -> Requests {
+        self.source.as_ref().unwrap().requests()()
+    }
+
+    fn problem(&self, part: &str) -> Option<&Problem> {
+        self.problems.iter().find(|problem| problem.to_string().contains(part))
+    }
+}
+
+#[test]
+fn every_kind_is_followed_from_the_first_list_on() {
+    let api = ApiServer::start();
+    crds::install(&api, &[CALICO, ADMIN]);
+    api.create("/api/v1/namespaces", &namespace("shop"));
+    api.create(PODS, &pod("web"));
+    api.create(POLICIES, &policy("web", "app == 'web'"));
+    api.create("/apis/projectcalico.org/v3/tiers", &json!({
+        "apiVersion": "projectcalico.org/v3", "kind": "Tier", "metadata": { "name": "security" }, "spec": { "order": 7 },
+    }));
+    api.create("/apis/networking.k8s.io/v1/namespaces/shop/networkpolicies", &json!({
+        "metadata": { "name": "closed" }, "spec": { "podSelector": {} },
+    }));
+    api.create("/apis/discovery.k8s.io/v1beta1/namespaces/shop/endpointslices", &json!({
+        "metadata": { "name": "web-1", "labels": { "kubernetes.io/service-name": "web" } }, "addressType": "IPv4",
+        "endpoints": [{ "addresses": ["10.244.1.2"] }], "ports": [{ "port": 80 }],
+    }));
+    let mut world = World::of(&api);
+    assert_eq!(world.batches, 1, "nothing is told before everything is known");
+    assert!(world.problems.is_empty(), "{:?}", world.problems);
+    let model = &world.model;
+    assert_eq!(model.namespaces["shop"].labels["team"], "shop");
+    let web = &model.pods[&pod_key("web")];
+    assert_eq!((web.node.as_deref(), web.ports.len(), web.uid.is_empty()), (Some("n1"), 1, false));
+    assert!(model.policies.contains_key(&policy_key("web")) && model.tiers.contains_key("security"));
+    assert_eq!(model.policies.len(), 2);
+    assert_eq!(model.endpoint_slices.len(), 1);
+
+    // Changes arrive as they are made.
+    api.patch(&format!("{PODS}/web/status"), &json!({ "status": { "podIPs": [{ "ip": "10.244.1.2" }], "podIP": "10.244.1.2" } }));
+    world.wait_for("the address", |world| world.model.pods[&pod_key("web")].addresses.len() == 1);
+    api.patch("/api/v1/namespaces/shop", &json!({ "metadata": { "labels": { "team": "other" } } }));
+    world.wait_for("the label", |world| world.model.namespaces["shop"].labels["team"] == "other");
+    api.delete(&format!("{PODS}/web"));
+    world.wait_for("the end of the pod", |world| world.model.pods.is_empty());
+    api.delete(&format!("{POLICIES}/web"));
+    world.wait_for("the end of the policy", |world| world.model.policies.len() == 1);
+    assert!(!world.stale && world.complete);
+}
+
+#[test]
+fn invalid_objects_keep_their_last_valid_form_across_a_restart_and_disturb_nobody() {
+    let api = ApiServer::start();
+    crds::install(&api, &[CALICO]);
+    api.create("/api/v1/namespaces", &namespace("shop"));
+    api.create(POLICIES, &policy("web", "app == 'web'"));
+    let mut world = World::of(&api);
+    let before = world.model.clone();
+
+    api.patch(&format!("{POLICIES}/web"), &json!({ "spec": { "selector": "app = 'web'" } }));
+    world.wait_for("the error", |world| world.problem("NetworkPolicy/shop/web").is_some());
+    let problem = world.problem("NetworkPolicy/shop/web").unwrap();
+    assert_eq!((problem.field.as_str(), problem.severity), ("spec.selector", Severity::Error));
+    assert_eq!(world.model, before, "PM-D2: the last valid form");
+    // Never valid: closed for its namespace (policy model 4.1).
+    api.create(POLICIES, &policy("never", "((("));
+    world.wait_for("the closed form", |world| world.model.policies.contains_key(&policy_key("never")));
+    assert!(world.model.policies[&policy_key("never")].ingress.iter().all(|rule| rule.action == Action::Deny));
+    // Others go on.
+    api.create(POLICIES, &policy("api", "app == 'api'"));
+    world.wait_for("the other policy", |world| world.model.policies.contains_key(&policy_key("api")));
+
+    let (model, problems) = (world.model.clone(), world.problems.clone());
+    world.restart();
+    world.wait_for("the picture again", |world| world.complete && !world.stale);
+    assert_eq!((&world.model, &world.problems), (&model, &problems), "given the same store, a restart changes nothing");
+
+    api.patch(&format!("{POLICIES}/web"), &json!({ "spec": { "selector": "app == 'web'" } }));
+    api.delete(&format!("{POLICIES}/never"));
+    world.wait_for("health", |world| world.problems.is_empty());
+    assert!(!world.model.policies.contains_key(&policy_key("never")));
+}
+
+#[test]
+fn a_cold_start_without_the_server_puts_the_last_picture_in_force_marked_stale_pm_d27() {
+    use std::os::unix::fs::PermissionsExt;
+    let mut api = ApiServer::start();
+    crds::install(&api, &[CALICO]);
+    api.create("/api/v1/namespaces", &namespace("shop"));
+    api.create(PODS, &pod("web"));
+    api.create(POLICIES, &policy("web", "app == 'web'"));
+    let mut world = World::of(&api);
+    api.create(POLICIES, &policy("later", "app == 'web'"));
+    world.wait_for("a change after the list", |world| world.model.policies.contains_key(&policy_key("later")));
+    let model = world.model.clone();
+
+    api.kill_server();
+    world.wait_for("the loss", |world| world.stale);
+    assert!(world.problem("cannot be reached").is_some());
+    assert_eq!(world.model, model, "while the server is away the last state stays in force");
+    world.restart();
+    let waited = world.wait_for("the picture on disk", |world| world.complete);
+    assert!(world.stale && world.model == model, "{:?}", world.problems);
+    assert!(world.problem("last complete picture on disk").is_some());
+    assert!(waited < Duration::from_secs(6), "{waited:?}");
+    for entry in std::fs::read_dir(world.store.path()).unwrap() {
+        assert_eq!(entry.unwrap().metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    // What changed meanwhile is put right in one batch, deletions included.
+    world.source = None;
+    api.run_server();
+    api.delete(&format!("{POLICIES}/web"));
+    api.create(POLICIES, &policy("newer", "app == 'web'"));
+    api.kill_server();
+    world.restart();
+    world.wait_for("the picture on disk", |world| world.complete);
+    assert!(world.model == model);
+    let batches = world.batches;
+    api.run_server();
+    world.wait_for("the server's picture", |world| !world.stale);
+    assert_eq!(world.batches, batches + 1);
+    assert!(!world.model.policies.contains_key(&policy_key("web")));
+    assert!(world.model.policies.contains_key(&policy_key("newer")) && world.problems.is_empty());
+}
+
+#[test]
+fn an_api_that_is_not_installed_is_waited_for() {
+    let api = ApiServer::start();
+    api.create("/api/v1/namespaces", &namespace("shop"));
+    let mut world = World::of(&api);
+    assert!(world.problems.is_empty(), "{:?}", world.problems);
+    let before = world.requests();
+    world.idle(Duration::from_secs(3));
+    assert_eq!(world.requests(), before, "nothing is asked in a loop");
+    crds::install(&api, &[CALICO]);
+    api.create(POLICIES, &policy("web", "app == 'web'"));
+    let waited = world.wait_for("the new kind", |world| world.model.policies.contains_key(&policy_key("web")));
+    assert!(waited < Duration::from_secs(50), "{waited:?}");
+}
