@@ -9,7 +9,7 @@ mod common;
 mod crds;
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cluster::{Cluster, Writer};
 use common::{skipped, within};
@@ -50,7 +50,10 @@ fn policy_written_to_the_api_server_meets_real_packets() {
     let far = cluster.run("node2", "far", &json!({ "app": "far" }), None);
     let _page = cluster.lab.serve(&server.netns, 80);
     for client in [&near, &far] {
-        assert!(within(5, || cluster.lab.fetches(&client.netns, &server.address, 80)), "open before any policy: {client:?}");
+        assert!(
+            within(5, || cluster.lab.fetches(&client.netns, &server.address, 80)),
+            "open before any policy: {client:?}"
+        );
     }
 
     // A policy, and its end.
@@ -98,10 +101,18 @@ fn policy_written_to_the_api_server_meets_real_packets() {
     assert!(percentile(&all, 99) < Duration::from_secs(1), "{all:?}");
 
     // Labels: of the pod, of its namespace, of its ServiceAccount.
-    cluster.api.create("/api/v1/namespaces/shop/serviceaccounts", &json!({ "metadata": { "name": "default" } }));
+    cluster
+        .api
+        .create("/api/v1/namespaces/shop/serviceaccounts", &json!({ "metadata": { "name": "default" } }));
     let labels = [
-        ("/api/v1/namespaces/shop/pods/far", json!({ "spec": { "ingress": [{ "action": "Allow", "source": { "selector": "tint == 'red'" } }] } })),
-        ("/api/v1/namespaces/shop", json!({ "spec": { "ingress": [{ "action": "Allow", "source": { "selector": null, "namespaceSelector": "tint == 'red'" } }] } })),
+        (
+            "/api/v1/namespaces/shop/pods/far",
+            json!({ "spec": { "ingress": [{ "action": "Allow", "source": { "selector": "tint == 'red'" } }] } }),
+        ),
+        (
+            "/api/v1/namespaces/shop",
+            json!({ "spec": { "ingress": [{ "action": "Allow", "source": { "selector": null, "namespaceSelector": "tint == 'red'" } }] } }),
+        ),
         (
             "/api/v1/namespaces/shop/serviceaccounts/default",
             json!({ "spec": { "ingress": [{ "action": "Allow", "source": { "serviceAccounts": { "selector": "tint == 'red'" } } }] } }),
@@ -113,11 +124,15 @@ fn policy_written_to_the_api_server_meets_real_packets() {
         thread::scope(|scope| {
             let opened = scope.spawn(|| stream.opened());
             let (before, _) = writer.patch(object, &json!({ "metadata": { "labels": { "tint": "red" } } }));
-            let opened = opened.join().expect("watcher").unwrap_or_else(|| panic!("{object}: the label opens nothing"));
+            let opened = opened
+                .join()
+                .expect("watcher")
+                .unwrap_or_else(|| panic!("{object}: the label opens nothing"));
             assert!(opened - before < Duration::from_secs(1), "{object}");
         });
         let (before, _) = writer.patch(object, &json!({ "metadata": { "labels": { "tint": null } } }));
-        let closed = stream.closed(SILENCE).unwrap_or_else(|| panic!("{object}: the end of the label closes nothing"));
+        let closed =
+            stream.closed(SILENCE).unwrap_or_else(|| panic!("{object}: the end of the label closes nothing"));
         assert!(closed.saturating_duration_since(before) < Duration::from_secs(1), "{object}");
     }
     drop(stream);

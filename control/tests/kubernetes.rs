@@ -153,9 +153,12 @@ fn every_kind_is_followed_from_the_first_list_on() {
     api.create("/apis/projectcalico.org/v3/tiers", &json!({
         "apiVersion": "projectcalico.org/v3", "kind": "Tier", "metadata": { "name": "security" }, "spec": { "order": 7 },
     }));
-    api.create("/apis/networking.k8s.io/v1/namespaces/shop/networkpolicies", &json!({
-        "metadata": { "name": "closed" }, "spec": { "podSelector": {} },
-    }));
+    api.create(
+        "/apis/networking.k8s.io/v1/namespaces/shop/networkpolicies",
+        &json!({
+            "metadata": { "name": "closed" }, "spec": { "podSelector": {} },
+        }),
+    );
     api.create("/apis/discovery.k8s.io/v1beta1/namespaces/shop/endpointslices", &json!({
         "metadata": { "name": "web-1", "labels": { "kubernetes.io/service-name": "web" } }, "addressType": "IPv4",
         "endpoints": [{ "addresses": ["10.244.1.2"] }], "ports": [{ "port": 80 }],
@@ -172,7 +175,10 @@ fn every_kind_is_followed_from_the_first_list_on() {
     assert_eq!(model.endpoint_slices.len(), 1);
 
     // Changes arrive as they are made.
-    api.patch(&format!("{PODS}/web/status"), &json!({ "status": { "podIPs": [{ "ip": "10.244.1.2" }], "podIP": "10.244.1.2" } }));
+    api.patch(
+        &format!("{PODS}/web/status"),
+        &json!({ "status": { "podIPs": [{ "ip": "10.244.1.2" }], "podIP": "10.244.1.2" } }),
+    );
     world.wait_for("the address", |world| world.model.pods[&pod_key("web")].addresses.len() == 1);
     api.patch("/api/v1/namespaces/shop", &json!({ "metadata": { "labels": { "team": "other" } } }));
     world.wait_for("the label", |world| world.model.namespaces["shop"].labels["team"] == "other");
@@ -200,7 +206,9 @@ fn invalid_objects_keep_their_last_valid_form_across_a_restart_and_disturb_nobod
     // Never valid: closed for its namespace (policy model 4.1).
     api.create(POLICIES, &policy("never", "((("));
     world.wait_for("the closed form", |world| world.model.policies.contains_key(&policy_key("never")));
-    assert!(world.model.policies[&policy_key("never")].ingress.iter().all(|rule| rule.action == Action::Deny));
+    assert!(
+        world.model.policies[&policy_key("never")].ingress.iter().all(|rule| rule.action == Action::Deny)
+    );
     // Others go on.
     api.create(POLICIES, &policy("api", "app == 'api'"));
     world.wait_for("the other policy", |world| world.model.policies.contains_key(&policy_key("api")));
@@ -208,7 +216,11 @@ fn invalid_objects_keep_their_last_valid_form_across_a_restart_and_disturb_nobod
     let (model, problems) = (world.model.clone(), world.problems.clone());
     world.restart();
     world.wait_for("the picture again", |world| world.complete && !world.stale);
-    assert_eq!((&world.model, &world.problems), (&model, &problems), "given the same store, a restart changes nothing");
+    assert_eq!(
+        (&world.model, &world.problems),
+        (&model, &problems),
+        "given the same store, a restart changes nothing"
+    );
 
     api.patch(&format!("{POLICIES}/web"), &json!({ "spec": { "selector": "app == 'web'" } }));
     api.delete(&format!("{POLICIES}/never"));
@@ -226,7 +238,8 @@ fn a_cold_start_without_the_server_puts_the_last_picture_in_force_marked_stale_p
     api.create(POLICIES, &policy("web", "app == 'web'"));
     let mut world = World::of(&api);
     api.create(POLICIES, &policy("later", "app == 'web'"));
-    world.wait_for("a change after the list", |world| world.model.policies.contains_key(&policy_key("later")));
+    world
+        .wait_for("a change after the list", |world| world.model.policies.contains_key(&policy_key("later")));
     let model = world.model.clone();
 
     api.kill_server();
@@ -270,6 +283,7 @@ fn an_api_that_is_not_installed_is_waited_for() {
     assert_eq!(world.requests(), before, "nothing is asked in a loop");
     crds::install(&api, &[CALICO]);
     api.create(POLICIES, &policy("web", "app == 'web'"));
-    let waited = world.wait_for("the new kind", |world| world.model.policies.contains_key(&policy_key("web")));
+    let waited =
+        world.wait_for("the new kind", |world| world.model.policies.contains_key(&policy_key("web")));
     assert!(waited < Duration::from_secs(50), "{waited:?}");
 }

@@ -82,13 +82,19 @@ impl Cluster {
         lab.ip(&wire, &format!("addr add {server}/24 dev wire"));
         let api = ApiServer::start_in(&wire, server);
         crds::install(&api, &["projectcalico.org"]);
-        api.create("/api/v1/namespaces", &json!({ "metadata": { "name": "shop", "labels": { "team": "shop" } } }));
+        api.create(
+            "/api/v1/namespaces",
+            &json!({ "metadata": { "name": "shop", "labels": { "team": "shop" } } }),
+        );
         for (number, node) in NODES.iter().enumerate() {
             let [v4, v6] = lab.addresses(node);
             let (pods4, pods6) = (format!("10.99.{number}.0/24"), format!("fd99:0:0:{number}::/64"));
-            api.create("/api/v1/nodes", &json!({
-                "metadata": { "name": node }, "spec": { "podCIDR": pods4, "podCIDRs": [pods4, pods6] },
-            }));
+            api.create(
+                "/api/v1/nodes",
+                &json!({
+                    "metadata": { "name": node }, "spec": { "podCIDR": pods4, "podCIDRs": [pods4, pods6] },
+                }),
+            );
             api.patch(&format!("/api/v1/nodes/{node}/status"), &json!({
                 "status": { "addresses": [{ "type": "InternalIP", "address": v4 }, { "type": "InternalIP", "address": v6 }] },
             }));
@@ -124,13 +130,24 @@ impl Cluster {
 
     /// Starts the agent of `node`.
     pub fn start_agent(&mut self, node: &str) {
-        let log = File::options().create(true).append(true).open(self.lab.directory.join(format!("{node}.log")));
+        let log =
+            File::options().create(true).append(true).open(self.lab.directory.join(format!("{node}.log")));
         let log = log.expect("log");
         let errors = log.try_clone().expect("log");
         let folder = self.folder(node);
         let mut command = Self::inside(&self.lab.netns(node), env!("CARGO_BIN_EXE_margay"));
         command
-            .args(["agent", "--node", node, "--uplink", "eth0", "--endpoint-to-host", "Accept", "--cpu", "none"])
+            .args([
+                "agent",
+                "--node",
+                node,
+                "--uplink",
+                "eth0",
+                "--endpoint-to-host",
+                "Accept",
+                "--cpu",
+                "none",
+            ])
             .args(["--datastore", "kubernetes", "--admin-listen", "127.0.0.1:9100", "--kubeconfig"])
             .arg(&self.kubeconfig)
             .arg("--state-dir")
@@ -171,7 +188,9 @@ impl Cluster {
             .as_array()
             .unwrap_or_else(|| panic!("{name}: {answer}\n{}", self.log(node)))
             .iter()
-            .map(|ip| ip["address"].as_str().expect("an address").split('/').next().expect("an address").to_owned())
+            .map(|ip| {
+                ip["address"].as_str().expect("an address").split('/').next().expect("an address").to_owned()
+            })
             .collect();
         let list: Vec<Value> = addresses.iter().map(|ip| json!({ "ip": ip })).collect();
         self.api.patch(&format!("{pods}/{name}/status"), &json!({
@@ -212,7 +231,13 @@ impl Cluster {
                 .env("CNI_NETNS", Path::new("/run/netns").join(&pod.netns))
                 .env("CNI_IFNAME", "eth0")
                 .env("CNI_PATH", "/usr/lib/cni")
-                .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={name};K8S_POD_UID={}", pod.uid))
+                .env(
+                    "CNI_ARGS",
+                    format!(
+                        "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={name};K8S_POD_UID={}",
+                        pod.uid
+                    ),
+                )
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .spawn()
@@ -236,7 +261,8 @@ impl Cluster {
         let target: SocketAddr = format!("{}:{port}", to.address).parse().expect("an address");
         let (ready, is_ready) = mpsc::channel();
         let receiver = in_netns(&to.netns, {
-            let (stop, last, count, ready) = (Arc::clone(&stop), Arc::clone(&last), Arc::clone(&count), ready.clone());
+            let (stop, last, count, ready) =
+                (Arc::clone(&stop), Arc::clone(&last), Arc::clone(&count), ready.clone());
             move || {
                 let socket = UdpSocket::bind(("0.0.0.0", port)).expect("bind");
                 socket.set_read_timeout(Some(Duration::from_millis(100))).expect("timeout");
@@ -353,11 +379,14 @@ impl Writer {
         let (orders, hear) = mpsc::channel::<(String, Value)>();
         let (tell, done) = mpsc::channel();
         in_netns(netns, move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
             runtime.block_on(async {
                 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
                 let kubeconfig = Kubeconfig::read_from(kubeconfig).expect("kubeconfig");
-                let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.expect("config");
+                let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+                    .await
+                    .expect("config");
                 let client = kube::Client::try_from(config).expect("client");
                 while let Ok((path, patch)) = hear.recv() {
                     let request = http::Request::patch(path)

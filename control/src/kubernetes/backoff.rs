@@ -49,7 +49,8 @@ impl Backoff {
 
     /// Returns how long to wait after one more failure.
     pub fn next(&mut self) -> Duration {
-        let wait = self.first.saturating_mul(1u32.checked_shl(self.failures).unwrap_or(u32::MAX)).min(self.most);
+        let wait =
+            self.first.saturating_mul(1u32.checked_shl(self.failures).unwrap_or(u32::MAX)).min(self.most);
         self.failures = (self.failures + 1).min(31);
         self.chance.around(wait)
     }

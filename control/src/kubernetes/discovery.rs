@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use kube::Client;
 
-use super::kinds::{KINDS, KindId};
+use super::kinds::KindId;
 use super::trouble::Trouble;
 
 /// Where one kind is listed and watched.
@@ -41,7 +41,8 @@ pub(super) async fn discover(
     count: &(dyn Fn() + Sync),
 ) -> Result<Offer, Trouble> {
     count();
-    let groups = client.list_api_groups().await.map_err(|error| Trouble::of("the list of API groups", &error))?;
+    let groups =
+        client.list_api_groups().await.map_err(|error| Trouble::of("the list of API groups", &error))?;
     let offered: BTreeMap<&str, Vec<&str>> = groups
         .groups
         .iter()
@@ -52,7 +53,8 @@ pub(super) async fn discover(
     for id in kinds {
         let kind = id.kind();
         let versions = kind.versions.iter().filter(|version| {
-            kind.group.is_empty() || offered.get(kind.group).is_some_and(|versions| versions.contains(version))
+            kind.group.is_empty()
+                || offered.get(kind.group).is_some_and(|versions| versions.contains(version))
         });
         for version in versions {
             let group = if kind.group.is_empty() {
@@ -85,7 +87,8 @@ pub(super) async fn discover(
                     && resource.verbs.iter().any(|verb| verb == "watch")
             });
             if let Some(resource) = watchable {
-                let root = if kind.group.is_empty() { format!("/api/{group}") } else { format!("/apis/{group}") };
+                let root =
+                    if kind.group.is_empty() { format!("/api/{group}") } else { format!("/apis/{group}") };
                 let status = format!("{}/status", resource.name);
                 let served = Served {
                     path: format!("{root}/{}", resource.name),
@@ -100,22 +103,4 @@ pub(super) async fn discover(
         }
     }
     Ok(offer)
-}
-
-impl Served {
-    /// Returns the path of one object.
-    pub fn object(&self, namespace: &str, name: &str) -> String {
-        if self.is_namespaced {
-            format!("{}/namespaces/{namespace}/{}/{name}", self.root, self.plural)
-        } else {
-            format!("{}/{name}", self.path)
-        }
-    }
-}
-
-/// Returns how many kinds there are to ask for.
-pub(super) fn all_kinds() -> Vec<KindId> {
-    let kinds: Vec<KindId> = KindId::all().collect();
-    debug_assert_eq!(kinds.len(), KINDS.len());
-    kinds
 }

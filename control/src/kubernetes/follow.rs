@@ -30,7 +30,7 @@ use tokio::time::Instant;
 
 use super::backoff::{Backoff, Chance};
 use super::discovery::Served;
-use super::kinds::{KindId, Kept};
+use super::kinds::{Kept, KindId};
 use super::trouble::Trouble;
 
 /// Objects per page of a list.
@@ -130,7 +130,8 @@ impl From<Trouble> for Ending {
 impl Follower {
     /// Follows until the server does not have the kind any more, or nobody listens.
     pub async fn run(mut self) {
-        let mut failures = Backoff::new(Duration::from_millis(500), Duration::from_secs(30), self.chance.fork());
+        let mut failures =
+            Backoff::new(Duration::from_millis(500), Duration::from_secs(30), self.chance.fork());
         let mut cuts = Backoff::new(Duration::from_millis(200), Duration::from_secs(2), self.chance.fork());
         let mut version = None;
         let mut was_troubled = false;
@@ -143,18 +144,30 @@ impl Follower {
                         cuts.reset();
                     }
                     let wait = cuts.next();
-                    tracing::debug!(kind = self.kind.kind().title(), ?lived, ?wait, "a watch ended; it goes on from where it was");
+                    tracing::debug!(
+                        kind = self.kind.kind().title(),
+                        ?lived,
+                        ?wait,
+                        "a watch ended; it goes on from where it was"
+                    );
                     tokio::time::sleep(wait).await;
                 }
                 Ending::Trouble(Trouble::Expired) => {
-                    tracing::info!(kind = self.kind.kind().title(), "the server cannot continue from what is known; everything is listed again");
+                    tracing::info!(
+                        kind = self.kind.kind().title(),
+                        "the server cannot continue from what is known; everything is listed again"
+                    );
                     version = None;
                     tokio::time::sleep(failures.next()).await;
                 }
                 Ending::Trouble(trouble) => {
                     let is_missing = matches!(trouble, Trouble::Missing(_));
                     if !was_troubled {
-                        tracing::warn!(kind = self.kind.kind().title(), reason = trouble.reason(), "following is interrupted; what was told stays in force");
+                        tracing::warn!(
+                            kind = self.kind.kind().title(),
+                            reason = trouble.reason(),
+                            "following is interrupted; what was told stays in force"
+                        );
                     }
                     was_troubled = true;
                     if is_missing || self.tell(Event::Troubled(trouble.clone())).await.is_err() {
@@ -182,7 +195,12 @@ impl Follower {
     }
 
     /// Lists where nothing is known, then watches; returns how the watch ended.
-    async fn round(&mut self, version: &mut Option<String>, was_troubled: &mut bool, failures: &mut Backoff) -> Ending {
+    async fn round(
+        &mut self,
+        version: &mut Option<String>,
+        was_troubled: &mut bool,
+        failures: &mut Backoff,
+    ) -> Ending {
         let streams = version.is_none() && self.shared.streams.load(Ordering::Relaxed);
         if version.is_none() && !streams {
             match self.list().await {
@@ -231,13 +249,19 @@ impl Follower {
         loop {
             self.shared.requests.lists.fetch_add(1, Ordering::Relaxed);
             let token: String = form_urlencoded(&more);
-            let query = if more.is_empty() { format!("limit={PAGE}") } else { format!("limit={PAGE}&continue={token}") };
-            let text = self.client.request_text(self.request(&query)?).await.map_err(|error| self.trouble("list", &error))?;
-            let page = self
-                .kind
-                .kind()
-                .page(&text)
-                .map_err(|error| Trouble::Unreachable(format!("list of {}: {error}", self.kind.kind().title())))?;
+            let query = if more.is_empty() {
+                format!("limit={PAGE}")
+            } else {
+                format!("limit={PAGE}&continue={token}")
+            };
+            let text = self
+                .client
+                .request_text(self.request(&query)?)
+                .await
+                .map_err(|error| self.trouble("list", &error))?;
+            let page = self.kind.kind().page(&text).map_err(|error| {
+                Trouble::Unreachable(format!("list of {}: {error}", self.kind.kind().title()))
+            })?;
             drop(text);
             if !std::mem::replace(&mut has_begun, true) {
                 self.tell(Event::Listing).await?;
@@ -252,7 +276,12 @@ impl Follower {
     }
 
     /// Watches from `version`, which follows what is read; without one, the list is streamed first.
-    async fn watch(&mut self, version: &mut Option<String>, was_troubled: &mut bool, failures: &mut Backoff) -> Result<Cut, Ending> {
+    async fn watch(
+        &mut self,
+        version: &mut Option<String>,
+        was_troubled: &mut bool,
+        failures: &mut Backoff,
+    ) -> Result<Cut, Ending> {
         let start = Instant::now();
         let lasting = self.chance.around(WATCH).as_secs();
         let from = match version {
@@ -282,7 +311,11 @@ impl Follower {
                 None => {
                     *version = None;
                     let text: String = String::from_utf8_lossy(&line).chars().take(200).collect();
-                    return Err(Trouble::Unreachable(format!("watch of {}: not an event: {text}", self.kind.kind().title())).into());
+                    return Err(Trouble::Unreachable(format!(
+                        "watch of {}: not an event: {text}",
+                        self.kind.kind().title()
+                    ))
+                    .into());
                 }
             };
             let at = object.pointer("/metadata/resourceVersion").and_then(Value::as_str).map(str::to_owned);

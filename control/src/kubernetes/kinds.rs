@@ -40,7 +40,12 @@ enum Keep {
 pub(super) const CALICO: &str = "projectcalico.org";
 const ADMIN: &str = "policy.networking.k8s.io";
 
-const fn kind(group: &'static str, versions: &'static [&'static str], kind: &'static str, keep: Keep) -> Kind {
+const fn kind(
+    group: &'static str,
+    versions: &'static [&'static str],
+    kind: &'static str,
+    keep: Keep,
+) -> Kind {
     Kind { group, versions, kind, keep, has_conditions: false }
 }
 
@@ -99,6 +104,7 @@ impl KindId {
     }
 
     /// Returns the kind of a kept document.
+    #[cfg(test)]
     pub fn of_document(document: &Value) -> Option<Self> {
         let text = |name: &str| document.get(name).and_then(Value::as_str).unwrap_or_default();
         let (version, kind) = (text("apiVersion"), text("kind"));
@@ -213,8 +219,10 @@ fn keep_annotations(metadata: &mut Map<String, Value>, prefixes: &[&str]) {
 
 fn pod_spec(mut spec: Map<String, Value>) -> Value {
     for list in ["containers", "initContainers"] {
-        let containers = take_list(&mut spec, list).into_iter().map(|container| only_of(container, &["ports"]));
-        let with_ports: Vec<Value> = containers.filter(|container| container.get("ports").is_some()).collect();
+        let containers =
+            take_list(&mut spec, list).into_iter().map(|container| only_of(container, &["ports"]));
+        let with_ports: Vec<Value> =
+            containers.filter(|container| container.get("ports").is_some()).collect();
         if !with_ports.is_empty() {
             spec.insert(list.to_owned(), Value::Array(with_ports));
         }
@@ -419,7 +427,10 @@ mod tests {
         let text = r#"{"kind":"PodList","metadata":{"resourceVersion":"9","continue":"c"},"items":[{"metadata":{"name":"a"}},7]}"#;
         let page = id("Pod", "").kind().page(text).unwrap();
         assert_eq!((page.version.as_str(), page.more.as_str(), page.items.len()), ("9", "c", 2));
-        assert_eq!((page.items[0].document["metadata"]["name"].as_str(), &page.items[1].document), (Some("a"), &Value::Null));
+        assert_eq!(
+            (page.items[0].document["metadata"]["name"].as_str(), &page.items[1].document),
+            (Some("a"), &Value::Null)
+        );
         assert!(id("Pod", "").kind().page(r#"{"metadata":{},"items":null}"#).unwrap().items.is_empty());
         assert!(id("Pod", "").kind().page("<html>").is_err());
     }

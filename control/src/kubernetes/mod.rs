@@ -71,7 +71,9 @@ pub struct KubernetesConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum KubernetesError {
     /// The store is not usable.
-    #[error("store {path}: cannot be opened; the last picture must survive a restart, so make it a writable folder")]
+    #[error(
+        "store {path}: cannot be opened; the last picture must survive a restart, so make it a writable folder"
+    )]
     Store {
         /// Its path.
         path: PathBuf,
@@ -137,8 +139,12 @@ impl Kubernetes {
             .map_err(KubernetesError::Threads)?;
         let client = runtime.block_on(connect(&config))?;
         let (ear, told) = mpsc::channel(WAITING);
-        let shared =
-            Arc::new(Shared { ear, awake: Notify::new(), streams: false.into(), requests: Counters::default() });
+        let shared = Arc::new(Shared {
+            ear,
+            awake: Notify::new(),
+            streams: false.into(),
+            requests: Counters::default(),
+        });
         let chance = Chance::new(config.seed);
         runtime.spawn(supervise::supervise(client, Arc::clone(&shared), desk, chance));
         let now = Instant::now();
@@ -168,9 +174,7 @@ impl Kubernetes {
     fn hear(&mut self, deadline: Instant) -> Result<Option<Told>, SourceError> {
         let Some(runtime) = &self.runtime else { return Ok(None) };
         let told = &mut self.told;
-        let heard = runtime.block_on(async {
-            tokio::time::timeout_at(deadline.into(), told.recv()).await
-        });
+        let heard = runtime.block_on(async { tokio::time::timeout_at(deadline.into(), told.recv()).await });
         match heard {
             Ok(Some(event)) => Ok(Some(event)),
             Ok(None) => Err(SourceError::Closed {
@@ -223,10 +227,14 @@ impl Source for Kubernetes {
             }
             let now = Instant::now();
             complete = self.state.is_complete();
-            if !complete && (now >= patient || self.state.is_alone())
+            if !complete
+                && (now >= patient || self.state.is_alone())
                 && let Some(earlier) = self.state.earlier()
             {
-                tracing::warn!(objects = earlier.len(), "the API server is not heard: the last picture on disk is put in force, marked stale");
+                tracing::warn!(
+                    objects = earlier.len(),
+                    "the API server is not heard: the last picture on disk is put in force, marked stale"
+                );
                 changes.extend(earlier);
             }
             let is_due = now >= self.synced + SYNC;
@@ -265,7 +273,9 @@ async fn connect(config: &KubernetesConfig) -> Result<Client, KubernetesError> {
         Some(path) => {
             let unusable = |source| KubernetesError::Kubeconfig { path: path.clone(), source };
             let kubeconfig = Kubeconfig::read_from(path).map_err(unusable)?;
-            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(unusable)?
+            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+                .await
+                .map_err(unusable)?
         }
         None => Config::incluster().map_err(KubernetesError::NotInCluster)?,
     };

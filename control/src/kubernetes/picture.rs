@@ -48,7 +48,11 @@ impl Ident {
     pub fn of(kind: KindId, document: &Value) -> Option<Self> {
         let text = |field: &str| document["metadata"].get(field).and_then(Value::as_str).unwrap_or_default();
         let name = text("name");
-        (!name.is_empty()).then(|| Self { kind, namespace: text("namespace").to_owned(), name: name.to_owned() })
+        (!name.is_empty()).then(|| Self {
+            kind,
+            namespace: text("namespace").to_owned(),
+            name: name.to_owned(),
+        })
     }
 
     /// Returns a document that has the identity and nothing else.
@@ -116,8 +120,8 @@ struct Names {
 
 impl Identity {
     fn ident(self) -> Option<Ident> {
-        let kind =
-            KindId::all().find(|id| id.kind().kind == self.kind && id.kind().api_version() == self.api_version)?;
+        let kind = KindId::all()
+            .find(|id| id.kind().kind == self.kind && id.kind().api_version() == self.api_version)?;
         Some(Ident { kind, namespace: self.metadata.namespace, name: self.metadata.name })
     }
 }
@@ -327,7 +331,10 @@ mod tests {
         picture.sync().unwrap();
         assert_eq!(contents(&folder), BTreeMap::from([("a".to_owned(), pod("a", "2"))]));
         let mode = fs::metadata(folder.join(NAME)).unwrap().permissions().mode();
-        assert_eq!((mode & 0o777, fs::metadata(&folder).unwrap().permissions().mode() & 0o777), (0o600, 0o700));
+        assert_eq!(
+            (mode & 0o777, fs::metadata(&folder).unwrap().permissions().mode() & 0o777),
+            (0o600, 0o700)
+        );
     }
 
     #[test]

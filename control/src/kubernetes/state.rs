@@ -22,7 +22,7 @@ use serde_json::Value;
 
 use super::desk::{SharedDesk, Standing};
 use super::follow::{Event, Told};
-use super::kinds::{KindId, Kept};
+use super::kinds::{Kept, KindId};
 use super::picture::{Ident, Picture, Place};
 use super::trouble::Trouble;
 use crate::problem::{Problem, Severity};
@@ -193,7 +193,8 @@ impl State {
     fn unserved(&mut self, kind: KindId) {
         self.is_news |= self.troubles.remove(&Some(kind)).is_some();
         let before = self.phases.insert(kind, Phase::Unserved);
-        let has_objects = self.objects.range(first(kind)..).next().is_some_and(|(ident, _)| ident.kind == kind);
+        let has_objects =
+            self.objects.range(first(kind)..).next().is_some_and(|(ident, _)| ident.kind == kind);
         if before == Some(Phase::Listed) && has_objects {
             let reason = format!(
                 "the API server does not have {} any more; its objects stay in force as they were: install the API again to change or delete them",
@@ -225,7 +226,9 @@ impl State {
     /// Takes over what the last picture has of kinds that the server does not have.
     fn keep_unserved(&mut self) {
         let Some((earlier, places)) = &self.earlier else { return };
-        for (ident, place) in places.iter().filter(|(ident, _)| self.phases.get(&ident.kind) == Some(&Phase::Unserved)) {
+        for (ident, place) in
+            places.iter().filter(|(ident, _)| self.phases.get(&ident.kind) == Some(&Phase::Unserved))
+        {
             let document = match earlier.read(*place) {
                 Ok(document) => document,
                 Err(error) => {
@@ -377,7 +380,9 @@ impl State {
         let reasons: BTreeSet<String> = self.troubles.values().map(in_words).collect();
         problems.extend(reasons.into_iter().map(|reason| Problem::of_file(SOURCE, Severity::Error, reason)));
         if let Some(error) = &self.unsaved {
-            let reason = format!("the picture cannot be stored ({error}): a restart would not know it; make room or check the folder");
+            let reason = format!(
+                "the picture cannot be stored ({error}): a restart would not know it; make room or check the folder"
+            );
             problems.push(Problem::of_file(self.folder.display().to_string(), Severity::Error, reason));
         }
         problems.extend(self.problems.values().flatten().cloned());
@@ -390,8 +395,12 @@ impl State {
 fn in_words(trouble: &Trouble) -> String {
     let reason = trouble.reason();
     match trouble {
-        Trouble::Unreachable(_) => format!("the API server cannot be reached; what it said last stays in force: {reason}"),
-        Trouble::Busy { .. } => format!("the API server is in trouble; what it said last stays in force: {reason}"),
+        Trouble::Unreachable(_) => {
+            format!("the API server cannot be reached; what it said last stays in force: {reason}")
+        }
+        Trouble::Busy { .. } => {
+            format!("the API server is in trouble; what it said last stays in force: {reason}")
+        }
         Trouble::Forbidden(_) => format!("a right is missing, grant it to the agent: {reason}"),
         _ => reason,
     }
@@ -399,7 +408,9 @@ fn in_words(trouble: &Trouble) -> String {
 
 fn unreadable(folder: &Path, ident: &Ident, error: &io::Error) -> Problem {
     let what = format!("{} {}/{}", ident.kind.kind().title(), ident.namespace, ident.name);
-    let reason = format!("the last picture of {what} cannot be read ({error}); it is not in force before the API server is heard");
+    let reason = format!(
+        "the last picture of {what} cannot be read ({error}); it is not in force before the API server is heard"
+    );
     Problem::of_file(folder.display().to_string(), Severity::Warning, reason)
 }
 
@@ -413,7 +424,12 @@ fn judge(ident: &Ident, document: Value) -> Option<Entry> {
     let decoded = decode_value(document, origin).into_iter().next()?;
     let entry = Entry::of(decoded, None);
     if entry.is_none() {
-        tracing::warn!(kind = ident.kind.kind().title(), namespace = ident.namespace, name = ident.name, "cannot be judged");
+        tracing::warn!(
+            kind = ident.kind.kind().title(),
+            namespace = ident.namespace,
+            name = ident.name,
+            "cannot be judged"
+        );
     }
     entry
 }

@@ -11,9 +11,9 @@ use tokio::task::{Id, JoinSet};
 
 use super::backoff::{Backoff, Chance};
 use super::desk::SharedDesk;
-use super::discovery::{Offer, all_kinds, discover};
+use super::discovery::{Offer, discover};
 use super::follow::{Event, Follower, Shared};
-use super::kinds::KindId;
+use super::kinds::{KINDS, KindId};
 use super::trouble::Trouble;
 
 /// How often kinds that are not there are asked for.
@@ -28,7 +28,7 @@ pub(super) async fn supervise(client: Client, shared: Arc<Shared>, desk: SharedD
     let mut failures = Backoff::new(Duration::from_millis(500), Duration::from_secs(30), chance.fork());
     let mut knows_version = false;
     loop {
-        let missing: Vec<KindId> = all_kinds().into_iter().filter(|kind| !running.contains_key(kind)).collect();
+        let missing: Vec<KindId> = KindId::all().filter(|kind| !running.contains_key(kind)).collect();
         let count = || {
             shared.requests.others.fetch_add(1, Ordering::Relaxed);
         };
@@ -56,8 +56,13 @@ pub(super) async fn supervise(client: Client, shared: Arc<Shared>, desk: SharedD
                 }
                 for (kind, served) in served {
                     desk.open().served.insert(kind, served.clone());
-                    let follower =
-                        Follower { client: client.clone(), shared: Arc::clone(&shared), kind, served, chance: chance.fork() };
+                    let follower = Follower {
+                        client: client.clone(),
+                        shared: Arc::clone(&shared),
+                        kind,
+                        served,
+                        chance: chance.fork(),
+                    };
                     running.insert(kind, followers.spawn(follower.run()).id());
                 }
                 let wait = if unknown.is_empty() {
@@ -81,7 +86,7 @@ pub(super) async fn supervise(client: Client, shared: Arc<Shared>, desk: SharedD
                 return;
             }
         }
-        let is_whole = running.len() == all_kinds().len();
+        let is_whole = running.len() == KINDS.len();
         tokio::select! {
             () = tokio::time::sleep(wait), if !is_whole => {}
             () = shared.ear.closed() => return,
@@ -106,8 +111,13 @@ pub(super) async fn supervise(client: Client, shared: Arc<Shared>, desk: SharedD
 /// it were not. A server that does not let us ask is taken to be.
 async fn is_ready(client: &Client, count: &(dyn Fn() + Sync)) -> Result<(), Trouble> {
     count();
-    let request = Request::get("/readyz").body(Vec::new()).map_err(|error| Trouble::Refused(error.to_string()))?;
-    match client.request_text(request).await.map_err(|error| Trouble::of("readiness of the API server", &error)) {
+    let request =
+        Request::get("/readyz").body(Vec::new()).map_err(|error| Trouble::Refused(error.to_string()))?;
+    match client
+        .request_text(request)
+        .await
+        .map_err(|error| Trouble::of("readiness of the API server", &error))
+    {
         Ok(_) | Err(Trouble::Forbidden(_) | Trouble::Missing(_)) => Ok(()),
         Err(trouble) => Err(trouble),
     }

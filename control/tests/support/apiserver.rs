@@ -63,10 +63,13 @@ impl ApiServer {
         let folder = tempfile::Builder::new().prefix("margay-api").tempdir().expect("temporary folder");
         let mut server = Self { folder, netns, address, port, etcd_port, etcd: None, server: None };
         server.make_keys();
-        server.kubeconfig("admin", &json!({
-            "client-certificate-data": server.encoded("admin.crt"),
-            "client-key-data": server.encoded("admin.key"),
-        }));
+        server.kubeconfig(
+            "admin",
+            &json!({
+                "client-certificate-data": server.encoded("admin.crt"),
+                "client-key-data": server.encoded("admin.key"),
+            }),
+        );
         server.run_etcd();
         server.run_server();
         server
@@ -260,7 +263,10 @@ openssl ec -in sa.key -pubout -out sa.pub
         }
         let answer = self.curl(&args).unwrap_or_else(|| panic!("{verb} {path}: no answer"));
         let (body, code) = answer.rsplit_once('\n').expect("a code");
-        (code.parse().expect("a number"), serde_json::from_str(body).unwrap_or(Value::String(body.to_owned())))
+        (
+            code.parse().expect("a number"),
+            serde_json::from_str(body).unwrap_or(Value::String(body.to_owned())),
+        )
     }
 
     /// Makes an object; the collection's path is said.
@@ -286,7 +292,8 @@ openssl ec -in sa.key -pubout -out sa.pub
 
     /// Takes an object away, at once.
     pub fn delete(&self, path: &str) {
-        let (code, answer) = self.request("DELETE", &format!("{path}?gracePeriodSeconds=0"), "application/json", None);
+        let (code, answer) =
+            self.request("DELETE", &format!("{path}?gracePeriodSeconds=0"), "application/json", None);
         assert!((200..300).contains(&code), "delete of {path}: {code} {answer}");
     }
 

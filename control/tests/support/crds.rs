@@ -26,7 +26,13 @@ const KINDS: [(&str, &str, &str, &str, bool); 17] = [
     ("projectcalico.org", "v3", "Node", "nodes", false),
     ("policy.networking.k8s.io", "v1alpha2", "ClusterNetworkPolicy", "clusternetworkpolicies", false),
     ("policy.networking.k8s.io", "v1alpha1", "AdminNetworkPolicy", "adminnetworkpolicies", false),
-    ("policy.networking.k8s.io", "v1alpha1", "BaselineAdminNetworkPolicy", "baselineadminnetworkpolicies", false),
+    (
+        "policy.networking.k8s.io",
+        "v1alpha1",
+        "BaselineAdminNetworkPolicy",
+        "baselineadminnetworkpolicies",
+        false,
+    ),
 ];
 
 /// Installs the CRDs of `groups` and waits until they are served.
