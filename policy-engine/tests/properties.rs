@@ -223,7 +223,7 @@ fn chance_reaches_every_kind_of_decision() {
         };
         (0..count).map(|_| byte()).collect()
     };
-    for _ in 0..60 {
+    for _ in 0..200 {
         let judge = Judge::new(engine_of(&Chance::new(&draw(3_000)).world()));
         let packets = draw(400);
         let mut chance = Chance::new(&packets);

@@ -145,7 +145,7 @@ impl<'a> Chance<'a> {
             host_network: self.once_in(12),
             finished: self.once_in(12),
             addresses: self.list(3, Self::address),
-            annotated_addresses: Vec::new(),
+            annotated_addresses: if self.once_in(3) { self.list(3, Self::address) } else { Vec::new() },
             ports: self.named_ports(),
             started: self.pick(&["", "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"]).to_owned(),
             annotations: BTreeMap::new(),
@@ -340,6 +340,13 @@ impl<'a> Chance<'a> {
         for index in 0..1 + self.below(6) {
             objects.push(Object::Policy(Arc::new(self.policy(index))));
         }
+        if self.once_in(4) {
+            objects.push(Object::FelixConfiguration(Arc::new(FelixConfiguration {
+                name: "default".to_owned(),
+                trust_pod_ip_annotations: Some(!self.once_in(3)),
+                ..FelixConfiguration::default()
+            })));
+        }
         objects.into_iter().map(Change::Upsert).chain(locals.into_iter().map(Change::Endpoint)).collect()
     }
 
@@ -378,6 +385,7 @@ impl<'a> Chance<'a> {
                 // Switches of the whole cluster, because nodes share what is compiled from a rule.
                 allow_unenforced_criteria: (name == "default" && self.once_in(4)).then_some(true),
                 restrict_namespace_selectors: (name == "default" && self.once_in(4)).then_some(true),
+                trust_pod_ip_annotations: (name == "default" && self.once_in(3)).then_some(true),
                 ..FelixConfiguration::default()
             };
             objects.push(Object::FelixConfiguration(Arc::new(configuration)));
