@@ -9,6 +9,7 @@ use crate::handover::Handover;
 use crate::spread::WorkerIndex;
 use crate::topology::PortIndex;
 use crate::verdict::DropReason;
+use crate::worker::Captured;
 
 /// What is worth telling about a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,11 +56,16 @@ pub struct Output<F> {
     pub spare: Vec<F>,
     /// Sampled drops and log records, at most [`Output::MAX_EVENTS`] between two calls of the shell.
     pub events: Vec<PacketEvent>,
+    /// Packets told to taps, at most [`Output::MAX_CAPTURES`] between two calls of the shell.
+    pub captures: Vec<Captured>,
 }
 
 impl<F> Output<F> {
     /// Largest number of events kept per burst; more are only counted.
     pub const MAX_EVENTS: usize = 32;
+
+    /// Largest number of packets told per burst.
+    pub const MAX_CAPTURES: usize = 256;
 
     /// Returns an empty output.
     pub fn new() -> Self {
@@ -69,6 +75,7 @@ impl<F> Output<F> {
             recycle: Vec::with_capacity(256),
             spare: Vec::new(),
             events: Vec::with_capacity(Self::MAX_EVENTS),
+            captures: Vec::new(),
         }
     }
 }

@@ -128,7 +128,12 @@ impl<F: Frame> Worker<F> {
                     out.transmit.push((port, frame));
                     continue;
                 }
-                match self.fast(&burst, &mut frame, read, Some(errand)) {
+                let exit = if self.is_tapped(port, &frame) {
+                    None
+                } else {
+                    self.fast(&burst, &mut frame, read, Some(errand))
+                };
+                match exit {
                     Some(exit) => exit.take(port, frame, out),
                     None => self.take(view, now, Handover { frame, port, errand }, out),
                 }
@@ -146,6 +151,7 @@ impl<F: Frame> Worker<F> {
             // The giver has read the very same bytes.
             _ => return self.end(view, now, port, frame, None, DropReason::Truncated.into(), out),
         };
+        let seen = self.look(port, &frame, &prepared);
         let ended = match view.topology.port(port) {
             Some(arrival) => {
                 let known = self.flows.find(&prepared.key, prepared.hash);
@@ -154,6 +160,9 @@ impl<F: Frame> Worker<F> {
             }
             None => Err(DropReason::NoPort.into()),
         };
+        if let Some(seen) = seen {
+            self.tell(view, now, port, seen, &frame, &prepared, &ended, out);
+        }
         self.conclude(view, now, port, frame, Some(ip), ended, out);
         self.settle_fragments(view, now, out);
     }

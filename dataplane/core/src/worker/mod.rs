@@ -30,6 +30,7 @@ mod path;
 mod records;
 mod related;
 mod sanity;
+mod tap;
 
 use std::net::IpAddr;
 
@@ -52,6 +53,7 @@ use sanity::Class;
 
 pub use config::{EndpointToHost, PolicyChangeFlowAction, WorkerConfig};
 pub use records::FlowRecord;
+pub use tap::{Captured, Fate, TapEnd, TapFilter, TapId, ToldLeg};
 
 /// What is in force during one burst. Loaded once by the shell, so no packet sees half of a change.
 #[derive(Clone, Copy, Debug)]
@@ -169,6 +171,7 @@ pub struct Worker<F> {
     log_records: Allowance,
     pod_errors: Vec<Allowance>,
     scratch: Box<[u8; 2048]>,
+    taps: tap::Taps,
 }
 
 impl<F: Frame> Worker<F> {
@@ -187,6 +190,7 @@ impl<F: Frame> Worker<F> {
             log_records: Allowance::new(100, now),
             pod_errors: Vec::new(),
             scratch: Box::new([0; 2048]),
+            taps: tap::Taps::default(),
         }
     }
 
@@ -231,7 +235,12 @@ impl<F: Frame> Worker<F> {
                 self.flows.prefetch_flow(read.hash);
             }
             for (mut frame, read) in frames.drain(..count).zip(&plain) {
-                match self.fast(&burst, &mut frame, read, None) {
+                let exit = if self.is_tapped(port, &frame) {
+                    None
+                } else {
+                    self.fast(&burst, &mut frame, read, None)
+                };
+                match exit {
                     Some(exit) => exit.take(port, frame, out),
                     None => self.handle_frame(view, now, port, frame, out),
                 }
@@ -260,7 +269,11 @@ impl<F: Frame> Worker<F> {
         out: &mut Output<F>,
     ) {
         self.counters.received += 1;
+        let seen = self.look(port, &frame, prepared);
         let ended = self.process(view, now, port, &mut frame, prepared, out);
+        if let Some(seen) = seen {
+            self.tell(view, now, port, seen, &frame, prepared, &ended, out);
+        }
         self.conclude(view, now, port, frame, prepared.ip(), ended, out);
         self.settle_fragments(view, now, out);
     }

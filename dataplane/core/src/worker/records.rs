@@ -63,6 +63,16 @@ impl<F: Frame> Worker<F> {
 }
 
 impl Flow {
+    /// Returns the state as [`FlowRecord::state`] has it.
+    pub(super) fn state_in_words(&self) -> &'static str {
+        match (self.approved, self.state) {
+            (false, _) => "refused",
+            (_, State::Tcp(tcp)) => tcp.as_str(),
+            (_, State::Other { answered: true }) => "two_way",
+            (_, State::Other { answered: false }) => "one_way",
+        }
+    }
+
     fn record(&self, view: View<'_>, now: Nanos) -> FlowRecord {
         let tuple = self.tuple();
         let (from, to) = self.key.ends(self.opener);
@@ -78,12 +88,7 @@ impl Flow {
             protocol: self.key.protocol,
             source_port: from.port,
             destination_port: to.port,
-            state: match (self.approved, self.state) {
-                (false, _) => "refused",
-                (_, State::Tcp(tcp)) => tcp.as_str(),
-                (_, State::Other { answered: true }) => "two_way",
-                (_, State::Other { answered: false }) => "one_way",
-            },
+            state: self.state_in_words(),
             forward: (self.packets[0], self.bytes[0]),
             reverse: (self.packets[1], self.bytes[1]),
             expires_in: self.expires - now,
