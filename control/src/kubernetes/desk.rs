@@ -11,6 +11,20 @@ use super::kinds::{KindId, Meta};
 use super::picture::Ident;
 use crate::problem::Problem;
 
+/// What is in force of an object.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum InForce {
+    /// What is written.
+    #[default]
+    AsWritten,
+    /// An earlier form (PM-D2).
+    LastValid,
+    /// Its closed form (policy model 4.1).
+    Closed,
+    /// Nothing.
+    Nothing,
+}
+
 /// How an object stands.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Standing {
@@ -20,6 +34,8 @@ pub(super) struct Standing {
     pub tier: String,
     /// What is wrong with it.
     pub problems: Vec<Problem>,
+    /// What is in force of it.
+    pub in_force: InForce,
 }
 
 /// The desk.
@@ -31,8 +47,12 @@ pub(super) struct Desk {
     pub dirty: BTreeSet<Ident>,
     /// Where kinds are.
     pub served: BTreeMap<KindId, Served>,
-    /// Nodes that could write, by name: those that are ready first, then the others.
-    pub nodes: BTreeMap<String, bool>,
+    /// Names of nodes.
+    pub nodes: BTreeSet<String>,
+    /// What keeps the writer from writing, by what it wanted to write.
+    pub complaints: BTreeMap<String, String>,
+    /// They changed since they were collected.
+    pub has_new_complaints: bool,
     /// The picture is complete: what is not here is not there.
     pub is_complete: bool,
 }

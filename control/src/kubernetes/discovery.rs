@@ -104,3 +104,14 @@ pub(super) async fn discover(
     }
     Ok(offer)
 }
+
+impl Served {
+    /// Returns the path of one object.
+    pub fn object(&self, namespace: &str, name: &str) -> String {
+        if self.is_namespaced {
+            format!("{}/namespaces/{namespace}/{}/{name}", self.root, self.plural)
+        } else {
+            format!("{}/{name}", self.path)
+        }
+    }
+}

@@ -130,7 +130,8 @@ impl Kind {
             return Kept { document: Value::Null, meta: Meta::default() };
         };
         let mut metadata = take_map(&mut object, "metadata");
-        let meta = Meta::read(&metadata, object.get("status"));
+        let status = object.get("status").filter(|_| self.has_conditions);
+        let meta = Meta::read(&metadata, status);
         metadata.retain(|field, _| {
             [
                 "name",

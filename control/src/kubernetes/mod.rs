@@ -14,6 +14,7 @@
 //! * `kinds` is the table of what is followed and what of an object is kept.
 //! * `discovery` asks which of it the server offers, `follow` follows one kind, `backoff` and `trouble` say how long and why it waits.
 //! * `state` judges, `picture` remembers.
+//! * `write` tells the API server what became of its objects, from what lies on the `desk`.
 
 mod backoff;
 mod desk;
@@ -24,6 +25,7 @@ mod picture;
 mod state;
 mod supervise;
 mod trouble;
+mod write;
 
 use std::io;
 use std::path::PathBuf;
@@ -145,7 +147,10 @@ impl Kubernetes {
             streams: false.into(),
             requests: Counters::default(),
         });
-        let chance = Chance::new(config.seed);
+        let mut chance = Chance::new(config.seed);
+        let identity = write::Identity { node: config.node, namespace: config.namespace };
+        let api = write::Api::new(client.clone(), Arc::clone(&shared));
+        runtime.spawn(write::write(api, desk.clone(), identity, chance.fork()));
         runtime.spawn(supervise::supervise(client, Arc::clone(&shared), desk, chance));
         let now = Instant::now();
         Ok(Self {

@@ -20,9 +20,9 @@ use margay_policy_engine::engine::Change;
 use margay_policy_engine::model::{Object, ObjectKey};
 use serde_json::Value;
 
-use super::desk::{SharedDesk, Standing};
+use super::desk::{InForce, SharedDesk, Standing};
 use super::follow::{Event, Told};
-use super::kinds::{Kept, KindId};
+use super::kinds::{Kept, KindId, Meta};
 use super::picture::{Ident, Picture, Place};
 use super::trouble::Trouble;
 use crate::problem::{Problem, Severity};
@@ -271,31 +271,37 @@ impl State {
         };
         let mut problems = Vec::new();
         entry.report(&mut problems);
-        self.report(&ident, problems, Standing { meta, tier, problems: Vec::new() });
-        match entry.judged {
+        let in_force = match entry.judged {
             Judged::Valid { object, .. } => {
                 let place = self.picture.put(&document, before.map(|slot| slot.place));
-                self.objects.insert(ident, Slot { version, place, is_valid: true, list });
+                self.objects.insert(ident.clone(), Slot { version, place, is_valid: true, list });
                 changes.push(Change::Upsert(object));
+                InForce::AsWritten
             }
             Judged::Invalid { .. } if before.is_some_and(|slot| slot.is_valid) => {
                 if let Some(slot) = self.objects.get_mut(&ident) {
                     (slot.version, slot.list) = (version, list);
                 }
+                InForce::LastValid
             }
-            Judged::Invalid { fallback, .. } => {
-                if let Some((object, document)) = self.earlier_valid(&ident) {
+            Judged::Invalid { fallback, .. } => match self.earlier_valid(&ident) {
+                Some((object, document)) => {
                     let place = self.picture.put(&document, None);
-                    self.objects.insert(ident, Slot { version, place, is_valid: true, list });
+                    self.objects.insert(ident.clone(), Slot { version, place, is_valid: true, list });
                     changes.push(Change::Upsert(object));
-                    return;
+                    InForce::LastValid
                 }
-                let place = self.picture.put(&document, before.map(|slot| slot.place));
-                self.objects.insert(ident, Slot { version, place, is_valid: false, list });
-                let closed = fallback.filter(|object| object.key() == entry.key);
-                changes.push(closed.map_or(Change::Delete(entry.key), Change::Upsert));
-            }
-        }
+                None => {
+                    let place = self.picture.put(&document, before.map(|slot| slot.place));
+                    self.objects.insert(ident.clone(), Slot { version, place, is_valid: false, list });
+                    let closed = fallback.filter(|object| object.key() == entry.key);
+                    let in_force = if closed.is_some() { InForce::Closed } else { InForce::Nothing };
+                    changes.push(closed.map_or(Change::Delete(entry.key), Change::Upsert));
+                    in_force
+                }
+            },
+        };
+        self.report(&ident, problems, meta, tier, in_force);
     }
 
     /// Returns the valid form that the last picture has of an object, and its document.
@@ -335,23 +341,22 @@ impl State {
 
     fn note_node(&self, ident: &Ident) {
         if ident.kind.kind().title() == "Node" {
-            self.desk.open().nodes.insert(ident.name.clone(), true);
+            self.desk.open().nodes.insert(ident.name.clone());
         }
     }
 
-    /// Notes what is wrong with an object, for everybody who asks.
-    fn report(&mut self, ident: &Ident, problems: Vec<Problem>, standing: Standing) {
+    /// Notes how an object stands, for everybody who asks.
+    fn report(&mut self, ident: &Ident, problems: Vec<Problem>, meta: Meta, tier: String, in_force: InForce) {
         let needs_desk = ident.kind.kind().has_conditions || !problems.is_empty();
-        let standing = needs_desk.then(|| Standing { problems: problems.clone(), ..standing });
+        let standing = needs_desk.then(|| Standing { meta, tier, problems: problems.clone(), in_force });
         self.desk.open().note(ident, standing);
-        self.is_news |= if problems.is_empty() {
-            self.problems.remove(ident).is_some()
-        } else {
-            for problem in &problems {
-                tracing::warn!("{problem}");
-            }
-            self.problems.insert(ident.clone(), problems.clone()) != Some(problems)
-        };
+        if problems.is_empty() {
+            self.is_news |= self.problems.remove(ident).is_some();
+        } else if self.problems.get(ident) != Some(&problems) {
+            problems.iter().for_each(|problem| tracing::warn!("{problem}"));
+            self.problems.insert(ident.clone(), problems);
+            self.is_news = true;
+        }
     }
 
     /// Brings the disk up to date. `durably`: also against a loss of power.
@@ -369,10 +374,16 @@ impl State {
 
     /// Returns everything that is wrong as of now if it is otherwise than at the last call.
     pub fn problems(&mut self) -> Option<Vec<Problem>> {
-        if !std::mem::take(&mut self.is_news) {
-            return None;
-        }
+        let complaints = {
+            let mut desk = self.desk.open();
+            self.is_news |= std::mem::take(&mut desk.has_new_complaints);
+            if !std::mem::take(&mut self.is_news) {
+                return None;
+            }
+            desk.complaints.values().cloned().collect::<Vec<_>>()
+        };
         let mut problems = self.notices.clone();
+        problems.extend(complaints.into_iter().map(|text| Problem::of_file(SOURCE, Severity::Warning, text)));
         if self.told_earlier && !self.complete {
             let reason = "the API server was not heard since the start: the last complete picture on disk is in force until it is";
             problems.push(Problem::of_file(SOURCE, Severity::Error, reason));
