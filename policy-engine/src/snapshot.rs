@@ -136,6 +136,8 @@ pub struct Snapshot {
     pub(crate) addresses: Arc<Addresses>,
     pub(crate) memberships: Paged<Arc<Membership>>,
     pub(crate) has_logs: bool,
+    /// Decision points that answer whom they deny, ascending.
+    pub(crate) rejects: Vec<u32>,
     /// What each set contains, for those who want to know what a table is about.
     pub(crate) sets: Paged<Arc<SetKey>>,
 }
@@ -215,6 +217,13 @@ impl Snapshot {
     #[inline]
     pub fn has_log_rules(&self) -> bool {
         self.has_logs
+    }
+
+    /// Returns whether a packet that `rule` denied gets an answer: a TCP reset, or ICMP's "administratively prohibited" (policy model
+    /// 32.9). That is so where a rule of a policy that says so denied it, and at the end of a tier of which such a policy governs the
+    /// endpoint.
+    pub fn rejects(&self, rule: RuleRef) -> bool {
+        self.rejects.binary_search(&rule.0).is_ok()
     }
 
     /// Names the decision point. Panics never: an index of another snapshot gives `None`, or another point's name.

@@ -146,6 +146,10 @@ pub struct CounterReport {
     pub held: u64,
     /// ICMP errors sent.
     pub icmp_errors_sent: u64,
+    /// TCP resets sent.
+    pub resets_sent: u64,
+    /// Answers that were not sent because their port had had enough of them.
+    pub answers_limited: u64,
     /// Packets answered by a remembered flow.
     pub flow_hits: u64,
     /// Packets judged by tables.
@@ -166,6 +170,8 @@ impl From<&Counters> for CounterReport {
             answered: counters.answered,
             held: counters.held,
             icmp_errors_sent: counters.icmp_errors_sent,
+            resets_sent: counters.resets_sent,
+            answers_limited: counters.answers_limited,
             flow_hits: counters.flow_hits,
             flow_misses: counters.flow_misses,
             flow_rejudged: counters.flow_rejudged,

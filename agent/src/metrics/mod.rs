@@ -156,6 +156,12 @@ pub fn render(status: &StatusReport) -> Result<String, std::fmt::Error> {
     count("packets_forwarded", "Packets sent on to another port", counters.forwarded);
     count("packets_answered", "Packets answered by the node itself", counters.answered);
     count("icmp_errors_sent", "ICMP errors sent about dropped packets", counters.icmp_errors_sent);
+    count("resets_sent", "TCP resets sent about segments that policy refused", counters.resets_sent);
+    count(
+        "answers_limited",
+        "Answers about dropped packets beyond the allowance of their port",
+        counters.answers_limited,
+    );
     count("flow_hits", "Packets answered by a remembered flow", counters.flow_hits);
     count("flow_misses", "Packets judged by policy tables", counters.flow_misses);
     count("flow_rejudged", "Flows judged again because policy changed", counters.flow_rejudged);

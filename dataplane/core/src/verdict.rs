@@ -91,6 +91,10 @@ pub struct Counters {
     pub held: u64,
     /// ICMP errors sent about dropped frames; these are counted among the drops too.
     pub icmp_errors_sent: u64,
+    /// TCP resets sent about dropped segments; these are counted among the drops too.
+    pub resets_sent: u64,
+    /// Dropped packets that would have been answered, had their port not had enough answers.
+    pub answers_limited: u64,
     /// Packets answered by a remembered flow.
     pub flow_hits: u64,
     /// Packets judged by tables.
@@ -113,6 +117,8 @@ impl Default for Counters {
             answered: 0,
             held: 0,
             icmp_errors_sent: 0,
+            resets_sent: 0,
+            answers_limited: 0,
             flow_hits: 0,
             flow_misses: 0,
             flow_rejudged: 0,

@@ -71,7 +71,7 @@ pub(crate) enum Command {
 /// A worker's counters, stored by it once a burst, read by anyone.
 #[derive(Debug)]
 pub struct SharedCounters {
-    plain: [AtomicU64; 9],
+    plain: [AtomicU64; 11],
     drops: Vec<AtomicU64>,
     /// Times that the thread woke from sleep.
     pub wakeups: AtomicU64,
@@ -111,6 +111,8 @@ impl SharedCounters {
             c.answered,
             c.held,
             c.icmp_errors_sent,
+            c.resets_sent,
+            c.answers_limited,
             c.flow_hits,
             c.flow_misses,
             c.flow_rejudged,
@@ -127,13 +129,15 @@ impl SharedCounters {
     /// Returns the counters as of the last burst. Fields are read one by one, so sums may be off by the burst under way.
     pub fn load(&self) -> Counters {
         let mut counters = Counters::default();
-        let [received, forwarded, answered, held, errors, hits, misses, rejudged, flows] =
+        let [received, forwarded, answered, held, errors, resets, limited, hits, misses, rejudged, flows] =
             std::array::from_fn(|at| self.plain[at].load(Relaxed));
         counters.received = received;
         counters.forwarded = forwarded;
         counters.answered = answered;
         counters.held = held;
         counters.icmp_errors_sent = errors;
+        counters.resets_sent = resets;
+        counters.answers_limited = limited;
         counters.flow_hits = hits;
         counters.flow_misses = misses;
         counters.flow_rejudged = rejudged;

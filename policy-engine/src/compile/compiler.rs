@@ -19,6 +19,7 @@ use super::failsafe;
 use super::lists::{ListKey, ListOwner, ListSource, Lists};
 use super::policies::Policies;
 use super::program::{End, KeyPart, PROFILES, Part, Program, key};
+use super::rejects::Rejecting;
 use super::sets::{SetId, Sets};
 use super::sources::Sources;
 use super::table::{Table, TableIndex};
@@ -110,7 +111,10 @@ impl Compiler {
         let same_addresses = !self.refresh_addresses();
         self.learn(&fresh_tables);
         let next = self.snapshot(previous);
-        let is_same = previous.generation.0 > 0 && same_addresses && same_tables(previous, &next);
+        let is_same = previous.generation.0 > 0
+            && same_addresses
+            && same_tables(previous, &next)
+            && previous.rejects == next.rejects;
         if is_same { Arc::clone(previous) } else { Arc::new(next) }
     }
 
@@ -565,6 +569,13 @@ impl Compiler {
         }
     }
 
+    /// Returns the decision points that answer whom they deny.
+    fn rejects(&self) -> Vec<u32> {
+        let rejecting = Rejecting::new(self.policies.rejecting(), &self.lists);
+        let tables = self.tables.values().map(|entry| (entry.key.as_slice(), &*entry.table));
+        rejecting.points(tables)
+    }
+
     fn snapshot(&mut self, previous: &Snapshot) -> Snapshot {
         let mut endpoints = HashMap::with_capacity_and_hasher(self.subjects.len(), Hasher::default());
         let mut hosts = HashMap::default();
@@ -594,6 +605,7 @@ impl Compiler {
             generation: Generation(previous.generation.0 + 1),
             endpoints,
             hosts,
+            rejects: self.rejects(),
             has_logs: tables.iter().any(|table| table.program.has_logs),
             tables,
             addresses: Arc::clone(&self.addresses),

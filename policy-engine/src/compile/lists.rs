@@ -111,6 +111,11 @@ impl Lists {
         list
     }
 
+    /// Returns the number of the list of `key`, while something is governed by it.
+    pub(crate) fn number(&self, key: &ListKey) -> Option<u64> {
+        self.known.get(key).map(|known| known.list.number)
+    }
+
     /// One more is governed by the list.
     pub(crate) fn hold(&mut self, key: &ListKey) {
         if let Some(known) = self.known.get_mut(key) {

@@ -28,6 +28,7 @@ pub(crate) mod pods;
 pub(crate) mod policies;
 pub(crate) mod prefixes;
 pub(crate) mod program;
+pub(crate) mod rejects;
 pub(crate) mod rows;
 pub(crate) mod rules;
 pub(crate) mod sets;

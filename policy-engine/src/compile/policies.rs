@@ -22,6 +22,8 @@ pub(crate) struct Policies {
     free: Vec<u32>,
     numbers: BTreeMap<PolicyKey, u32>,
     filing: Filing<u32>,
+    /// Those that tell whom they deny.
+    rejecting: BTreeSet<u32>,
 }
 
 impl Policies {
@@ -37,6 +39,7 @@ impl Policies {
         }
         let Some(now) = now else {
             if let Some(number) = number {
+                self.rejecting.remove(&number);
                 self.numbers.remove(key);
                 self.free.push(number);
             }
@@ -47,6 +50,10 @@ impl Policies {
             self.entries.len() as u32 - 1
         });
         self.filing.insert(universe, now.selector.as_ref(), number);
+        match now.flags.reject {
+            true => self.rejecting.insert(number),
+            false => self.rejecting.remove(&number),
+        };
         self.entries[number as usize] =
             Some(Entry { policy: Arc::clone(now), tie_break: order::tie_break(now) });
         self.numbers.insert(key.clone(), number);
@@ -56,6 +63,11 @@ impl Policies {
     /// Returns the policy with this number.
     pub(crate) fn get(&self, number: u32) -> Option<&Entry> {
         self.entries.get(number as usize)?.as_ref()
+    }
+
+    /// Returns the policies that tell whom they deny (policy model 32.9).
+    pub(crate) fn rejecting(&self) -> impl Iterator<Item = &Policy> {
+        self.rejecting.iter().filter_map(|number| self.get(*number)).map(|entry| &*entry.policy)
     }
 
     /// Returns whether the policy selects a subject with `labels`.

@@ -36,6 +36,7 @@ pub(super) fn decode(
     };
     let governs = types(&mut spec, "types", (true, true), problems).unwrap_or(inferred);
     let flags = if is_global { flags(&mut spec, governs, &egress, problems) } else { PolicyFlags::default() };
+    let flags = PolicyFlags { reject: rejects(metadata, problems), ..flags };
     performance_hints(&mut spec, problems);
     let staged = is_staged.then(|| staged_action(&mut spec, value, problems));
     spec.finish(problems);
@@ -141,6 +142,7 @@ fn flags(
         do_not_track: spec.boolean("doNotTrack", problems),
         pre_dnat: spec.boolean("preDNAT", problems),
         apply_on_forward: spec.boolean("applyOnForward", problems),
+        reject: false,
     };
     if flags.do_not_track && flags.pre_dnat {
         problems.refuse_text(spec.at("preDNAT"), "true", "excludes doNotTrack; write two policies");
@@ -161,6 +163,23 @@ fn flags(
         }
     }
     flags
+}
+
+/// Whoever a policy with this annotation denies gets an answer (policy model 32.9). An annotation, because every kind of policy has
+/// those, and an API server prunes fields of `spec` that it does not know.
+const DENY_ACTION: &str = "margay/deny-action";
+
+/// Reads [`DENY_ACTION`]. An answer changes no verdict, so a word that is none of the two is passed over with a warning.
+pub(super) fn rejects(metadata: &Metadata, problems: &mut Problems) -> bool {
+    match metadata.annotations.get(DENY_ACTION).map(String::as_str) {
+        Some("Reject") => true,
+        None | Some("Drop") => false,
+        Some(other) => {
+            let reason = "passed over, denied packets are dropped silently; write Reject or Drop";
+            problems.warn(format!("metadata.annotations.{DENY_ACTION}"), other, reason);
+            false
+        }
+    }
 }
 
 fn performance_hints(spec: &mut Fields<'_>, problems: &mut Problems) {

@@ -208,7 +208,7 @@ impl Rule {
     }
 }
 
-/// Where policies of a host endpoint are evaluated (policy model 11.2); everything is `Normal` for pods.
+/// Where policies of a host endpoint are evaluated (policy model 11.2); everything is `Normal` for pods. And how a policy denies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PolicyFlags {
     /// `doNotTrack`.
@@ -217,6 +217,8 @@ pub struct PolicyFlags {
     pub pre_dnat: bool,
     /// `applyOnForward`.
     pub apply_on_forward: bool,
+    /// Whoever is denied by the policy is told so (policy model 32.9).
+    pub reject: bool,
 }
 
 /// `stagedAction` of a staged kind.
@@ -251,7 +253,7 @@ pub struct Policy {
     pub ingress: Vec<Rule>,
     /// Egress rules in order.
     pub egress: Vec<Rule>,
-    /// Host-endpoint contexts.
+    /// Host-endpoint contexts, and how it denies.
     pub flags: PolicyFlags,
     /// Present on staged kinds; they never change a verdict (policy model 19.3).
     pub staged: Option<StagedAction>,

@@ -238,6 +238,7 @@ impl<'a> Chance<'a> {
                 do_not_track: self.once_in(20),
                 pre_dnat: self.once_in(20),
                 apply_on_forward: self.once_in(4),
+                reject: self.once_in(4),
             },
             staged: self.some(10, |_| StagedAction::Set),
         }
@@ -398,7 +399,7 @@ impl<'a> Chance<'a> {
                 (false, false, true),
                 (false, false, false),
             ]);
-            policy.flags = PolicyFlags { do_not_track, pre_dnat, apply_on_forward };
+            policy.flags = PolicyFlags { do_not_track, pre_dnat, apply_on_forward, ..policy.flags };
             if pre_dnat {
                 policy.governs_ingress = true;
                 policy.governs_egress = false;

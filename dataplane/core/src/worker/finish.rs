@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use margay_wire::{ETHERNET_LEN, Fragment, IpHeaders, checksum, icmp};
+use margay_wire::{ETHERNET_LEN, IpHeaders, checksum, icmp};
 
 use super::{Dropped, Ending, View, Worker};
 use crate::flow::Path;
@@ -45,7 +45,9 @@ pub(super) fn finish<F: Frame>(
         return Err(Dropped { reason: DropReason::TtlExpired, rule: None, error });
     }
     let too_big = ip.total_len > path.mtu;
-    if too_big && (ip.dont_fragment || path.mtu < 68) {
+    // Headers with options are answered as if they forbade it: options make fragments differ, and no pod of ours sends them.
+    let has_options = || frame.data()[ETHERNET_LEN] != 0x45;
+    if too_big && (ip.dont_fragment || path.mtu < 68 || has_options()) {
         let error = Some(icmp::Error::TooBig(path.mtu.into()));
         return Err(Dropped { reason: DropReason::PacketTooBig, rule: None, error });
     }
@@ -77,23 +79,15 @@ fn decrement_ttl(bytes: &mut [u8], ip: &IpHeaders) {
     }
 }
 
-/// Splits an IPv4 packet that may be fragmented (RFC 791 §3.2). Headers with options are answered as if they forbade it: options make
-/// fragments differ, and no pod of ours sends them.
+/// Splits an IPv4 packet without options that may be fragmented (RFC 791 §3.2).
 #[cold]
 fn fragment<F: Frame>(frame: &mut F, path: &Path, out: &mut Output<F>) -> Result<Ending, Dropped> {
     let bytes = frame.data();
-    let refused = || {
-        let error = Some(icmp::Error::TooBig(path.mtu.into()));
-        Dropped { reason: DropReason::PacketTooBig, rule: None, error }
-    };
-    if bytes[ETHERNET_LEN] != 0x45 {
-        return Err(refused());
-    }
     let payload_at = ETHERNET_LEN + 20;
     let step = ((usize::from(path.mtu) - 20) / 8) * 8;
     let payload = &bytes[payload_at..];
     if out.spare.len() < payload.len().div_ceil(step) {
-        return Err(Dropped { error: None, ..refused() });
+        return Err(DropReason::PacketTooBig.into());
     }
     let flags = u16::from_be_bytes([bytes[ETHERNET_LEN + 6], bytes[ETHERNET_LEN + 7]]);
     for (nth, part) in payload.chunks(step).enumerate() {
@@ -101,7 +95,7 @@ fn fragment<F: Frame>(frame: &mut F, path: &Path, out: &mut Output<F>) -> Result
         let len = payload_at + part.len();
         if !piece.set_len(len) {
             out.recycle.push(piece);
-            return Err(Dropped { error: None, ..refused() });
+            return Err(DropReason::PacketTooBig.into());
         }
         let last = (nth + 1) * step >= payload.len();
         let offset = (flags & 0x1fff) + (nth * step / 8) as u16;
@@ -181,43 +175,5 @@ impl<F: Frame> Worker<F> {
                 Err(dropped) => self.end(view, now, arrival, frame, Some(&ip), dropped, out),
             }
         }
-    }
-
-    /// Turns the frame of a dropped packet into the ICMP error for its sender; `false` when none may be sent.
-    ///
-    /// The source is this node's address, so that traceroute names the node; towards the host itself it is the gateway's, because a kernel
-    /// refuses its own address from outside.
-    pub(super) fn turn_into_error(
-        &mut self,
-        view: View<'_>,
-        port: &Port,
-        frame: &mut F,
-        ip: &IpHeaders,
-        error: icmp::Error,
-    ) -> bool {
-        let gateway = if ip.source.is_ipv4() { self.config.gateway_v4 } else { self.config.gateway_v6 };
-        let source = match port.kind {
-            PortKind::Host { .. } => gateway,
-            PortKind::Pod { .. } | PortKind::Uplink => {
-                view.topology.node_address_like(ip.source).unwrap_or(gateway)
-            }
-        };
-        if matches!(ip.fragment, Fragment::Later { .. }) {
-            return false;
-        }
-        let data = frame.data();
-        let Some(sender) = data.get(6..12).and_then(|mac| <[u8; 6]>::try_from(mac).ok()) else {
-            return false;
-        };
-        let scratch = &mut self.scratch[..];
-        let to = margay_wire::MacAddr(sender);
-        let Some(len) = icmp::write_error(scratch, data, ip, error, source, port.mac, to) else {
-            return false;
-        };
-        if !frame.set_len(len) {
-            return false;
-        }
-        frame.data_mut().copy_from_slice(&scratch[..len]);
-        true
     }
 }

@@ -1,6 +1,7 @@
 //! Allowances: how many of a thing per second.
 
 use crate::time::Nanos;
+use crate::topology::PortIndex;
 
 /// A token bucket of one second's depth.
 #[derive(Clone, Debug)]
@@ -27,5 +28,28 @@ impl Allowance {
         let granted = self.tokens > 0;
         self.tokens -= u64::from(granted);
         granted
+    }
+}
+
+/// An allowance for each port.
+#[derive(Clone, Debug)]
+pub struct PerPort {
+    per_second: u64,
+    each: Vec<Allowance>,
+}
+
+impl PerPort {
+    /// Returns a full bucket of `per_second` tokens for every port.
+    pub fn new(per_second: u64) -> Self {
+        Self { per_second, each: Vec::new() }
+    }
+
+    /// Takes one token of the port; `false` when there is none.
+    pub fn take(&mut self, port: PortIndex, now: Nanos) -> bool {
+        let at = usize::from(port.0);
+        if self.each.len() <= at {
+            self.each.resize(at + 1, Allowance::new(self.per_second, now));
+        }
+        self.each[at].take(now)
     }
 }

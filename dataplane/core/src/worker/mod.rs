@@ -16,6 +16,7 @@
 //!
 //! Invariant: after every call [`Counters::beginnings`] equals [`Counters::endings`].
 
+mod answer;
 mod config;
 mod discovery;
 mod events;
@@ -48,7 +49,7 @@ use crate::topology::{Port, PortIndex, Topology};
 use crate::verdict::{Counters, DropReason};
 use finish::Waiting;
 use fragments::Fragments;
-use limits::Allowance;
+use limits::{Allowance, PerPort};
 use sanity::Class;
 
 pub use config::{EndpointToHost, PolicyChangeFlowAction, WorkerConfig};
@@ -167,9 +168,10 @@ pub struct Worker<F> {
     fragments: Fragments<F>,
     waiting: Vec<Waiting<F>>,
     started: Nanos,
-    own_errors: Allowance,
+    own_errors: PerPort,
+    refusals: PerPort,
+    pod_errors: PerPort,
     log_records: Allowance,
-    pod_errors: Vec<Allowance>,
     scratch: Box<[u8; 2048]>,
     taps: tap::Taps,
 }
@@ -186,9 +188,10 @@ impl<F: Frame> Worker<F> {
             fragments,
             waiting: Vec::new(),
             started: now,
-            own_errors: Allowance::new(200, now),
+            own_errors: PerPort::new(200),
+            refusals: PerPort::new(200),
+            pod_errors: PerPort::new(100),
             log_records: Allowance::new(100, now),
-            pod_errors: Vec::new(),
             scratch: Box::new([0; 2048]),
             taps: tap::Taps::default(),
         }
@@ -448,15 +451,11 @@ impl<F: Frame> Worker<F> {
         if noteworthy && out.events.len() < Output::<F>::MAX_EVENTS {
             out.events.push(events::dropped(view, port, ip, &dropped));
         }
-        if let (Some(error), Some(ip), Some(port)) = (dropped.error, ip, view.topology.port(port))
-            && self.own_errors.take(now)
-            && self.turn_into_error(view, port, &mut frame, ip, error)
-        {
-            self.counters.icmp_errors_sent += 1;
-            out.transmit.push((port.index, frame));
-            return;
+        if self.answer(view, now, port, &mut frame, ip, &dropped) {
+            out.transmit.push((port, frame));
+        } else {
+            out.recycle.push(frame);
         }
-        out.recycle.push(frame);
     }
 
     /// Does what time demands: expires flows (a bounded number a call), lets go of packets that waited too long, and sends those

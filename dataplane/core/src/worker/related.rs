@@ -4,7 +4,6 @@ use margay_policy_engine::snapshot::Snapshot;
 use margay_wire::parse::parse_quoted;
 use margay_wire::{Fragment, icmp};
 
-use super::limits::Allowance;
 use super::{Dropped, Ending, Passing, Worker, path};
 use crate::flow::FlowKey;
 use crate::frame::Frame;
@@ -27,6 +26,9 @@ impl<F: Frame> Worker<F> {
         let slot = self.flows.find(&key, self.flows.hash(&key)).ok_or(DropReason::IcmpUnrelated)?;
         let generation = view.snapshot.map(Snapshot::generation).unwrap_or_default();
         let flow = self.flows.flow(slot).ok_or(DropReason::IcmpUnrelated)?;
+        if flow.expires <= now {
+            return Err(DropReason::IcmpUnrelated.into());
+        }
         if (flow.snapshot, flow.topology) != (generation, view.topology.generation())
             && !self.revalidate(view, slot)
         {
@@ -45,14 +47,8 @@ impl<F: Frame> Worker<F> {
         if !flow.approved {
             return Err(flow.refused());
         }
-        let at = usize::from(port.index.0);
-        if from_pod {
-            if self.pod_errors.len() <= at {
-                self.pod_errors.resize(at + 1, Allowance::new(100, now));
-            }
-            if !self.pod_errors[at].take(now) {
-                return Err(DropReason::IcmpRateLimited.into());
-            }
+        if from_pod && !self.pod_errors.take(port.index, now) {
+            return Err(DropReason::IcmpRateLimited.into());
         }
         icmp::clamp_mtu_in_place(frame.data_mut(), ip);
         match path::resolve(view.topology, self.config.index, port, ip.destination)? {

@@ -210,6 +210,19 @@ impl Node {
         self.snapshot = Some(self.engine.publish());
     }
 
+    /// Makes a pod of namespace `ns` one of this node.
+    pub fn adopt(&mut self, name: &str, endpoint: EndpointId, addresses: &[IpAddr]) {
+        let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        self.engine.apply(Change::Endpoint(LocalEndpoint {
+            id: endpoint,
+            pod: NamespacedName { namespace: "ns".into(), name: name.into() },
+            uid: String::new(),
+            addresses: addresses.to_vec(),
+        }));
+        self.apply(pod("ns", name, &texts));
+    }
+
     /// Publishes the builder's present content.
     pub fn rebuild(&mut self) {
         self.generation += 1;

@@ -400,3 +400,35 @@ fn pm_18_3_the_peer_as_written_goes_along() {
     let kubernetes = policy(&knp("{ingress: [{from: [{podSelector: {matchLabels: {k: v}}}]}]}"));
     assert!(kubernetes.ingress[0].source.written.is_some());
 }
+
+#[test]
+fn pm_32_9_every_kind_of_policy_can_ask_that_whom_it_denies_is_told() {
+    let kinds = [
+        ("networking.k8s.io/v1", "NetworkPolicy", "{podSelector: {}}"),
+        ("projectcalico.org/v3", "NetworkPolicy", "{selector: all()}"),
+        ("projectcalico.org/v3", "GlobalNetworkPolicy", "{selector: all()}"),
+        (
+            "policy.networking.k8s.io/v1alpha2",
+            "ClusterNetworkPolicy",
+            "{tier: Admin, priority: 1, subject: {namespaces: {}}}",
+        ),
+    ];
+    for (version, kind, spec) in kinds {
+        let written = |annotation: &str| {
+            let namespace = if kind == "NetworkPolicy" { ", namespace: a" } else { "" };
+            format!(
+                "apiVersion: {version}\nkind: {kind}\nmetadata: {{name: p{namespace}, annotations: {{{annotation}}}}}\nspec: {spec}\n"
+            )
+        };
+        assert!(policy(&written("margay/deny-action: Reject")).flags.reject, "{kind}");
+        assert!(!policy(&written("margay/deny-action: Drop")).flags.reject, "{kind}");
+        assert!(!policy(&written("")).flags.reject, "{kind}: off by default");
+        let odd = written("margay/deny-action: reject");
+        assert!(!policy(&odd).flags.reject, "{kind}: no word of ours");
+        let Decoded::Valid { warnings, .. } = one(&odd) else { panic!("valid") };
+        assert!(
+            warnings.iter().any(|w| w.field == "metadata.annotations.margay/deny-action"),
+            "{warnings:?}"
+        );
+    }
+}
