@@ -12,6 +12,7 @@
 //! * [`oracle`] answers the same question from the Model alone; it never looks at a table.
 //! * [`walk`] knows who is asked on a packet's way through the nodes, in order, and what a verdict skips.
 //! * [`http`] judges requests by the criteria that packets are not asked about.
+//! * [`schema`] describes the kinds that are ours to define to an API server.
 //! * [`lint`] finds what manifests probably do not mean.
 //! * [`verify`] answers statements about all packets from the tables.
 //! * [`explain`] tells the oracle's reasons beside the tables' verdict.
@@ -26,6 +27,7 @@ pub mod model;
 pub mod oracle;
 pub mod packet;
 mod resolve;
+pub mod schema;
 pub mod selector;
 pub mod snapshot;
 pub mod verify;

@@ -14,7 +14,7 @@ use crate::model::{EndpointToHostAction, FelixConfiguration, Object};
 
 /// What a parameter may be.
 #[derive(Clone, Copy, Debug)]
-enum Shape {
+pub(crate) enum Shape {
     Boolean,
     /// Both ends inclusive.
     Integer(i64, i64),
@@ -53,7 +53,7 @@ const MTU: Shape = Integer(0, 65_535);
 const QUEUE: Shape = Integer(0, 65_535);
 
 /// The parameters that become text, by their field names.
-const PARAMETERS: [(&str, Shape); 72] = [
+pub(crate) const PARAMETERS: [(&str, Shape); 72] = [
     ("interfacePrefix", InterfacePrefixes),
     ("interfaceExclude", InterfaceNames),
     ("iptablesFilterAllowAction", ACCEPT_RETURN),
@@ -128,8 +128,27 @@ const PARAMETERS: [(&str, Shape); 72] = [
     ("wireguardKeyRotationInterval", Duration),
 ];
 
+/// The parameters that policy itself reads: lists of failsafe ports, a word, switches.
+pub(crate) const FAILSAFES: [&str; 2] = ["failsafeInboundHostPorts", "failsafeOutboundHostPorts"];
+pub(crate) const ENDPOINT_TO_HOST: (&str, Shape) =
+    ("defaultEndpointToHostAction", OneOf(&["Drop", "Return", "Accept"]));
+pub(crate) const SWITCHES: [&str; 3] =
+    ["trustPodIPAnnotations", "restrictNamespaceSelectors", "allowUnenforcedCriteria"];
+
+/// States whose timeouts can be set.
+pub(crate) const TIMEOUT_STATES: [&str; 8] = [
+    "creationGracePeriod",
+    "genericTimeout",
+    "icmpTimeout",
+    "tcpEstablished",
+    "tcpFinsSeen",
+    "tcpResetSeen",
+    "tcpSynSent",
+    "udpTimeout",
+];
+
 /// Parameters of Calico that another dataplane, another cloud or Felix itself needs.
-const WITHOUT_EFFECT: [&str; 71] = [
+pub(crate) const WITHOUT_EFFECT: [&str; 71] = [
     "awsSrcDstCheck",
     "bpfAttachType",
     "bpfCTLBLogFilter",
@@ -212,12 +231,12 @@ pub(super) fn configuration(value: &Value, metadata: &Metadata, problems: &mut P
     }
     let mut configuration = FelixConfiguration {
         name: metadata.name.clone(),
-        failsafe_inbound: failsafe::read(&mut spec, "failsafeInboundHostPorts", problems),
-        failsafe_outbound: failsafe::read(&mut spec, "failsafeOutboundHostPorts", problems),
+        failsafe_inbound: failsafe::read(&mut spec, FAILSAFES[0], problems),
+        failsafe_outbound: failsafe::read(&mut spec, FAILSAFES[1], problems),
         endpoint_to_host: endpoint_to_host(&mut spec, problems),
-        trust_pod_ip_annotations: boolean(&mut spec, "trustPodIPAnnotations", problems),
-        restrict_namespace_selectors: boolean(&mut spec, "restrictNamespaceSelectors", problems),
-        allow_unenforced_criteria: boolean(&mut spec, "allowUnenforcedCriteria", problems),
+        trust_pod_ip_annotations: boolean(&mut spec, SWITCHES[0], problems),
+        restrict_namespace_selectors: boolean(&mut spec, SWITCHES[1], problems),
+        allow_unenforced_criteria: boolean(&mut spec, SWITCHES[2], problems),
         ..FelixConfiguration::default()
     };
     for (name, shape) in PARAMETERS {
@@ -241,8 +260,8 @@ fn boolean(spec: &mut Fields<'_>, name: &'static str, problems: &mut Problems) -
 }
 
 fn endpoint_to_host(spec: &mut Fields<'_>, problems: &mut Problems) -> Option<EndpointToHostAction> {
-    let shape = OneOf(&["Drop", "Return", "Accept"]);
-    match parameter(spec, "defaultEndpointToHostAction", shape, problems)?.as_str() {
+    let (name, shape) = ENDPOINT_TO_HOST;
+    match parameter(spec, name, shape, problems)?.as_str() {
         "Accept" => Some(EndpointToHostAction::Accept),
         "Return" => Some(EndpointToHostAction::Return),
         _ => Some(EndpointToHostAction::Drop),
@@ -403,19 +422,9 @@ fn is_dns_server(text: &str) -> bool {
 }
 
 fn timeouts(spec: &mut Fields<'_>, name: &'static str, problems: &mut Problems) -> Option<String> {
-    const STATES: [&str; 8] = [
-        "creationGracePeriod",
-        "genericTimeout",
-        "icmpTimeout",
-        "tcpEstablished",
-        "tcpFinsSeen",
-        "tcpResetSeen",
-        "tcpSynSent",
-        "udpTimeout",
-    ];
     let mut fields = spec.object(name, problems);
     let mut timeouts = Vec::new();
-    for state in STATES {
+    for state in TIMEOUT_STATES {
         let Some(text) = fields.text(state, problems).filter(|text| !text.is_empty()) else { continue };
         match duration::parse(text) {
             Some(found) => timeouts.push(format!("{state}={}", duration::canonical(found))),

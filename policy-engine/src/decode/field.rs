@@ -3,7 +3,7 @@
 //! A [`Fields`] learns which fields exist by being asked for them; what is left at [`Fields::finish`] is unknown and passed over with a
 //! warning that tells the nearest name that was asked for. Nothing stops at the first error: a user wants the whole list.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
@@ -72,6 +72,8 @@ pub(super) struct Problems {
     pub errors: Vec<FieldError>,
     /// The object is valid, but the user should know.
     pub warnings: Vec<FieldError>,
+    /// Where somebody wants to know: the names that each mapping was asked for, by path.
+    pub asked: Option<BTreeMap<String, BTreeSet<&'static str>>>,
 }
 
 impl Problems {
@@ -257,6 +259,9 @@ impl<'v> Fields<'v> {
 
     /// Warns about every field that was not asked for, naming the nearest one that exists.
     pub(super) fn finish(self, problems: &mut Problems) {
+        if let Some(asked) = &mut problems.asked {
+            asked.entry(any_item(&self.path)).or_default().extend(&self.known);
+        }
         for (key, value) in self.map.into_iter().flatten() {
             if !self.known.contains(&key.as_str()) {
                 let hint = match nearest(key, &self.known) {
@@ -268,6 +273,18 @@ impl<'v> Fields<'v> {
             }
         }
     }
+}
+
+/// Returns `path` with every index left out: `spec.ingress[3].source` is `spec.ingress[].source`.
+fn any_item(path: &str) -> String {
+    let mut inside = false;
+    path.chars()
+        .filter(|&c| {
+            let keep = !(inside && c.is_ascii_digit());
+            inside = c == '[' || (inside && c.is_ascii_digit());
+            keep
+        })
+        .collect()
 }
 
 /// Returns the candidate that differs from `word` in the fewest letters, when few enough to be a slip of the pen.

@@ -17,7 +17,7 @@ mod document;
 mod domain;
 mod duration;
 mod failsafe;
-mod felix;
+pub(crate) mod felix;
 mod field;
 mod http;
 mod identity;
@@ -33,6 +33,8 @@ mod scope;
 
 #[cfg(test)]
 mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -134,6 +136,17 @@ pub fn decode_value(value: Value, origin: Origin) -> Vec<Decoded> {
     decoded
 }
 
+/// Returns the fields that reading `value` asks for, whether they are written or not: the names in each mapping, by its path, with `[]`
+/// for any item of a list. Empty for a kind that is not followed. Nothing else is kept in step with [`crate::schema`] by hand.
+pub fn fields_asked(value: &Value) -> BTreeMap<String, BTreeSet<&'static str>> {
+    let Route::Known(kind) = identity::route(value) else { return BTreeMap::new() };
+    let mut problems = Problems { asked: Some(BTreeMap::new()), ..Problems::default() };
+    if let Some(metadata) = Metadata::read(value, kind, &mut problems) {
+        judge(kind, value, &metadata, &mut problems);
+    }
+    problems.asked.unwrap_or_default()
+}
+
 fn decode_document(document: Document) -> Decoded {
     match document {
         Ok((value, origin)) => decode_one(&value, origin, Vec::new()),
@@ -152,12 +165,12 @@ fn decode_one(value: &Value, origin: Origin, errors: Vec<FieldError>) -> Decoded
             return Decoded::Unreadable { errors, origin };
         }
     };
-    let mut problems = Problems { errors, warnings: Vec::new() };
+    let mut problems = Problems { errors, ..Problems::default() };
     let Some(metadata) = Metadata::read(value, kind, &mut problems) else {
         return Decoded::Unreadable { errors: problems.errors, origin };
     };
     let judged = judge(kind, value, &metadata, &mut problems);
-    let Problems { errors, warnings } = problems;
+    let Problems { errors, warnings, .. } = problems;
     if errors.is_empty() {
         let version = metadata.version(value);
         Decoded::Valid { object: judged.object, version, warnings, origin }
