@@ -67,6 +67,13 @@ pub enum Command {
     Lab(crate::lab::LabArgs),
     /// The node agent: packet path, CNI socket, admin socket
     Agent(Box<crate::node::args::AgentArgs>),
+    /// What a cluster is given to run margay: definitions, rights, DaemonSet
+    #[command(after_long_help = crate::install::HELP)]
+    Install(crate::install::InstallArgs),
+    /// Takes from this node what margay put there
+    Uninstall(crate::uninstall::UninstallArgs),
+    /// Copies this program to where the container runtime looks for CNI plug-ins
+    CniInstall(crate::cni::install::CniInstallArgs),
     /// Completion for a shell, to be sourced
     #[command(after_long_help = "Example:\n  margay completion bash > /etc/bash_completion.d/margay")]
     Completion {
@@ -428,6 +435,9 @@ pub fn run(cli: Cli) -> ExitCode {
             crate::logging::start();
             crate::node::run(&args)
         }
+        Command::Install(args) => printed(crate::install::run(&args)),
+        Command::Uninstall(args) => crate::uninstall::run(&args),
+        Command::CniInstall(args) => crate::cni::install::run(&args),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "margay", &mut io::stdout());
             ExitCode::SUCCESS

@@ -5,6 +5,7 @@ mod cli;
 mod cni;
 mod endpoints;
 mod explain;
+mod install;
 mod lab;
 mod lint;
 mod logging;
@@ -13,6 +14,7 @@ mod net;
 mod node;
 mod selector_command;
 mod simulate;
+mod uninstall;
 mod validate;
 mod verify;
 

@@ -17,9 +17,13 @@
 //! * [`commands`] is ADD, DEL, CHECK, GC, STATUS and VERSION.
 
 mod commands;
+pub mod install;
 mod ipam;
 mod types;
 mod veth;
+
+pub use types::VERSIONS;
+pub use veth::is_ours;
 
 use std::io::{self, Read, Write};
 use std::process::ExitCode;

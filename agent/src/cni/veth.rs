@@ -56,6 +56,11 @@ pub fn owner(network: &str, link: &Link) -> Option<AttachmentKey> {
     (ours && words.next().is_none()).then_some(AttachmentKey { container_id, ifname })
 }
 
+/// Whether `link` is the host end of a pod, of any network.
+pub fn is_ours(link: &Link) -> bool {
+    link.alias.as_deref().is_some_and(|alias| alias.split(' ').next() == Some(MARK))
+}
+
 /// Returns the gateways for the families that `addresses` has.
 pub fn gateways(addresses: &[IpAddr]) -> Vec<IpAddr> {
     let v4 = addresses.iter().any(IpAddr::is_ipv4).then_some(GATEWAY_V4);
@@ -183,6 +188,9 @@ mod tests {
             no_arp: false,
             alias: Some(alias("pods", &key("a"))),
             kind: None,
+            below: None,
+            above: None,
+            is_ethernet: true,
         };
         assert_eq!(owner("pods", &link), Some(key("a")));
         assert_eq!(owner("other", &link), None);

@@ -54,13 +54,21 @@ fn entry(value: &Value, depth: usize, text: &mut String) {
     match value {
         Value::Object(map) if !map.is_empty() => block(value, depth, text),
         Value::Array(items) if !items.is_empty() => block(value, depth, text),
-        Value::String(long) if long.contains('\n') => literal(long, depth, text),
+        Value::String(long) if is_literal(long) => literal(long, depth, text),
         _ => {
             text.push(' ');
             text.push_str(&flow(value));
             text.push('\n');
         }
     }
+}
+
+/// Whether a text of several lines can stand as it is: its first line tells how far all are indented, and its end is one newline or none.
+fn is_literal(long: &str) -> bool {
+    long.contains('\n')
+        && !long.starts_with([' ', '\n'])
+        && !long.ends_with("\n\n")
+        && !long.contains(['\r', '\t'])
 }
 
 /// Writes a text of several lines as they are.
@@ -89,8 +97,9 @@ fn flow(value: &Value) -> String {
 /// Writes a text plain where every YAML reader takes it for that text, else in quotes (JSON's are YAML's).
 fn scalar(text: &str) -> String {
     let mut characters = text.chars();
-    let begins = characters.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '/' || c == '.' || c == '^')
-        && !text.starts_with("...");
+    let begins =
+        characters.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '/' || c == '.' || c == '^')
+            && !text.starts_with("...");
     let inner = text.chars().all(|c| c.is_ascii_alphanumeric() || " -_./^$*+=()|;,<>\u{2019}".contains(c));
     let word = matches!(
         text.to_ascii_lowercase().as_str(),
@@ -117,7 +126,7 @@ mod tests {
             "empty": {}, "none": [], "null": null, "flag": true, "number": 1.5, "-": ["- x", "a: b", "#c", " d", "e "],
             "words": ["yes", "No", "null", "true", "0x10", "010", "1e3", ".5", ".inf", "~", "", "*", "&a", "!b", "@", "%", "{", "[", "'", "\""],
             "nested": [[1, [2]], {"a": {"b": [{"c": 1, "d": [3]}, {}]}}, []],
-            "long": "one\n  two\n\nthree\n", "cut": "one\ntwo", "unicode": "Größe → 3",
+            "long": "one\n  two\n\nthree\n", "cut": "one\ntwo", "inward": " one\ntwo", "end": "one\n\n", "tab": "a\n\tb", "unicode": "Größe → 3",
             "pattern": "^(?i)(Drop|Accept)?$", "{{ .Values.x }}": "{{ .Values.image }}",
         });
         let text = documents([&value, &value]);

@@ -15,7 +15,7 @@ use rtnetlink::packet_core::{
 };
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
 use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use rtnetlink::packet_route::route::{
@@ -45,6 +45,12 @@ pub struct Link {
     pub alias: Option<String>,
     /// What kind of virtual device, such as `veth` or `bridge`.
     pub kind: Option<String>,
+    /// The device below, of a VLAN device and the like; of a veth, its peer.
+    pub below: Option<u32>,
+    /// The bond or bridge that it is part of.
+    pub above: Option<u32>,
+    /// Whether it has Ethernet addresses.
+    pub is_ethernet: bool,
 }
 
 /// A route as the kernel reports it, main table only.
@@ -396,6 +402,9 @@ fn link_of(message: RouteNetlinkMessage) -> Option<Link> {
         no_arp: message.header.flags.contains(LinkFlags::Noarp),
         alias: None,
         kind: None,
+        below: None,
+        above: None,
+        is_ethernet: message.header.link_layer_type == LinkLayerType::Ether,
     };
     for attribute in message.attributes {
         match attribute {
@@ -403,6 +412,8 @@ fn link_of(message: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::Address(octets) => link.mac = octets.try_into().map(MacAddr).unwrap_or_default(),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
+            LinkAttribute::Link(index) => link.below = Some(index).filter(|index| *index > 0),
+            LinkAttribute::Controller(index) => link.above = Some(index),
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind.to_string()),

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE};
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -66,7 +66,39 @@ impl NodeRoute {
     }
 }
 
+/// Worse than any metric that a person or a routing daemon chooses.
+pub const WORST_METRIC: u32 = u32::MAX;
+
 impl Netlink {
+    /// Returns the unreachable routes of the worst metric in the main table: what this program leaves below its routes to pods.
+    pub fn refusing_routes(&mut self) -> Result<Vec<NodeRoute>, NetError> {
+        let mut found = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family;
+            let answers = self
+                .request(RouteNetlinkMessage::GetRoute(message), NLM_F_DUMP)
+                .map_err(|e| NetError::new("list routes", e))?;
+            for answer in answers {
+                let RouteNetlinkMessage::NewRoute(message) = answer else { continue };
+                let is_ours = message.header.table == RouteHeader::RT_TABLE_MAIN
+                    && message.header.kind == RouteType::Unreachable
+                    && message.attributes.contains(&RouteAttribute::Priority(WORST_METRIC));
+                let destination = message.attributes.iter().find_map(|attribute| match attribute {
+                    RouteAttribute::Destination(RouteAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
+                    RouteAttribute::Destination(RouteAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
+                    _ => None,
+                });
+                let net =
+                    destination.and_then(|ip| IpNet::new(ip, message.header.destination_prefix_length).ok());
+                if let Some(destination) = net.filter(|_| is_ours) {
+                    found.push(NodeRoute { destination, way: Way::Unreachable, metric: WORST_METRIC });
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// Adds `route`, or replaces the one with the same prefix and metric.
     pub fn replace_route(&mut self, route: &NodeRoute) -> Result<(), NetError> {
         let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;

@@ -60,6 +60,26 @@ impl Netlink {
         Ok(())
     }
 
+    /// Removes every rule above; tells whether there was one.
+    pub fn remove_own_rules(&mut self) -> Result<bool, NetError> {
+        let mut found = false;
+        for address in self.refused_sources()? {
+            found |= self.delete_rule(refuse(address))?;
+        }
+        let around = [RuleAttribute::Iifname("lo".to_owned()), RuleAttribute::Goto(END)];
+        found |= self.delete_rule(rule(PASS, RuleAction::Goto, around))?;
+        found |= self.delete_rule(rule(END, RuleAction::Nop, []))?;
+        Ok(found)
+    }
+
+    fn delete_rule(&mut self, message: RuleMessage) -> Result<bool, NetError> {
+        match self.request(RouteNetlinkMessage::DelRule(message), NLM_F_ACK) {
+            Ok(_) => Ok(true),
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::EAFNOSUPPORT)) => Ok(false),
+            Err(e) => Err(NetError::new("remove an IPv6 routing rule", e)),
+        }
+    }
+
     fn add_rule(&mut self, message: RuleMessage) -> Result<(), NetError> {
         let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
         match self.request(RouteNetlinkMessage::NewRule(message), flags) {

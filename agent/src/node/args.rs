@@ -1,6 +1,6 @@
 //! What the agent is told, every value checked as it is read.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -40,9 +40,20 @@ pub struct AgentArgs {
     /// Folder of sockets and pinned programs; lost at a reboot.
     #[arg(long, default_value = "/run/margay")]
     pub run_dir: PathBuf,
-    /// NIC that leads to the other nodes; may be given several times. Without one, only pods of this node and the node itself are joined.
-    #[arg(long)]
+    /// NICs that lead to the other nodes, several between commas; `auto` takes the device that has --node-address and those of default
+    /// routes. Without one, only pods of this node and the node itself are joined.
+    #[arg(long, value_delimiter = ',')]
     pub uplink: Vec<String>,
+    /// An address of this node, to find its uplink by.
+    #[arg(long)]
+    pub node_address: Option<IpAddr>,
+    /// Folder of the container runtime's network configurations, where one for this agent is written as soon as pods can be served; none
+    /// is when absent. It stays when the agent stops.
+    #[arg(long)]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// The plug-in that gives pods their addresses.
+    #[arg(long, default_value = "host-local")]
+    pub cni_ipam: String,
     /// What a pod's packets to its own node meet after egress policy (defaultEndpointToHostAction).
     #[arg(long, value_enum, default_value = "drop", ignore_case = true)]
     pub endpoint_to_host: EndpointToHostArg,

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use margay_wire::MacAddr;
 
 use crate::net::netlink::VethEnd;
-use crate::net::routes::{NodeRoute, Way};
+use crate::net::routes::{NodeRoute, WORST_METRIC, Way};
 use crate::net::{Link, NetError, Netlink, ethtool, sysctl};
 
 /// The kernel's end.
@@ -26,8 +26,6 @@ pub const OUR_END: &str = "mgy0x";
 const KERNEL_MAC: MacAddr = MacAddr([0x02, 0x6d, 0x67, 0x79, 0x30, 0x01]);
 /// Ethernet address of our end.
 const OUR_MAC: MacAddr = MacAddr([0x02, 0x6d, 0x67, 0x79, 0x30, 0x02]);
-/// Worse than any metric that a person or a routing daemon chooses.
-const WORST_METRIC: u32 = u32::MAX;
 
 /// Makes the pair, or takes over the one that an earlier run left, and returns (kernel's end, our end). Our end stays down: it comes up
 /// once its XDP program is attached.

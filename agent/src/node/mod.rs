@@ -10,11 +10,16 @@
 
 pub mod args;
 mod attach;
+mod conflist;
 mod host_port;
 mod offloads;
 mod preflight;
 mod reconciler;
+pub mod uplinks;
 mod view;
+
+pub use conflist::{FILE as CONFLIST, PLUGIN, replace_file};
+pub use host_port::KERNEL_END;
 
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
@@ -26,13 +31,14 @@ use crossbeam::channel::{RecvTimeoutError, Sender, bounded, unbounded};
 use margay_control::{Directory, DirectoryConfig, Kubernetes, KubernetesConfig, Source};
 use margay_core::PortIndex;
 use margay_io::netlink::Follower;
-use margay_io::{AttachMode, Dataplane, DataplaneConfig, PortSpec, Role as PortRole};
+use margay_io::{AttachChoice, AttachMode, Dataplane, DataplaneConfig, PortSpec, Role as PortRole};
 
 use crate::admin::{AdminServer, DropHub};
 use crate::endpoints::{Registry, bind_private, serve_cni};
 use crate::net::Netlink;
 use args::{AgentArgs, DatastoreArg};
 use reconciler::{Beginnings, Board, Command, FIRST_POD, FIRST_UPLINK, HOST, Reconciler, chain};
+use uplinks::Uplink;
 
 /// Something that stops the agent before it runs, with where it happened.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -67,17 +73,45 @@ fn random_seed() -> Result<u64, Failure> {
     Ok(u64::from_ne_bytes(bytes))
 }
 
+/// Returns the uplinks that were named, and with `auto` among them those of the node's routes.
+fn uplinks(args: &AgentArgs, netlink: &mut Netlink) -> Result<Vec<Uplink>, Failure> {
+    let links = netlink.links()?;
+    let devices = uplinks::devices(&links);
+    let mut chosen: Vec<Uplink> = Vec::new();
+    for name in args.uplink.iter().filter(|name| *name != uplinks::AUTO) {
+        let uplink =
+            uplinks::named(&devices, name).ok_or_else(|| preflight::Missing::Uplink(name.clone()))?;
+        chosen.push(uplink);
+    }
+    if args.uplink.iter().any(|name| name == uplinks::AUTO) {
+        let mut addresses = Vec::new();
+        for link in &links {
+            addresses.extend(netlink.addresses(link.index)?.into_iter().map(|net| (link.index, net.addr())));
+        }
+        let routes: Vec<_> = netlink
+            .routes()?
+            .into_iter()
+            .filter_map(|route| Some((route.destination, route.device?)))
+            .collect();
+        chosen.extend(uplinks::choose(&devices, &addresses, &routes, args.node_address)?);
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    chosen.retain(|uplink| seen.insert(uplink.name.clone()));
+    Ok(chosen)
+}
+
 fn start(args: &AgentArgs) -> Result<(), Failure> {
     let started = Instant::now();
-    preflight::check(&args.uplink)?;
+    preflight::check()?;
     let cpu = args.cpu.choose()?;
     private_directory(&args.run_dir)?;
     private_directory(&args.state_dir)?;
 
     let mut netlink = Netlink::open()?;
+    let uplinks = uplinks(args, &mut netlink)?;
     let mut links = Vec::new();
-    for name in &args.uplink {
-        links.push(netlink.existing(name)?);
+    for uplink in &uplinks {
+        links.push(netlink.existing(&uplink.name)?);
     }
     let mtu = links.iter().map(|link| link.mtu).min().unwrap_or(1500);
     let pod_mtu = args.pod_mtu.unwrap_or(mtu);
@@ -109,13 +143,26 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
     }
     netlink.set_up(our_end.index, true)?;
     ports.push((reconciler::host_port(&kernel_end, &our_end), report, our_end.index));
-    for (nth, link) in links.iter().enumerate() {
+    for (nth, (link, uplink)) in links.iter().zip(&uplinks).enumerate() {
         let index = PortIndex(FIRST_UPLINK + nth as u16);
         let pin = format!("uplink-{}", link.name);
         let spec = PortSpec { index, device: link.name.clone(), role: PortRole::Uplink, pin, queues: None };
-        let report = dataplane.add_port(spec)?;
+        let choice = match (uplink.choice, AttachChoice::from(args.xdp_mode)) {
+            (AttachChoice::Generic, AttachChoice::Native) => {
+                return Err(format!(
+                    "uplink {} takes programs above its driver only; leave --xdp-mode at auto",
+                    link.name
+                )
+                .into());
+            }
+            (AttachChoice::Generic, _) => AttachChoice::Generic,
+            (_, told) => told,
+        };
+        let report = dataplane.add_port_as(spec, choice)?;
         if report.mode == AttachMode::Generic {
-            offloads::no_large_receives(&link.name)?;
+            for device in uplink.nics.iter().chain([&link.name]) {
+                offloads::no_large_receives(device)?;
+            }
         }
         ports.push((reconciler::uplink_port(nth, &link.name, link.mac, link.mtu), report, link.index));
     }
@@ -149,11 +196,16 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
             kernel_end,
             ports,
             board: Arc::clone(&board),
+            conflist: args.cni_conf_dir.as_ref().map(|folder| {
+                conflist::Conflist::new(folder, &args.cni_ipam, args.run_dir.join("agent.sock"))
+            }),
         },
         netlink,
     );
     reconciler.adopt(records);
 
+    // Before the control thread, which tells the container runtime to call once pods can be served.
+    let listener = bind_private(&args.run_dir.join("agent.sock"))?;
     match args.datastore {
         DatastoreArg::Directory => {
             let source = Directory::open(DirectoryConfig {
@@ -183,7 +235,6 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
         mtu: pod_mtu,
         patience: args.attach_timeout,
     };
-    let listener = bind_private(&args.run_dir.join("agent.sock"))?;
     let cni = serve_cni(listener, Arc::new(Mutex::new(registry)), Arc::new(hooks))?;
 
     let view = Arc::new(view::View {
@@ -206,7 +257,8 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
         Some(address) => Some(crate::metrics::MetricsServer::start(address, view)?),
         None => None,
     };
-    tracing::info!(node = args.node, uplinks = ?args.uplink, "the agent runs");
+    let names: Vec<&str> = uplinks.iter().map(|uplink| uplink.name.as_str()).collect();
+    tracing::info!(node = args.node, uplinks = ?names, "the agent runs");
 
     let worker_ended = wait_for_end(&dataplane)?;
     tracing::info!("stopping: pods stay closed until the next agent, uplinks pass to the kernel");

@@ -28,6 +28,7 @@ use margay_policy_engine::packet::{Direction, EndpointId};
 use margay_policy_engine::snapshot::Snapshot;
 use margay_wire::MacAddr;
 
+use super::conflist::Conflist;
 use super::host_port::PodRoutes;
 use super::offloads;
 use crate::endpoints::EndpointRecord;
@@ -136,6 +137,7 @@ pub struct Reconciler {
     resolved: BTreeSet<(PortIndex, IpAddr)>,
     wanted: Receiver<Vec<(PortIndex, IpAddr)>>,
     asked: BTreeSet<(PortIndex, IpAddr)>,
+    conflist: Option<Conflist>,
 }
 
 /// What [`Reconciler::new`] starts from.
@@ -154,6 +156,8 @@ pub struct Beginnings {
     pub ports: Vec<(Port, PortReport, u32)>,
     /// Where to show things.
     pub board: Board,
+    /// The container runtime's network configuration, where it is ours to write.
+    pub conflist: Option<Conflist>,
 }
 
 impl Reconciler {
@@ -190,6 +194,7 @@ impl Reconciler {
             route_error: None,
             resolved: BTreeSet::new(),
             asked: BTreeSet::new(),
+            conflist: from.conflist,
         }
     }
 
@@ -359,6 +364,27 @@ impl Reconciler {
         self.resolve_neighbours();
         self.answer_pending();
         self.show();
+        self.offer();
+    }
+
+    /// Tells the container runtime to call, once pods can be served.
+    fn offer(&mut self) {
+        let Some(conflist) = &mut self.conflist else { return };
+        let can_serve = self.complete
+            && self.snapshot.is_some()
+            && self.source_error.is_none()
+            && self.route_error.is_none();
+        let cidrs =
+            self.engine.model().nodes.get(&self.node).map(|node| node.pod_cidrs.clone()).unwrap_or_default();
+        match conflist.keep(can_serve, &cidrs, Instant::now()) {
+            Ok(true) => {
+                tracing::info!(path = %conflist.path().display(), ?cidrs, "the container runtime may send pods")
+            }
+            Ok(false) => {}
+            Err(error) => tracing::warn!(
+                path = %conflist.path().display(), %error, "the network configuration cannot be written; pods are not sent here"
+            ),
+        }
     }
 
     fn publish_policy(&mut self) {

@@ -295,6 +295,11 @@ impl Dataplane {
     ///
     /// Errors: no such device, a foreign program on it, a busy queue. Nothing of the port remains then, but a pinned closed program.
     pub fn add_port(&self, spec: PortSpec) -> Result<PortReport, DataplaneError> {
+        self.add_port_as(spec, self.config.xdp)
+    }
+
+    /// As [`Dataplane::add_port`], with the ways in which the program of this port may be attached.
+    pub fn add_port_as(&self, spec: PortSpec, choice: AttachChoice) -> Result<PortReport, DataplaneError> {
         if spec.role == Role::Closed {
             return Err(DataplaneError::ClosedPort(spec.device));
         }
@@ -322,7 +327,12 @@ impl Dataplane {
             done,
         });
         let attached = match taken {
-            Ok(Ok(())) => control.steer.attach(spec.role, ifindex, &spec.pin).map_err(DataplaneError::from),
+            Ok(Ok(())) => {
+                control.steer.choose(choice);
+                let attached = control.steer.attach(spec.role, ifindex, &spec.pin);
+                control.steer.choose(self.config.xdp);
+                attached.map_err(DataplaneError::from)
+            }
             Ok(Err(source)) => Err(DataplaneError::WorkerRefused { device: spec.device.clone(), source }),
             Err(error) => Err(error),
         };

@@ -1,0 +1,269 @@
+//! The objects that run margay in a cluster, as values.
+//!
+//! ```text
+//!  DaemonSet margay ── init: cni-install (copies the binary to the host) ── agent (writes the conflist when it can serve ADD)
+//!  uninstall, on every node ── conflist, programs, routes, the host port's pair: gone; pods stay closed until they are made anew
+//! ```
+//!
+//! The agent's pod is privileged because XDP, network namespaces and `/proc/sys/net` of the node are its work; nothing else of the node's
+//! file system is mounted than what is listed in [`mounts`]. It has no CPU limit, which would stop the packet path in the middle of a
+//! burst, and no memory limit, because the kernel's share of packet memory counts differently from kernel to kernel.
+
+use serde_json::{Value, json};
+
+use super::rights::{self, Scope};
+use super::settings::Settings;
+
+/// Name of everything that has one.
+pub const NAME: &str = "margay";
+/// Sockets and, below it, the pinned programs of the agent.
+pub const RUN: &str = "/run/margay";
+/// What survives a reboot.
+pub const STATE: &str = "/var/lib/margay";
+/// Network namespaces, as container runtimes name them.
+const NETNS: &str = "/var/run/netns";
+
+fn labels(component: &str) -> Value {
+    json!({ "app.kubernetes.io/name": NAME, "app.kubernetes.io/component": component })
+}
+
+fn meta(name: &str, namespace: Option<&str>, component: &str) -> Value {
+    let mut meta = json!({ "name": name, "labels": labels(component) });
+    if let Some(namespace) = namespace {
+        meta["namespace"] = json!(namespace);
+    }
+    meta
+}
+
+/// Account, rights, agent: what a cluster needs beside the definitions.
+pub fn agent(settings: &Settings) -> Vec<Value> {
+    let mut objects = account(settings);
+    objects.push(daemon_set(settings));
+    objects
+}
+
+/// The agent's account and what it may ask.
+pub fn account(settings: &Settings) -> Vec<Value> {
+    const RBAC: &str = "rbac.authorization.k8s.io";
+    let account = json!({
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": meta(NAME, Some(&settings.namespace), "agent"),
+    });
+    let mut objects = vec![account];
+    for (scope, kind, namespace) in [
+        (Scope::Cluster, "ClusterRole", None),
+        (Scope::OwnNamespace, "Role", Some(settings.namespace.as_str())),
+    ] {
+        objects.push(json!({
+            "apiVersion": format!("{RBAC}/v1"),
+            "kind": kind,
+            "metadata": meta(NAME, namespace, "agent"),
+            "rules": rights::rules(scope),
+        }));
+        objects.push(json!({
+            "apiVersion": format!("{RBAC}/v1"),
+            "kind": format!("{kind}Binding"),
+            "metadata": meta(NAME, namespace, "agent"),
+            "roleRef": { "apiGroup": RBAC, "kind": kind, "name": NAME },
+            "subjects": [{ "kind": "ServiceAccount", "name": NAME, "namespace": settings.namespace }],
+        }));
+    }
+    objects
+}
+
+/// What the agent is started with; the parser of the command line judges it in a test.
+pub fn agent_arguments(settings: &Settings) -> Vec<String> {
+    let port = match &settings.metrics_port {
+        Value::String(text) => text.clone(),
+        number => number.to_string(),
+    };
+    vec![
+        "agent".to_owned(),
+        "--node=$(NODE_NAME)".to_owned(),
+        "--node-address=$(NODE_ADDRESS)".to_owned(),
+        "--datastore=kubernetes".to_owned(),
+        format!("--lease-namespace={}", settings.namespace),
+        format!("--uplink={}", settings.uplink),
+        format!("--endpoint-to-host={}", settings.endpoint_to_host),
+        format!("--run-dir={RUN}"),
+        format!("--state-dir={STATE}"),
+        format!("--cni-conf-dir={}", settings.cni_conf),
+        format!("--cni-ipam={}", settings.ipam),
+        format!("--admin-listen={}:{port}", settings.metrics_address),
+    ]
+}
+
+/// Name, host path, path inside, propagation.
+fn mounts(settings: &Settings) -> [(&'static str, String, &'static str); 5] {
+    [
+        // The agent mounts its bpffs below it, and that has to stay when the container goes: programs are pinned there.
+        ("run", RUN.to_owned(), "Bidirectional"),
+        ("state", STATE.to_owned(), "None"),
+        ("netns", NETNS.to_owned(), "HostToContainer"),
+        ("cni-bin", settings.cni_bin.clone(), "None"),
+        ("cni-conf", settings.cni_conf.clone(), "None"),
+    ]
+}
+
+fn volumes(settings: &Settings) -> (Value, Value) {
+    let (mut volumes, mut inside) = (Vec::new(), Vec::new());
+    for (name, path, propagation) in mounts(settings) {
+        volumes.push(json!({ "name": name, "hostPath": { "path": path, "type": "DirectoryOrCreate" } }));
+        let mut mount = json!({ "name": name, "mountPath": path });
+        if propagation != "None" {
+            mount["mountPropagation"] = json!(propagation);
+        }
+        inside.push(mount);
+    }
+    (json!(volumes), json!(inside))
+}
+
+/// What the pods of the agent and of the jobs that remove it share.
+fn pod(settings: &Settings) -> Value {
+    let (volumes, _) = volumes(settings);
+    json!({
+        "hostNetwork": true,
+        "dnsPolicy": "Default",
+        "priorityClassName": "system-node-critical",
+        "nodeSelector": { "kubernetes.io/os": "linux" },
+        "tolerations": [{ "operator": "Exists" }],
+        "volumes": volumes,
+    })
+}
+
+fn container(settings: &Settings, name: &str, arguments: &[String]) -> Value {
+    let (_, mounts) = volumes(settings);
+    json!({
+        "name": name,
+        "image": settings.image,
+        "imagePullPolicy": settings.pull_policy,
+        "args": arguments,
+        "securityContext": { "privileged": true },
+        "volumeMounts": mounts,
+    })
+}
+
+fn daemon_set(settings: &Settings) -> Value {
+    let probe = |path: &str| json!({ "httpGet": { "host": "127.0.0.1", "path": path, "port": settings.metrics_port } });
+    let timed = |path: &str, period: u32, failures: u32| {
+        let mut probe = probe(path);
+        probe["periodSeconds"] = json!(period);
+        probe["failureThreshold"] = json!(failures);
+        probe["timeoutSeconds"] = json!(5);
+        probe
+    };
+    let field =
+        |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
+    let mut agent = container(settings, "agent", &agent_arguments(settings));
+    agent["env"] = json!([field("NODE_NAME", "spec.nodeName"), field("NODE_ADDRESS", "status.hostIP")]);
+    agent["resources"] = json!({ "requests": { "memory": settings.memory, "cpu": settings.cpu } });
+    agent["startupProbe"] = timed("/healthz", 2, 60);
+    agent["livenessProbe"] = timed("/healthz", 10, 6);
+    agent["readinessProbe"] = timed("/readyz", 5, 3);
+    agent["ports"] =
+        json!([{ "name": "metrics", "containerPort": settings.metrics_port, "protocol": "TCP" }]);
+    let install = ["cni-install".to_owned(), format!("--to={}", settings.cni_bin)];
+    let mut pod = pod(settings);
+    pod["serviceAccountName"] = json!(NAME);
+    pod["terminationGracePeriodSeconds"] = json!(10);
+    pod["initContainers"] = json!([container(settings, "cni-install", &install)]);
+    pod["containers"] = json!([agent]);
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": meta(NAME, Some(&settings.namespace), "agent"),
+        "spec": {
+            "selector": { "matchLabels": labels("agent") },
+            "updateStrategy": { "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": 1 } },
+            "template": { "metadata": { "labels": labels("agent") }, "spec": pod },
+        },
+    })
+}
+
+fn uninstall_container(settings: &Settings) -> Value {
+    let arguments = [
+        "uninstall".to_owned(),
+        format!("--cni-conf-dir={}", settings.cni_conf),
+        format!("--cni-bin-dir={}", settings.cni_bin),
+        format!("--run-dir={RUN}"),
+        format!("--state-dir={STATE}"),
+    ];
+    container(settings, "uninstall", &arguments)
+}
+
+/// Takes margay off every node: the work is the init container's, and the pod is ready once it is done.
+pub fn uninstall_everywhere(settings: &Settings) -> Value {
+    let mut stay = container(settings, "done", &["uninstall".to_owned(), "--stay".to_owned()]);
+    stay["securityContext"] = json!({ "privileged": false, "readOnlyRootFilesystem": true });
+    if let Some(stay) = stay.as_object_mut() {
+        stay.remove("volumeMounts");
+    }
+    let mut pod = pod(settings);
+    pod["automountServiceAccountToken"] = json!(false);
+    pod["terminationGracePeriodSeconds"] = json!(1);
+    pod["initContainers"] = json!([uninstall_container(settings)]);
+    pod["containers"] = json!([stay]);
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": meta("margay-uninstall", Some(&settings.namespace), "uninstall"),
+        "spec": {
+            "selector": { "matchLabels": labels("uninstall") },
+            "updateStrategy": { "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": "100%" } },
+            "template": { "metadata": { "labels": labels("uninstall") }, "spec": pod },
+        },
+    })
+}
+
+/// The same as a Job for the chart, which waits for it: one pod a node, on as many nodes as were said.
+pub fn uninstall_hook(settings: &Settings) -> Value {
+    let mut pod = pod(settings);
+    pod["automountServiceAccountToken"] = json!(false);
+    pod["restartPolicy"] = json!("OnFailure");
+    pod["containers"] = json!([uninstall_container(settings)]);
+    pod["affinity"] = json!({ "podAntiAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": [
+        { "labelSelector": { "matchLabels": labels("uninstall") }, "topologyKey": "kubernetes.io/hostname" },
+    ] } });
+    let mut meta = meta("margay-uninstall", Some(&settings.namespace), "uninstall");
+    meta["annotations"] = json!({
+        "helm.sh/hook": "post-delete",
+        "helm.sh/hook-delete-policy": "before-hook-creation,hook-succeeded",
+    });
+    json!({
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": meta,
+        "spec": {
+            "completions": settings.nodes,
+            "parallelism": settings.nodes,
+            "backoffLimit": 6,
+            "template": { "metadata": { "labels": labels("uninstall") }, "spec": pod },
+        },
+    })
+}
+
+/// Tells the Prometheus operator where the numbers are.
+pub fn pod_monitor(settings: &Settings) -> Value {
+    json!({
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PodMonitor",
+        "metadata": meta(NAME, Some(&settings.namespace), "agent"),
+        "spec": {
+            "selector": { "matchLabels": labels("agent") },
+            "podMetricsEndpoints": [{
+                "port": "metrics",
+                "path": "/metrics",
+                "interval": "30s",
+                "relabelings": [{ "sourceLabels": ["__meta_kubernetes_pod_node_name"], "targetLabel": "node" }],
+            }],
+        },
+    })
+}
+
+/// The dashboard as Grafana's sidecar wants it.
+pub fn dashboard_map(settings: &Settings, dashboard: &str) -> Value {
+    let mut meta = meta("margay-dashboard", Some(&settings.namespace), "dashboard");
+    meta["labels"]["grafana_dashboard"] = json!("1");
+    json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": { "margay.json": dashboard } })
+}

@@ -1,0 +1,204 @@
+//! What the agent may ask of the API server, verb by verb: the one table that the ClusterRole, its documentation and the words about a
+//! missing right are made from.
+
+use margay_policy_engine::schema;
+use serde_json::{Value, json};
+
+/// Some verbs on some resources of one group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Right {
+    /// API group; empty for the core.
+    pub group: &'static str,
+    /// Resources, as in URLs; with a subresource after a slash.
+    pub resources: Vec<String>,
+    /// Only objects of these names; any if empty.
+    pub names: &'static [&'static str],
+    /// Where it holds.
+    pub scope: Scope,
+    /// Verbs.
+    pub verbs: &'static [&'static str],
+    /// What the agent does with it.
+    pub why: &'static str,
+    /// What follows where it is missing.
+    pub without: &'static str,
+}
+
+/// Where a right holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// In the whole cluster.
+    Cluster,
+    /// In the agent's namespace only.
+    OwnNamespace,
+}
+
+const FOLLOW: &[&str] = &["list", "watch"];
+
+/// Kinds of ours that get conditions.
+const JUDGED: [&str; 6] = [
+    "NetworkPolicy",
+    "GlobalNetworkPolicy",
+    "StagedNetworkPolicy",
+    "StagedGlobalNetworkPolicy",
+    "StagedKubernetesNetworkPolicy",
+    "Tier",
+];
+
+const ADMIN: &str = "policy.networking.k8s.io";
+const ADMIN_KINDS: [&str; 3] =
+    ["adminnetworkpolicies", "baselineadminnetworkpolicies", "clusternetworkpolicies"];
+
+/// Every right that the agent uses.
+pub fn rights() -> Vec<Right> {
+    let cluster = |group, resources, verbs, why, without| Right {
+        group,
+        resources,
+        names: &[],
+        scope: Scope::Cluster,
+        verbs,
+        why,
+        without,
+    };
+    let named = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let kinds = schema::resources();
+    let of_status = |plural: &str| format!("{plural}/status");
+    let judged =
+        kinds.iter().filter(|kind| JUDGED.contains(&kind.kind)).map(|kind| of_status(kind.plural)).collect();
+    let unknown = "no picture is complete without them: the agent does not become ready";
+    let silent = "policy is enforced all the same, and objects do not say what became of them";
+    let conditions = "conditions: accepted, invalid with field and reason, not enforced";
+    let lease = Right {
+        group: "coordination.k8s.io",
+        resources: named(&["leases"]),
+        names: &["margay-status"],
+        scope: Scope::OwnNamespace,
+        verbs: &["get", "update"],
+        why: "by it the agents agree which of them writes status",
+        without: silent,
+    };
+    vec![
+        cluster(
+            "",
+            named(&["namespaces", "nodes", "pods", "serviceaccounts"]),
+            FOLLOW,
+            "labels, addresses and ports that policies speak about",
+            unknown,
+        ),
+        cluster(
+            "discovery.k8s.io",
+            named(&["endpointslices"]),
+            FOLLOW,
+            "members of Services in rules",
+            unknown,
+        ),
+        cluster("networking.k8s.io", named(&["networkpolicies"]), FOLLOW, "policies", unknown),
+        cluster(
+            ADMIN,
+            named(&ADMIN_KINDS),
+            FOLLOW,
+            "policies of the cluster's administrators, where their definitions are installed",
+            unknown,
+        ),
+        cluster(
+            schema::GROUP,
+            kinds.iter().map(|kind| kind.plural.to_owned()).collect(),
+            FOLLOW,
+            "policies, tiers, sets, host endpoints, settings",
+            unknown,
+        ),
+        cluster(schema::GROUP, judged, &["patch"], conditions, silent),
+        cluster(
+            ADMIN,
+            ADMIN_KINDS.iter().map(|plural| of_status(plural)).collect(),
+            &["patch"],
+            conditions,
+            silent,
+        ),
+        cluster(
+            schema::GROUP,
+            named(&["tiers"]),
+            &["create", "patch"],
+            "built-in tiers; a tier that is deleted stays until its last policy is gone",
+            "built-in tiers work all the same, cannot be seen with kubectl, and a tier can be deleted under its policies",
+        ),
+        cluster(
+            "",
+            named(&["events"]),
+            &["create"],
+            "what the owner of an object should see",
+            "it is in the agent's log only",
+        ),
+        Right { names: &[], verbs: &["create"], ..lease.clone() },
+        lease,
+    ]
+}
+
+/// Returns the rules of the role for `scope`.
+pub fn rules(scope: Scope) -> Vec<Value> {
+    let rule = |right: &Right| {
+        let mut rule =
+            json!({ "apiGroups": [right.group], "resources": right.resources, "verbs": right.verbs });
+        if !right.names.is_empty() {
+            rule["resourceNames"] = json!(right.names);
+        }
+        rule
+    };
+    rights().iter().filter(|right| right.scope == scope).map(rule).collect()
+}
+
+/// Returns the table for people.
+pub fn documentation() -> String {
+    let mut text = String::from(
+        "# Rights\n\nThe agent's ClusterRole `margay` and its Role of the same name. They have exactly the verbs that the agent uses; there is no right to read Secrets or ConfigMaps,\n\
+         to delete anything, or to write Pods or policies. A right that is missing is named in the agent's log and in `margay status`.\n\n\
+         | group | resources | verbs | for | without it |\n|---|---|---|---|---|\n",
+    );
+    for right in rights() {
+        let group = if right.group.is_empty() { "core" } else { right.group };
+        let mut resources = right.resources.join(", ");
+        if right.scope == Scope::OwnNamespace {
+            resources.push_str(" of the agent's namespace");
+        }
+        if !right.names.is_empty() {
+            resources.push_str(&format!(", only {}", right.names.join(", ")));
+        }
+        let verbs = right.verbs.join(", ");
+        text.push_str(&format!("| {group} | {resources} | {verbs} | {} | {} |\n", right.why, right.without));
+    }
+    text.push_str(
+        "\nThe jobs that take margay off a node use no right at all: their pods have no token.\n\n\
+         This page is generated from the code (`MARGAY_WRITE_DOCS=1 cargo test -p margay --bin margay install`).\n",
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn no_right_is_given_twice_and_none_is_a_wildcard() {
+        let mut seen = BTreeSet::new();
+        for right in rights() {
+            assert!(!right.resources.is_empty());
+            for resource in &right.resources {
+                for verb in right.verbs {
+                    assert!(seen.insert((right.group, resource.clone(), *verb)), "{resource} {verb}");
+                    assert!(!resource.contains('*') && *verb != "*");
+                    assert!(
+                        !["delete", "deletecollection", "impersonate", "escalate", "bind"].contains(verb)
+                    );
+                }
+            }
+        }
+        for never in ["secrets", "configmaps"] {
+            assert!(!seen.iter().any(|(_, resource, _)| resource == never));
+        }
+        let status =
+            rights().into_iter().flat_map(|right| right.resources).filter(|r| r.ends_with("/status"));
+        assert_eq!(status.count(), JUDGED.len() + ADMIN_KINDS.len());
+        assert_eq!(rules(Scope::Cluster).len() + rules(Scope::OwnNamespace).len(), rights().len());
+    }
+}

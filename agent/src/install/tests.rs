@@ -1,0 +1,252 @@
+//! What is under `deploy/` and in the documentation is what the code says, the chart renders to the same objects, and the command line
+//! understands what the manifests give it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use gtmpl::{Context, FuncError, Template, Value as Go};
+use margay_policy_engine::decode::split_documents;
+use serde_json::{Value, json};
+
+use super::settings::Settings;
+use super::{chart, manifests, reference, rights, yaml};
+use crate::cli::Cli;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Compares `files` with what is there, or writes them when asked to.
+fn compare(folder: &Path, files: &BTreeMap<String, String>) {
+    for (path, wanted) in files {
+        let file = folder.join(path);
+        if std::env::var_os("MARGAY_WRITE_DOCS").is_some() {
+            fs::create_dir_all(file.parent().expect("a folder")).expect("folder");
+            fs::write(&file, wanted).expect("write");
+        }
+        let there = fs::read_to_string(&file).unwrap_or_default();
+        assert!(
+            there == *wanted,
+            "{} is not what the code says; MARGAY_WRITE_DOCS=1 writes it",
+            file.display()
+        );
+    }
+}
+
+fn listing(folder: &Path, below: &Path, into: &mut Vec<String>) {
+    for entry in fs::read_dir(below).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            listing(folder, &path, into);
+        } else {
+            into.push(path.strip_prefix(folder).expect("below").to_string_lossy().into_owned());
+        }
+    }
+}
+
+#[test]
+fn deploy_is_what_the_code_says() {
+    let (files, folder) = (chart::tree(), root().join("deploy"));
+    compare(&folder, &files);
+    let mut there = Vec::new();
+    listing(&folder, &folder, &mut there);
+    there.retain(|path| !files.contains_key(path) && path != "Dockerfile" && path != "README.md");
+    assert!(there.is_empty(), "nobody makes these: {there:?}");
+}
+
+#[test]
+fn pages_are_what_the_code_says() {
+    let pages = [("rbac.md", rights::documentation()), ("configuration.md", reference::page())];
+    compare(&root().join("docs"), &pages.map(|(name, text)| (name.to_owned(), text)).into());
+}
+
+/// Values as the chart has them, some of them changed.
+fn values(changes: &[(&str, Value)]) -> Value {
+    let text = &chart::tree()["chart/margay/values.yaml"];
+    let mut values = split_documents(text, "").remove(0).expect("values").0;
+    for (path, value) in changes {
+        let at = format!("/{}", path.replace('.', "/"));
+        *values.pointer_mut(&at).expect("a value of this name") = value.clone();
+    }
+    values
+}
+
+fn go(value: &Value) -> Go {
+    match value {
+        Value::Object(map) => Go::Map(map.iter().map(|(key, inner)| (key.clone(), go(inner))).collect()),
+        Value::Array(items) => Go::Array(items.iter().map(go).collect()),
+        Value::Bool(value) => Go::Bool(*value),
+        Value::Number(number) => Go::from(number.as_i64().expect("whole numbers")),
+        Value::String(text) => Go::String(text.clone()),
+        Value::Null => Go::Nil,
+    }
+}
+
+/// Renders a template of the chart as helm does, with the functions of helm that it uses.
+fn render(text: &str, values: &Value) -> Vec<Value> {
+    fn int(arguments: &[Go]) -> Result<Go, FuncError> {
+        match arguments {
+            [Go::Number(number)] => Ok(Go::Number(number.clone())),
+            other => Err(FuncError::Generic(format!("int {other:?}"))),
+        }
+    }
+    let mut template = Template::default();
+    template.add_func("int", int);
+    template.parse(text).expect("a template");
+    let data = go(&json!({ "Values": values, "Release": { "Namespace": "net" } }));
+    let rendered = template.render(&Context::from(data)).expect("renders");
+    split_documents(&rendered, "").into_iter().map(|document| document.expect(&rendered).0).collect()
+}
+
+fn rendered(file: &str, changes: &[(&str, Value)]) -> Vec<Value> {
+    render(&chart::tree()[&format!("chart/margay/templates/{file}.yaml")], &values(changes))
+}
+
+#[test]
+fn the_chart_renders_to_the_plain_manifests() {
+    let settings = Settings { namespace: "net".to_owned(), ..Settings::default() };
+    assert_eq!(rendered("agent", &[]), manifests::agent(&settings));
+    for file in ["podmonitor", "dashboard", "uninstall"] {
+        assert_eq!(rendered(file, &[]), Vec::<Value>::new(), "{file} is off unless asked for");
+    }
+}
+
+#[test]
+fn every_value_of_the_chart_reaches_the_objects() {
+    let settings = Settings {
+        image: "r.example/m@sha256:0".to_owned(),
+        pull_policy: "Always".to_owned(),
+        namespace: "net".to_owned(),
+        uplink: "eth0,eth1".to_owned(),
+        endpoint_to_host: "drop".to_owned(),
+        metrics_address: "[::]".to_owned(),
+        metrics_port: json!(1234),
+        memory: "1Gi".to_owned(),
+        cpu: "2".to_owned(),
+        cni_bin: "/opt/bin".to_owned(),
+        cni_conf: "/etc/other".to_owned(),
+        ipam: "whereabouts".to_owned(),
+        nodes: json!(7),
+    };
+    let changes = [
+        ("image", json!(settings.image)),
+        ("imagePullPolicy", json!("Always")),
+        ("uplink", json!("eth0,eth1")),
+        ("endpointToHost", json!("drop")),
+        ("metrics.address", json!("[::]")),
+        ("metrics.port", json!(1234)),
+        ("resources.memory", json!("1Gi")),
+        ("resources.cpu", json!("2")),
+        ("cni.binDir", json!("/opt/bin")),
+        ("cni.confDir", json!("/etc/other")),
+        ("cni.ipam", json!("whereabouts")),
+        ("podMonitor.enabled", json!(true)),
+        ("dashboard.enabled", json!(true)),
+        ("uninstall.nodes", json!(7)),
+    ];
+    assert_eq!(changes.len(), Settings::knobs().len(), "a value is not tried here");
+    assert_eq!(rendered("agent", &changes), manifests::agent(&settings));
+    assert_eq!(rendered("uninstall", &changes), [manifests::uninstall_hook(&settings)]);
+    assert_eq!(rendered("podmonitor", &changes), [manifests::pod_monitor(&settings)]);
+    let map = rendered("dashboard", &changes).remove(0);
+    let inside: Value =
+        serde_json::from_str(map["data"]["margay.json"].as_str().expect("text")).expect("JSON");
+    assert_eq!(inside, super::dashboard::dashboard());
+}
+
+/// With helm itself, where it is installed.
+#[test]
+fn helm_renders_the_same() {
+    let chart = root().join("deploy/chart/margay");
+    let all = ["podMonitor.enabled=true", "uninstall.nodes=3"];
+    let mut helm = std::process::Command::new("helm");
+    helm.args(["template", "m", "--namespace", "net"]).arg(&chart);
+    for set in all {
+        helm.args(["--set", set]);
+    }
+    let Ok(output) = helm.output() else {
+        println!("SKIPPED helm_renders_the_same: needs the program helm");
+        return;
+    };
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut objects: Vec<Value> = split_documents(&String::from_utf8_lossy(&output.stdout), "")
+        .into_iter()
+        .map(|document| document.expect("an object").0)
+        .collect();
+    let settings = Settings { namespace: "net".to_owned(), nodes: json!(3), ..Settings::default() };
+    let mut wanted = manifests::agent(&settings);
+    wanted.extend([manifests::pod_monitor(&settings), manifests::uninstall_hook(&settings)]);
+    let by_name = |value: &Value| format!("{}/{}", value["kind"], value["metadata"]["name"]);
+    objects.sort_by_key(by_name);
+    wanted.sort_by_key(by_name);
+    assert_eq!(objects, wanted);
+}
+
+fn pods() -> Vec<Value> {
+    let settings = Settings::default();
+    let mut objects = manifests::agent(&settings);
+    objects.extend([manifests::uninstall_everywhere(&settings), manifests::uninstall_hook(&settings)]);
+    objects
+        .into_iter()
+        .map(|object| object["spec"]["template"]["spec"].clone())
+        .filter(|spec| !spec.is_null())
+        .collect()
+}
+
+#[test]
+fn every_container_is_started_with_what_the_command_line_knows() {
+    let mut commands = Vec::new();
+    for pod in pods() {
+        for container in
+            ["initContainers", "containers"].iter().filter_map(|list| pod[list].as_array()).flatten()
+        {
+            let arguments = container["args"].as_array().expect("arguments").iter();
+            // What the kubelet puts in the place of variables.
+            let arguments = arguments.map(|text| {
+                let text = text.as_str().expect("text").replace("$(NODE_NAME)", "node-a");
+                text.replace("$(NODE_ADDRESS)", "192.0.2.10")
+            });
+            let words: Vec<String> = std::iter::once("margay".to_owned()).chain(arguments).collect();
+            commands.push(words[1].clone());
+            if let Err(error) = Cli::try_parse_from(&words) {
+                panic!("{words:?}: {error}");
+            }
+        }
+    }
+    assert_eq!(commands, ["cni-install", "agent", "uninstall", "uninstall", "uninstall"]);
+}
+
+#[test]
+fn the_agent_is_restrained_by_nothing_that_would_stop_packets() {
+    let pod = &pods()[0];
+    let agent = &pod["containers"][0];
+    assert_eq!(agent["resources"].get("limits"), None);
+    assert_eq!(agent["resources"]["requests"]["memory"], format!("{}Mi", super::memory_request(110)));
+    assert_eq!(
+        (&pod["hostNetwork"], &pod["priorityClassName"]),
+        (&json!(true), &json!("system-node-critical"))
+    );
+    assert_eq!(agent["readinessProbe"]["httpGet"]["path"], "/readyz");
+    assert_eq!(agent["livenessProbe"]["httpGet"]["path"], "/healthz");
+    // Programs are pinned in a file system that the agent mounts, and that has to outlive its container.
+    let mounts = agent["volumeMounts"].as_array().expect("mounts");
+    let run = mounts.iter().find(|mount| mount["mountPath"] == manifests::RUN).expect("the run folder");
+    assert_eq!(run["mountPropagation"], "Bidirectional");
+    for pod in pods() {
+        let volumes = pod["volumes"].as_array().expect("volumes").len();
+        assert_eq!(volumes, mounts.len());
+        assert!(!pod.to_string().contains("/bin/sh"), "the image has no shell");
+    }
+}
+
+#[test]
+fn what_is_printed_reads_back() {
+    let objects = manifests::agent(&Settings::default());
+    let read: Vec<Value> = split_documents(&yaml::documents(&objects), "")
+        .into_iter()
+        .map(|document| document.expect("reads").0)
+        .collect();
+    assert_eq!(read, objects);
+}
