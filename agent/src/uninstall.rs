@@ -137,7 +137,11 @@ fn asked(result: Result<bool, NetError>) -> Outcome {
 /// Removes what is pinned below `folder`, and the file system that holds it. A link without a pin and without an owner ends, and with it
 /// the program on its device.
 fn unpin(folder: &Path) -> Outcome {
-    let cleared = clear(folder);
+    // Pins are in folders; what lies beside them are views that the kernel puts into every such file system and keeps.
+    let is_folder = |path: &PathBuf| path.is_dir();
+    let entries =
+        fs::read_dir(folder).map(|entries| entries.flatten().map(|entry| entry.path()).filter(is_folder));
+    let cleared = entries.and_then(|mut paths| paths.try_for_each(fs::remove_dir_all));
     match umount2(folder, MntFlags::MNT_DETACH) {
         // Not mounted, or no such folder.
         Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => removed(cleared),

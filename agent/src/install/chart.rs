@@ -104,6 +104,7 @@ fn values() -> String {
 }
 
 /// The chart's values for people.
+#[cfg(test)]
 pub fn documentation() -> String {
     let mut text = String::from("| value | default | |\n|---|---|---|\n");
     for (path, value, what) in Settings::knobs() {

@@ -17,7 +17,9 @@ mod settings;
 mod tests;
 mod yaml;
 
+use std::fs;
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
@@ -55,6 +57,9 @@ pub struct InstallArgs {
     /// Only these objects; may be given several times [default: crds and agent]
     #[arg(long, value_enum)]
     only: Vec<Only>,
+    /// Write everything as files into this folder instead: definitions, manifests, the Helm chart, the dashboard
+    #[arg(long, value_name = "DIR", conflicts_with = "only")]
+    tree: Option<PathBuf>,
     /// Definitions with rules in CEL, for Kubernetes 1.25 and newer
     #[arg(long)]
     cel: bool,
@@ -108,10 +113,18 @@ impl InstallArgs {
     }
 }
 
-/// Prints the objects.
+/// Prints the objects, or writes the files.
 ///
-/// Errors: standard output is gone.
+/// Errors: standard output is gone, or the folder cannot be written to.
 pub fn run(args: &InstallArgs) -> io::Result<ExitCode> {
+    if let Some(folder) = &args.tree {
+        for (path, text) in chart::tree() {
+            let file = folder.join(path);
+            fs::create_dir_all(file.parent().unwrap_or(folder))?;
+            fs::write(&file, text)?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let settings = args.settings();
     let usual = [Only::Crds, Only::Agent];
     let wanted: &[Only] = if args.only.is_empty() { &usual } else { &args.only };

@@ -147,6 +147,7 @@ pub fn rules(scope: Scope) -> Vec<Value> {
 }
 
 /// Returns the table for people.
+#[cfg(test)]
 pub fn documentation() -> String {
     let mut text = String::from(
         "# Rights\n\nThe agent's ClusterRole `margay` and its Role of the same name. They have exactly the verbs that the agent uses; there is no right to read Secrets or ConfigMaps,\n\

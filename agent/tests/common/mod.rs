@@ -174,6 +174,13 @@ impl Lab {
         nodes.filter(|n| n["name"] == node).find_map(|n| n["agent"]["pid"].as_i64()).expect("pid")
     }
 
+    /// Whether nobody answers any more at a node's admin socket.
+    pub fn agent_is_gone(&self, node: &str) -> bool {
+        let socket =
+            self.directory.join("labs").join(&self.name).join("nodes").join(node).join("run/admin.sock");
+        std::os::unix::net::UnixStream::connect(socket).is_err()
+    }
+
     /// The network namespace of a node.
     pub fn netns(&self, node: &str) -> String {
         format!("mgy-{}-{node}", self.name)
