@@ -152,7 +152,7 @@ def frames(v):
         "VXLAN, IPv6": plain("encapsulation", ip6(own6, node6, 17, udp6(own6, node6, 4789, b"\x08" + b"\0" * 40))),
         "an error about nothing": plain("icmp_unrelated", ip4(own4, peer4, 1, icmp(3, 1, b"\0" * 4 + ip4(peer4, own4, 17, udp(4242))[:28]))),
         "an error about nothing, IPv6": plain("icmp_unrelated", icmp6(own6, peer6, 1, b"\0" * 4 + ip6(peer6, own6, 17, udp(4242)))),
-        "a later fragment alone": plain("fragment_without_first", ip4(own4, peer4, 17, b"x" * 64, fragment=100)),
+        "a fragment for the gateway": plain("fragment_for_gateway", ip4(own4, "169.254.1.1", 17, b"x" * 64, fragment=100)),
         "a fragment beyond the end": plain("bad_fragment", ip4(own4, peer4, 17, b"x" * 64, fragment=0x1FFF)),
         "a tiny first fragment": plain("bad_fragment", ip4(own4, peer4, 6, tcp[:8], fragment=0x2000)),
         "the last hop": plain("ttl_expired", ip4(own4, far4, 17, udp(), ttl=1)),

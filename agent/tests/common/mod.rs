@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -44,6 +44,13 @@ fn which(program: &str) -> Option<PathBuf> {
 
 /// A process inside the lab, ended when the test lets go of it.
 pub struct Running(Child);
+
+impl Running {
+    /// What it prints; the first caller has it.
+    pub fn output(&mut self) -> Option<ChildStdout> {
+        self.0.stdout.take()
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
