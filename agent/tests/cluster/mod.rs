@@ -26,6 +26,9 @@ use super::crds;
 /// Names of the nodes.
 pub const NODES: [&str; 2] = ["node1", "node2"];
 
+/// Where pods of the tests are.
+pub const PODS: &str = "/api/v1/namespaces/shop/pods";
+
 /// A pod that was joined.
 #[derive(Clone, Debug)]
 pub struct Joined {
@@ -37,8 +40,20 @@ pub struct Joined {
     pub container: String,
     /// `metadata.uid`.
     pub uid: String,
+    /// When its object was made.
+    pub created: String,
     /// IPv4 address.
     pub address: String,
+    /// All its addresses.
+    pub addresses: Vec<String>,
+}
+
+impl Joined {
+    /// What a kubelet writes about it.
+    pub fn status(&self) -> Value {
+        let list: Vec<Value> = self.addresses.iter().map(|ip| json!({ "ip": ip })).collect();
+        json!({ "status": { "phase": "Running", "podIP": self.address, "podIPs": list, "startTime": self.created } })
+    }
 }
 
 /// The cluster.
@@ -117,8 +132,20 @@ impl Cluster {
         fs::read_to_string(self.lab.directory.join(format!("{node}.log"))).unwrap_or_default()
     }
 
-    fn is_ready(&self, node: &str) -> bool {
-        self.folder(node).join("run/admin.sock").exists() && self.lab.agent_status(node)["ready"] == true
+    /// Takes away what the agent of `node` knows of the cluster.
+    pub fn forget_picture(&self, node: &str) {
+        fs::remove_dir_all(self.folder(node).join("cluster")).expect("a picture");
+    }
+
+    /// Whether the agent of `node` can be asked.
+    pub fn has_socket(&self, node: &str) -> bool {
+        let socket = self.folder(node).join("run/admin.sock");
+        std::os::unix::net::UnixStream::connect(socket).is_ok()
+    }
+
+    /// Whether the agent of `node` serves.
+    pub fn is_ready(&self, node: &str) -> bool {
+        self.has_socket(node) && self.lab.agent_status(node)["ready"] == true
     }
 
     fn inside(netns: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
@@ -126,6 +153,27 @@ impl Cluster {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/run/netns/{netns}")).arg("--").arg(program);
         command
+    }
+
+    /// What `/readyz` of a node's agent answers: the code and the text.
+    pub fn readyz(&self, node: &str) -> (String, String) {
+        let netns = self.lab.netns(node);
+        let output = Self::inside(&netns, "curl")
+            .args([
+                "-s",
+                "--noproxy",
+                "*",
+                "--max-time",
+                "2",
+                "-w",
+                "\n%{http_code}",
+                "http://127.0.0.1:9100/readyz",
+            ])
+            .output()
+            .expect("run curl");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (body, code) = text.rsplit_once('\n').unwrap_or(("", ""));
+        (code.to_owned(), body.to_owned())
     }
 
     /// Starts the agent of `node`.
@@ -170,41 +218,51 @@ impl Cluster {
         }
     }
 
-    /// Makes a Pod and joins it; `address` asks for one.
+    /// Makes a Pod, joins it and says so in its status; `address` asks for one.
     pub fn run(&mut self, node: &str, name: &str, labels: &Value, address: Option<&str>) -> Joined {
-        let pods = "/api/v1/namespaces/shop/pods";
-        let made = self.api.create(pods, &json!({
+        let joined = self.join(node, name, labels, address);
+        self.tell_status(name, &joined);
+        joined
+    }
+
+    /// Makes a Pod and joins it; its status says nothing yet.
+    pub fn join(&mut self, node: &str, name: &str, labels: &Value, address: Option<&str>) -> Joined {
+        let made = self.api.create(PODS, &json!({
             "metadata": { "name": name, "labels": labels },
             "spec": { "nodeName": node, "serviceAccountName": "default", "containers": [{ "name": "c", "image": "none" }] },
         }));
         let uid = made["metadata"]["uid"].as_str().expect("a uid").to_owned();
+        let created = made["metadata"]["creationTimestamp"].as_str().expect("a time").to_owned();
         self.containers += 1;
         let short = format!("p{}", self.containers);
         let netns = self.lab.namespace(&short);
         let container = format!("{}{short}", self.lab.name);
-        let mut joined = Joined { netns, node: node.to_owned(), container, uid, address: String::new() };
+        let node = node.to_owned();
+        let mut joined =
+            Joined { netns, node, container, uid, created, address: String::new(), addresses: Vec::new() };
         let answer = self.cni("ADD", name, &joined, address);
-        let addresses: Vec<String> = answer["ips"]
+        joined.addresses = answer["ips"]
             .as_array()
-            .unwrap_or_else(|| panic!("{name}: {answer}\n{}", self.log(node)))
+            .unwrap_or_else(|| panic!("{name}: {answer}\n{}", self.log(&joined.node)))
             .iter()
             .map(|ip| {
                 ip["address"].as_str().expect("an address").split('/').next().expect("an address").to_owned()
             })
             .collect();
-        let list: Vec<Value> = addresses.iter().map(|ip| json!({ "ip": ip })).collect();
-        self.api.patch(&format!("{pods}/{name}/status"), &json!({
-            "status": { "phase": "Running", "podIP": addresses[0], "podIPs": list, "startTime": made["metadata"]["creationTimestamp"] },
-        }));
-        joined.address.clone_from(&addresses[0]);
+        joined.address.clone_from(&joined.addresses[0]);
         joined
+    }
+
+    /// Writes a pod's addresses to its status, as a kubelet does.
+    pub fn tell_status(&self, name: &str, joined: &Joined) {
+        self.api.patch(&format!("{PODS}/{name}/status"), &joined.status());
     }
 
     /// Takes a pod away: CNI DEL, its namespace, and (unless `object_stays`) its object.
     pub fn end(&mut self, name: &str, joined: &Joined, object_stays: bool) {
         self.cni("DEL", name, joined, None);
         if !object_stays {
-            self.api.delete(&format!("/api/v1/namespaces/shop/pods/{name}"));
+            self.api.delete(&format!("{PODS}/{name}"));
         }
     }
 

@@ -34,12 +34,14 @@ pub(super) struct Lease {
     renewed: Option<Instant>,
     /// Its version when it was seen to change, and when.
     seen: Option<(String, Instant)>,
+    /// Why it could not be asked for the last time.
+    trouble: Option<Trouble>,
 }
 
 impl Lease {
     /// Returns a Lease that was never asked for.
     pub fn new(identity: Identity, chance: Chance) -> Self {
-        Self { identity, chance, due: Instant::now(), renewed: None, seen: None }
+        Self { identity, chance, due: Instant::now(), renewed: None, seen: None, trouble: None }
     }
 
     /// Whether it is ours for certain.
@@ -49,9 +51,12 @@ impl Lease {
 
     /// Asks for it or renews it, when that is due; returns whether it is ours. `rank` is this node's place among all.
     ///
-    /// Errors: the server's; it is not ours then.
+    /// Errors: the server's, until it is asked again; the Lease is not ours then.
     pub async fn hold(&mut self, api: &Api, rank: usize) -> Result<bool, Trouble> {
         if Instant::now() < self.due {
+            if let Some(trouble) = &self.trouble {
+                return Err(trouble.clone());
+            }
             return Ok(self.renewed.is_some_and(|at| at.elapsed() < DURATION));
         }
         let outcome = self.ask(api).await;
@@ -59,11 +64,13 @@ impl Lease {
         let now = Instant::now();
         self.renewed = if ours { Some(now) } else { None };
         self.due = now + if ours { PERIOD / 2 } else { self.chance.around(patience(rank)) };
-        match outcome {
+        let outcome = match outcome {
             // Somebody was faster.
             Err(Trouble::Refused(_)) => Ok(false),
             other => other,
-        }
+        };
+        self.trouble = outcome.as_ref().err().cloned();
+        outcome
     }
 
     async fn ask(&mut self, api: &Api) -> Result<bool, Trouble> {
