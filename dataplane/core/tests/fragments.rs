@@ -338,53 +338,6 @@ fn fragments_wait_for_a_neighbour_like_any_packet() {
     assert!(reassembled(&out).is_some());
 }
 
-/// What the rules of this page say, word by word, without bounds.
-#[derive(Default)]
-struct Literal {
-    /// By identification: what was accepted, and whether it is poisoned.
-    under_way: BTreeMap<u32, (Vec<Part>, bool)>,
-}
-
-/// (start, end, more).
-type Part = (usize, usize, bool);
-
-impl Literal {
-    /// Returns the fragments that leave now.
-    fn arrive(&mut self, id: u32, part: Part, is_allowed: bool) -> Vec<Part> {
-        let (accepted, poisoned) = self.under_way.entry(id).or_default();
-        if *poisoned || accepted.contains(&part) {
-            return Vec::new();
-        }
-        let overlaps = accepted.iter().any(|other| part.0 < other.1 && other.0 < part.1);
-        let all = accepted.iter().copied().chain([part]);
-        let ends: Vec<usize> = all.clone().filter(|part| !part.2).map(|part| part.1).collect();
-        let furthest = all.map(|part| part.1).max().unwrap_or(0);
-        if overlaps || ends.len() > 1 || ends.iter().any(|end| furthest > *end) {
-            *poisoned = true;
-            return Vec::new();
-        }
-        let had_first = accepted.iter().any(|part| part.0 == 0);
-        accepted.push(part);
-        let mut leaving = match (part.0 == 0, had_first) {
-            // The first leads, the others follow in order.
-            (true, _) => accepted.clone(),
-            (false, true) => vec![part],
-            (false, false) => vec![],
-        };
-        leaving.sort();
-        let bytes: usize = accepted.iter().map(|part| part.1 - part.0).sum();
-        if (had_first || part.0 == 0) && ends.first() == Some(&bytes) {
-            self.under_way.remove(&id);
-        }
-        if is_allowed { leaving } else { Vec::new() }
-    }
-}
-
-/// (which of two flows, which of three identifications, start, length, more), in steps of eight bytes.
-fn arbitrary_part() -> impl Strategy<Value = (bool, u32, usize, usize, bool)> {
-    (any::<bool>(), 0u32..3, 0usize..6, 1usize..4, any::<bool>())
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.max(512)))]
 
@@ -430,33 +383,6 @@ proptest! {
         let counters = node.worker.counters();
         prop_assert_eq!(counters.held, 0);
         prop_assert_eq!(counters.received, counters.endings());
-        prop_assert_eq!(node.frames_out(), 0, "every frame came back");
-    }
-
-    /// Any extents at all, two flows of one pair of addresses interleaved: what leaves is what the rules say, word by word.
-    #[test]
-    fn any_extents_leave_as_the_rules_say(parts in prop::collection::vec(arbitrary_part(), 1..40), v6: bool) {
-        let (from, to) = FAMILIES[usize::from(v6)];
-        let mut node = guarded();
-        let wholes = [datagram(from, to, ALLOWED, 96), datagram(from, to, 80, 96)];
-        let mut literal = Literal::default();
-        for (refused, id, start, len, more) in parts {
-            // A fragment from zero without more is no fragment.
-            let more = more || start == 0;
-            let (start, end) = (start * 8, (start + len) * 8);
-            // The two flows have identifications of their own: what a datagram's first says of it is one thing.
-            let id = id * 2 + u32::from(refused);
-            let frame = build::fragment(&wholes[usize::from(refused)], id, (start, end), more);
-            let out: Vec<_> = sent(&mut node, POD_A, &frame).iter().map(|frame| {
-                let (start, end, bytes) = content(frame);
-                assert_eq!(bytes, wholes[0][wholes[0].len() - 96 + start..][..end - start]);
-                let more = !matches!(headers(frame).fragment, Fragment::Later { more: false, .. });
-                (start, end, more)
-            }).collect();
-            prop_assert_eq!(out, literal.arrive(id, (start, end, more), !refused));
-        }
-        node.tick(Nanos::from_secs(62));
-        prop_assert_eq!(node.worker.counters().held, 0);
         prop_assert_eq!(node.frames_out(), 0, "every frame came back");
     }
 }

@@ -415,7 +415,7 @@ fn too_big_for_the_uplink_is_answered_or_fragmented() {
     frame[24..26].fill(0);
     let sum = checksum::of(&frame[14..34]);
     frame[24..26].copy_from_slice(&sum.to_be_bytes());
-    node.out.spare.extend((0..4).map(|_| margay_core::frame::MemoryFrame::new(&[])));
+    node.give_spares(4);
     let pieces = node.send(POD_A, &frame).expect("fragments");
     assert_eq!(pieces.len(), 2);
     let mut whole = Vec::new();

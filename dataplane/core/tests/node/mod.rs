@@ -264,14 +264,32 @@ impl Node {
     /// Takes what left, and the frames that are free again.
     fn collect(&mut self) -> Vec<(PortIndex, Vec<u8>)> {
         let free = self.out.transmit.len() + self.out.recycle.len();
-        self.outstanding = self.outstanding.saturating_sub(free);
+        self.outstanding -= free;
         self.out.recycle.clear();
         self.out.transmit.drain(..).map(|(port, frame)| (port, frame.data().to_vec())).collect()
     }
 
-    /// Returns how many frames the worker has and has not given back, where it was given no spare ones.
+    /// Returns how many frames the worker has and has not given back.
     pub fn frames_out(&self) -> usize {
-        self.outstanding
+        self.outstanding - self.out.spare.len()
+    }
+
+    /// Gives the worker empty frames for packets of its own.
+    pub fn give_spares(&mut self, count: usize) {
+        self.outstanding += count;
+        self.out.spare.extend((0..count).map(|_| MemoryFrame::new(&[])));
+    }
+
+    /// Sends frames in together, over the short way where it can be taken; returns what left.
+    pub fn burst(&mut self, port: PortIndex, frames: &[Vec<u8>]) -> Vec<(PortIndex, Vec<u8>)> {
+        let view = View { snapshot: self.snapshot.as_deref(), topology: &self.topology };
+        let mut frames: Vec<_> = frames.iter().map(|frame| MemoryFrame::new(frame)).collect();
+        self.outstanding += frames.len();
+        self.worker.handle_burst(view, self.now, port, &mut frames, &mut self.out);
+        let counters = self.worker.counters();
+        assert_eq!(counters.received, counters.endings(), "every received frame has exactly one ending");
+        self.out.events.clear();
+        self.collect()
     }
 
     /// Ethernet addresses of what a peer on `port` sends to us.
