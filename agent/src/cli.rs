@@ -70,6 +70,8 @@ pub enum Command {
     /// What a cluster is given to run margay: definitions, rights, DaemonSet
     #[command(after_long_help = crate::install::HELP)]
     Install(crate::install::InstallArgs),
+    /// What stands in the way on this node, what follows from it, and how to mend it
+    Doctor(crate::doctor::DoctorArgs),
     /// Takes from this node what margay put there
     Uninstall(crate::uninstall::UninstallArgs),
     /// Copies this program to where the container runtime looks for CNI plug-ins
@@ -436,6 +438,7 @@ pub fn run(cli: Cli) -> ExitCode {
             crate::node::run(&args)
         }
         Command::Install(args) => printed(crate::install::run(&args)),
+        Command::Doctor(args) => printed(crate::doctor::run(&args)),
         Command::Uninstall(args) => crate::uninstall::run(&args),
         Command::CniInstall(args) => crate::cni::install::run(&args),
         Command::Completion { shell } => {

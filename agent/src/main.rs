@@ -3,6 +3,7 @@
 mod admin;
 mod cli;
 mod cni;
+mod doctor;
 mod endpoints;
 mod explain;
 mod install;

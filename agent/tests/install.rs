@@ -117,6 +117,44 @@ fn joined(lab: &Lab) -> bool {
     lab.addresses("shop/db").iter().all(|address| lab.pings("shop/web", address))
 }
 
+/// The ids of what `margay doctor` finds on the node.
+fn found(node: &Node, more: &[&str]) -> Vec<String> {
+    let net_d = node.net_d.display().to_string();
+    let mut arguments = vec![env!("CARGO_BIN_EXE_margay"), "doctor", "-o", "json", "--cni-conf-dir", &net_d];
+    arguments.extend(more);
+    let output = node.lab.exec("node1", &arguments);
+    let lines = String::from_utf8_lossy(&output.stdout).into_owned();
+    let read = |line: &str| {
+        serde_json::from_str::<Value>(line).expect("JSON")["id"].as_str().expect("id").to_owned()
+    };
+    lines.lines().map(read).collect()
+}
+
+/// Programs of its own are no trouble to it, those of somebody else are, and it sees them where they are.
+fn doctor_sees(node: &Node, address: &str) {
+    let run = node.run.display().to_string();
+    let ours = found(node, &["--node-address", address, "--run-dir", &run]);
+    for id in [
+        "xdp-occupied",
+        "xdp-on-host-port",
+        "no-uplink",
+        "bpffs-elsewhere",
+        "cni-not-told",
+        "cni-unreadable",
+        "tc-programs",
+    ] {
+        assert!(!ours.iter().any(|found| found == id), "{ours:?}");
+    }
+    let elsewhere = node.lab.directory.join("elsewhere").display().to_string();
+    node.lab.must("node1", &["tc", "qdisc", "add", "dev", "eth0", "clsact"]);
+    let theirs = found(node, &["--uplink", "eth0", "--run-dir", &elsewhere]);
+    for id in ["xdp-occupied", "xdp-on-host-port", "tc-programs"] {
+        assert!(theirs.iter().any(|found| found == id), "{id}: {theirs:?}");
+    }
+    node.lab.must("node1", &["tc", "qdisc", "del", "dev", "eth0", "clsact"]);
+    assert!(found(node, &["--uplink", "nosuch", "--run-dir", &run]).contains(&"no-uplink".to_owned()));
+}
+
 #[test]
 fn a_node_is_joined_told_about_and_left_as_it_was() {
     if skipped("a_node_is_joined_told_about_and_left_as_it_was", &[]) {
@@ -146,6 +184,8 @@ fn a_node_is_joined_told_about_and_left_as_it_was() {
         node.log(),
         node.lab.diagnosis()
     );
+
+    doctor_sees(&node, &address);
 
     // While it runs nothing is taken away.
     let (code, told) = node.uninstall();

@@ -191,6 +191,7 @@ mod tests {
             below: None,
             above: None,
             is_ethernet: true,
+            xdp: None,
         };
         assert_eq!(owner("pods", &link), Some(key("a")));
         assert_eq!(owner("other", &link), None);

@@ -58,7 +58,11 @@ fn deploy_is_what_the_code_says() {
 
 #[test]
 fn pages_are_what_the_code_says() {
-    let pages = [("rbac.md", rights::documentation()), ("configuration.md", reference::page())];
+    let pages = [
+        ("rbac.md", rights::documentation()),
+        ("configuration.md", reference::page()),
+        ("doctor.md", crate::doctor::documentation()),
+    ];
     compare(&root().join("docs"), &pages.map(|(name, text)| (name.to_owned(), text)).into());
 }
 

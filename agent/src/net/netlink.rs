@@ -3,6 +3,7 @@
 //! The socket belongs to the network namespace of the thread that opened it, so a [`Netlink`] opened inside
 //! [`super::netns::NetNs::within`] keeps speaking for that namespace.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -15,12 +16,13 @@ use rtnetlink::packet_core::{
 };
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
 };
 use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
+use rtnetlink::packet_route::tc::{TcAttribute, TcMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
@@ -51,6 +53,8 @@ pub struct Link {
     pub above: Option<u32>,
     /// Whether it has Ethernet addresses.
     pub is_ethernet: bool,
+    /// Number of the XDP program on it.
+    pub xdp: Option<u32>,
 }
 
 /// A route as the kernel reports it, main table only.
@@ -364,6 +368,20 @@ impl Netlink {
         Ok(routes)
     }
 
+    /// Returns the devices that have a `clsact` queueing discipline, which is where tc programs hang.
+    pub fn devices_with_clsact(&mut self) -> Result<BTreeSet<u32>, NetError> {
+        let answers = self
+            .request(RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default()), NLM_F_DUMP)
+            .map_err(|e| NetError::new("list queueing disciplines", e))?;
+        let found = answers.into_iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewQueueDiscipline(message) => Some(message),
+            _ => None,
+        });
+        let is_clsact =
+            |message: &TcMessage| message.attributes.contains(&TcAttribute::Kind("clsact".to_owned()));
+        Ok(found.filter(is_clsact).filter_map(|message| u32::try_from(message.header.index).ok()).collect())
+    }
+
     /// Adds or replaces a permanent neighbour entry.
     pub fn add_neighbour(&mut self, device: u32, address: IpAddr, mac: MacAddr) -> Result<(), NetError> {
         let mut message = NeighbourMessage::default();
@@ -405,6 +423,7 @@ fn link_of(message: RouteNetlinkMessage) -> Option<Link> {
         below: None,
         above: None,
         is_ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+        xdp: None,
     };
     for attribute in message.attributes {
         match attribute {
@@ -413,6 +432,12 @@ fn link_of(message: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
             LinkAttribute::Link(index) => link.below = Some(index).filter(|index| *index > 0),
+            LinkAttribute::Xdp(parts) => {
+                link.xdp = parts.iter().find_map(|part| match part {
+                    LinkXdp::ProgId(number) => Some(*number),
+                    _ => None,
+                });
+            }
             LinkAttribute::Controller(index) => link.above = Some(index),
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.iter().find_map(|info| match info {

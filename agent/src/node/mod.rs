@@ -19,7 +19,7 @@ pub mod uplinks;
 mod view;
 
 pub use conflist::{FILE as CONFLIST, PLUGIN, replace_file};
-pub use host_port::KERNEL_END;
+pub use host_port::{KERNEL_END, OUR_END};
 
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
@@ -38,7 +38,6 @@ use crate::endpoints::{Registry, bind_private, serve_cni};
 use crate::net::Netlink;
 use args::{AgentArgs, DatastoreArg};
 use reconciler::{Beginnings, Board, Command, FIRST_POD, FIRST_UPLINK, HOST, Reconciler, chain};
-use uplinks::Uplink;
 
 /// Something that stops the agent before it runs, with where it happened.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -73,33 +72,6 @@ fn random_seed() -> Result<u64, Failure> {
     Ok(u64::from_ne_bytes(bytes))
 }
 
-/// Returns the uplinks that were named, and with `auto` among them those of the node's routes.
-fn uplinks(args: &AgentArgs, netlink: &mut Netlink) -> Result<Vec<Uplink>, Failure> {
-    let links = netlink.links()?;
-    let devices = uplinks::devices(&links);
-    let mut chosen: Vec<Uplink> = Vec::new();
-    for name in args.uplink.iter().filter(|name| *name != uplinks::AUTO) {
-        let uplink =
-            uplinks::named(&devices, name).ok_or_else(|| preflight::Missing::Uplink(name.clone()))?;
-        chosen.push(uplink);
-    }
-    if args.uplink.iter().any(|name| name == uplinks::AUTO) {
-        let mut addresses = Vec::new();
-        for link in &links {
-            addresses.extend(netlink.addresses(link.index)?.into_iter().map(|net| (link.index, net.addr())));
-        }
-        let routes: Vec<_> = netlink
-            .routes()?
-            .into_iter()
-            .filter_map(|route| Some((route.destination, route.device?)))
-            .collect();
-        chosen.extend(uplinks::choose(&devices, &addresses, &routes, args.node_address)?);
-    }
-    let mut seen = std::collections::BTreeSet::new();
-    chosen.retain(|uplink| seen.insert(uplink.name.clone()));
-    Ok(chosen)
-}
-
 fn start(args: &AgentArgs) -> Result<(), Failure> {
     let started = Instant::now();
     preflight::check()?;
@@ -108,7 +80,7 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
     private_directory(&args.state_dir)?;
 
     let mut netlink = Netlink::open()?;
-    let uplinks = uplinks(args, &mut netlink)?;
+    let uplinks = uplinks::find(&args.uplink, args.node_address)?;
     let mut links = Vec::new();
     for uplink in &uplinks {
         links.push(netlink.existing(&uplink.name)?);

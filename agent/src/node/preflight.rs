@@ -21,9 +21,6 @@ pub enum Missing {
         /// What it is for and how to get it.
         what: &'static str,
     },
-    /// A device that was named does not exist.
-    #[error("uplink {0:?} is not a device of this network namespace; `ip link` lists them")]
-    Uplink(String),
 }
 
 /// Returns the first thing that is missing.

@@ -18,7 +18,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use margay_io::AttachChoice;
 
-use crate::net::Link;
+use crate::net::{Link, Netlink};
 
 use super::host_port::{KERNEL_END, OUR_END};
 
@@ -105,6 +105,36 @@ pub fn choose(
         chosen.push(uplink(device, &by_index));
     }
     if chosen.is_empty() { Err(NoUplink::None(own)) } else { Ok(chosen) }
+}
+
+/// Returns the uplinks that are named in `wanted`, and with `auto` among them those of this node's routes.
+///
+/// Errors: in words, with what to do.
+pub fn find(wanted: &[String], own: Option<IpAddr>) -> Result<Vec<Uplink>, String> {
+    let told = |error: crate::net::NetError| error.to_string();
+    let mut netlink = Netlink::open().map_err(told)?;
+    let links = netlink.links().map_err(told)?;
+    let devices = devices(&links);
+    let mut found: Vec<Uplink> = Vec::new();
+    for name in wanted.iter().filter(|name| *name != AUTO) {
+        let missing =
+            || format!("uplink {name:?} is not a device of this network namespace; `ip link` lists them");
+        found.push(named(&devices, name).ok_or_else(missing)?);
+    }
+    if wanted.iter().any(|name| name == AUTO) {
+        let mut addresses = Vec::new();
+        for link in &links {
+            let of_link = netlink.addresses(link.index).map_err(told)?;
+            addresses.extend(of_link.into_iter().map(|net| (link.index, net.addr())));
+        }
+        let routes = netlink.routes().map_err(told)?;
+        let routes: Vec<_> =
+            routes.into_iter().filter_map(|route| Some((route.destination, route.device?))).collect();
+        found.extend(choose(&devices, &addresses, &routes, own).map_err(|error| error.to_string())?);
+    }
+    let mut seen = BTreeSet::new();
+    found.retain(|uplink| seen.insert(uplink.name.clone()));
+    Ok(found)
 }
 
 /// Returns how the packet path stands on the device `name`, which a person named.
