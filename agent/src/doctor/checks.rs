@@ -261,7 +261,10 @@ fn uplinks(facts: &Facts, findings: &mut Vec<Finding>) {
             match drivers::find(&driver) {
                 Some(known) if known.xdp == Xdp::Driver && known.tested.is_empty() => findings.push(info(
                     "driver-untested",
-                    format!("{name}: driver {driver} has XDP, and margay has not been tested on it"),
+                    format!(
+                        "{name}: driver {driver} has XDP, and margay has not been tested on it{}",
+                        known.note()
+                    ),
                     "it should work; what was tested is in docs/doctor.md",
                     "",
                 )),

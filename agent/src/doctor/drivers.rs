@@ -22,6 +22,13 @@ pub struct Driver {
     pub remark: &'static str,
 }
 
+impl Driver {
+    /// The remark, to stand behind a sentence.
+    pub fn note(&self) -> String {
+        if self.remark.is_empty() { String::new() } else { format!(" ({})", self.remark) }
+    }
+}
+
 const fn native(name: &'static str, remark: &'static str) -> Driver {
     Driver { name, xdp: Xdp::Driver, tested: "", remark }
 }
