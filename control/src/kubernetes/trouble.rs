@@ -20,6 +20,8 @@ pub(super) enum Trouble {
     Missing(String),
     /// What we knew is too old for the server to continue from.
     Expired,
+    /// Somebody else was faster.
+    Conflict(String),
     /// The server does not take the request as it is.
     Refused(String),
 }
@@ -43,7 +45,8 @@ impl Trouble {
             401 | 403 => Self::Forbidden(reason),
             404 => Self::Missing(reason),
             410 => Self::Expired,
-            400 | 405 | 406 | 409 | 415 | 422 => Self::Refused(reason),
+            409 => Self::Conflict(reason),
+            400 | 405 | 406 | 415 | 422 => Self::Refused(reason),
             _ => Self::Busy { reason, patience: Duration::from_secs(patience.min(60).into()) },
         }
     }
@@ -55,6 +58,7 @@ impl Trouble {
             | Self::Busy { reason, .. }
             | Self::Forbidden(reason)
             | Self::Missing(reason)
+            | Self::Conflict(reason)
             | Self::Refused(reason) => reason.clone(),
             Self::Expired => "what was known is too old for the server to continue from".to_owned(),
         }

@@ -1,65 +1,73 @@
-//! CRDs for the kinds of policy: names and scopes, with no schema beyond that.
+//! CRDs for the kinds of policy: those of `deploy/crds`, and for the groups that are Kubernetes' own names and scopes alone.
 
 #![allow(dead_code, reason = "each test file uses the part that it needs")]
 
+use std::fs;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
+use margay_policy_engine::decode::split_documents;
 use serde_json::{Value, json};
 
 use super::apiserver::ApiServer;
 
-const KINDS: [(&str, &str, &str, &str, bool); 17] = [
-    ("projectcalico.org", "v3", "NetworkPolicy", "networkpolicies", true),
-    ("projectcalico.org", "v3", "GlobalNetworkPolicy", "globalnetworkpolicies", false),
-    ("projectcalico.org", "v3", "StagedNetworkPolicy", "stagednetworkpolicies", true),
-    ("projectcalico.org", "v3", "StagedGlobalNetworkPolicy", "stagedglobalnetworkpolicies", false),
-    ("projectcalico.org", "v3", "StagedKubernetesNetworkPolicy", "stagedkubernetesnetworkpolicies", true),
-    ("projectcalico.org", "v3", "Tier", "tiers", false),
-    ("projectcalico.org", "v3", "NetworkSet", "networksets", true),
-    ("projectcalico.org", "v3", "GlobalNetworkSet", "globalnetworksets", false),
-    ("projectcalico.org", "v3", "HostEndpoint", "hostendpoints", false),
-    ("projectcalico.org", "v3", "Profile", "profiles", false),
-    ("projectcalico.org", "v3", "FelixConfiguration", "felixconfigurations", false),
-    ("projectcalico.org", "v3", "KubeControllersConfiguration", "kubecontrollersconfigurations", false),
-    ("projectcalico.org", "v3", "IPPool", "ippools", false),
-    ("projectcalico.org", "v3", "Node", "nodes", false),
-    ("policy.networking.k8s.io", "v1alpha2", "ClusterNetworkPolicy", "clusternetworkpolicies", false),
-    ("policy.networking.k8s.io", "v1alpha1", "AdminNetworkPolicy", "adminnetworkpolicies", false),
-    (
-        "policy.networking.k8s.io",
-        "v1alpha1",
-        "BaselineAdminNetworkPolicy",
-        "baselineadminnetworkpolicies",
-        false,
-    ),
+const ADMIN: &str = "policy.networking.k8s.io";
+const ADMIN_KINDS: [(&str, &str, &str); 3] = [
+    ("v1alpha2", "ClusterNetworkPolicy", "clusternetworkpolicies"),
+    ("v1alpha1", "AdminNetworkPolicy", "adminnetworkpolicies"),
+    ("v1alpha1", "BaselineAdminNetworkPolicy", "baselineadminnetworkpolicies"),
 ];
+
+/// Returns the definitions that margay installs.
+fn ours() -> Vec<Value> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds");
+    let mut paths: Vec<_> =
+        fs::read_dir(&folder).expect("deploy/crds").map(|entry| entry.expect("a file").path()).collect();
+    paths.sort();
+    let documents = paths.iter().flat_map(|path| {
+        let text = fs::read_to_string(path).expect("a definition");
+        split_documents(&text, &path.display().to_string())
+    });
+    documents.map(|document| document.expect("a document").0).collect()
+}
+
+/// Returns a definition without a schema.
+fn open(group: &str, version: &str, kind: &str, plural: &str) -> Value {
+    let anything = json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {
+            "name": format!("{plural}.{group}"),
+            "annotations": { "api-approved.kubernetes.io": "unapproved, for a test" },
+        },
+        "spec": {
+            "group": group, "scope": "Cluster",
+            "names": { "kind": kind, "plural": plural, "singular": kind.to_lowercase(), "listKind": format!("{kind}List") },
+            "versions": [{
+                "name": version, "served": true, "storage": true,
+                "schema": { "openAPIV3Schema": { "type": "object", "properties": { "spec": anything, "status": anything } } },
+                "subresources": { "status": {} },
+            }],
+        },
+    })
+}
 
 /// Installs the CRDs of `groups` and waits until they are served.
 pub fn install(api: &ApiServer, groups: &[&str]) {
-    let wanted: Vec<_> = KINDS.iter().filter(|kind| groups.contains(&kind.0)).collect();
-    for (group, version, kind, plural, namespaced) in &wanted {
-        let open = json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
-        let crd: Value = json!({
-            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-            "metadata": {
-                "name": format!("{plural}.{group}"),
-                "annotations": { "api-approved.kubernetes.io": "unapproved, for a test" },
-            },
-            "spec": {
-                "group": group, "scope": if *namespaced { "Namespaced" } else { "Cluster" },
-                "names": { "kind": kind, "plural": plural, "singular": kind.to_lowercase(), "listKind": format!("{kind}List") },
-                "versions": [{
-                    "name": version, "served": true, "storage": true,
-                    "schema": { "openAPIV3Schema": { "type": "object", "properties": { "spec": open, "status": open } } },
-                    "subresources": { "status": {} },
-                }],
-            },
-        });
-        api.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", &crd);
+    let admin = ADMIN_KINDS.iter().map(|(version, kind, plural)| open(ADMIN, version, kind, plural));
+    let wanted: Vec<Value> = ours()
+        .into_iter()
+        .chain(admin)
+        .filter(|crd| groups.contains(&crd["spec"]["group"].as_str().expect("a group")))
+        .collect();
+    for crd in &wanted {
+        api.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd);
     }
-    for (group, version, _, plural, _) in &wanted {
-        let path = format!("/apis/{group}/{version}/{plural}");
+    for crd in &wanted {
+        let text = |pointer: &str| crd.pointer(pointer).and_then(Value::as_str).expect("text");
+        let (group, version) = (text("/spec/group"), text("/spec/versions/0/name"));
+        let path = format!("/apis/{group}/{version}/{}", text("/spec/names/plural"));
         let served = (0..200).any(|_| {
             let ok = api.request("GET", &path, "application/json", None).0 == 200;
             if !ok {

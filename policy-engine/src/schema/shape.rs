@@ -48,7 +48,12 @@ pub(super) fn number() -> Shape {
 
 /// A whole number, both ends inclusive.
 pub(super) fn integer(low: i64, high: i64) -> Shape {
-    json!({ "type": "integer", "format": "int64", "minimum": low, "maximum": high })
+    let mut shape = json!({ "type": "integer", "format": "int64", "minimum": low });
+    // API servers compare through floating point, in which the largest number is one too many: they would refuse every value.
+    if high < i64::MAX {
+        shape["maximum"] = high.into();
+    }
+    shape
 }
 
 /// A number, or a text that matches `pattern`.

@@ -66,7 +66,7 @@ impl Lease {
         self.due = now + if ours { PERIOD / 2 } else { self.chance.around(patience(rank)) };
         let outcome = match outcome {
             // Somebody was faster.
-            Err(Trouble::Refused(_)) => Ok(false),
+            Err(Trouble::Conflict(_)) => Ok(false),
             other => other,
         };
         self.trouble = outcome.as_ref().err().cloned();

@@ -215,7 +215,7 @@ impl Writer {
             let events = format!("/api/v1/namespaces/{namespace}/events");
             match self.api.create(&events, &event).await {
                 // It is there already: another agent, or an earlier run, said the same.
-                Err(Trouble::Refused(_)) => {}
+                Err(Trouble::Conflict(_)) => {}
                 outcome => drop(self.settle_one(ident, "events", outcome)),
             }
             tokio::time::sleep(PACE).await;
@@ -268,21 +268,31 @@ impl Writer {
         }
     }
 
-    /// Names a right that is missing, until it is there.
+    /// Names what keeps us from writing, until it does not.
     fn settle_complaint(&self, what: &str, trouble: Option<&Trouble>) {
         let mut desk = self.desk.open();
-        match trouble {
+        let text = match trouble {
             Some(Trouble::Forbidden(reason)) => {
-                let text =
-                    format!("status cannot be written: a right is missing, grant it to the agent: {reason}");
-                if desk.complaints.get(what) != Some(&text) {
-                    tracing::warn!("{text}");
-                    desk.complaints.insert(what.to_owned(), text);
-                    desk.has_new_complaints = true;
-                }
+                format!("status cannot be written: a right is missing, grant it to the agent: {reason}")
             }
-            Some(trouble) => tracing::debug!(what, reason = trouble.reason(), "a write was not taken"),
-            None => desk.has_new_complaints |= desk.complaints.remove(what).is_some(),
+            Some(Trouble::Refused(reason)) => {
+                format!(
+                    "status cannot be written: the API server refuses it, check that its CRDs are those of this version: {reason}"
+                )
+            }
+            Some(trouble) => {
+                tracing::debug!(what, reason = trouble.reason(), "a write was not taken");
+                return;
+            }
+            None => {
+                desk.has_new_complaints |= desk.complaints.remove(what).is_some();
+                return;
+            }
+        };
+        if desk.complaints.get(what) != Some(&text) {
+            tracing::warn!("{text}");
+            desk.complaints.insert(what.to_owned(), text);
+            desk.has_new_complaints = true;
         }
     }
 }
