@@ -68,17 +68,19 @@ fn conditions_and_events_say_what_became_of_a_policy_and_come_from_one_agent() {
     }
 
     // A criterion that has no effect.
-    api.patch(&path, &json!({ "spec": { "unheardOf": 1 } }));
+    let allow = json!({ "action": "Allow", "protocol": "TCP" });
+    let by_method = json!({ "action": "Allow", "protocol": "TCP", "http": { "methods": ["GET"] } });
+    api.patch(&path, &json!({ "spec": { "ingress": [by_method] } }));
     wait(&mut both, "the warning", 10, || condition(&api.get(&path), "Enforced")["reason"] == "NotEnforced");
     let warned = api.get(&path);
     assert!(
-        condition(&warned, "Enforced")["message"].as_str().unwrap().contains("spec.unheardOf"),
+        condition(&warned, "Enforced")["message"].as_str().unwrap().contains("spec.ingress[0].http"),
         "{warned}"
     );
     assert_eq!(condition(&warned, "Accepted")["lastTransitionTime"], since, "it did not change");
 
     // An error: field, reason, what is in force instead; and an Event.
-    api.patch(&path, &json!({ "spec": { "unheardOf": null, "selector": "app = 'web'" } }));
+    api.patch(&path, &json!({ "spec": { "ingress": [allow], "selector": "app = 'web'" } }));
     wait(&mut both, "the refusal", 10, || condition(&api.get(&path), "Accepted")["reason"] == "Invalid");
     let refused = api.get(&path);
     let message = condition(&refused, "Accepted")["message"].as_str().unwrap().to_owned();
