@@ -1,0 +1,199 @@
+//! A cluster installed from `deploy/`: its definitions, and agents that have the rights of their own ServiceAccount and no other.
+
+#[path = "../../control/tests/support/apiserver.rs"]
+mod apiserver;
+mod cluster;
+mod common;
+#[path = "../../control/tests/support/crds.rs"]
+mod crds;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use apiserver::ApiServer;
+use cluster::Cluster;
+use common::{skipped, within};
+use margay_policy_engine::decode::split_documents;
+use serde_json::{Value, json};
+
+const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
+const CALICO: &str = "/apis/projectcalico.org/v3";
+const ADMIN: &str = "/apis/policy.networking.k8s.io";
+
+fn documents(file: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(file).expect("file");
+    split_documents(&text, "").into_iter().map(|document| document.expect("an object").0).collect()
+}
+
+fn deploy() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
+}
+
+/// The roles of the agent, by where they are made.
+fn roles() -> Vec<(String, Value)> {
+    let place = |object: &Value| {
+        let kind = object["kind"].as_str().unwrap_or_default().to_lowercase();
+        let namespace = object["metadata"]["namespace"].as_str();
+        let namespace = namespace.map(|namespace| format!("/namespaces/{namespace}")).unwrap_or_default();
+        kind.contains("role").then(|| format!("{RBAC}{namespace}/{kind}s"))
+    };
+    let objects = documents(&deploy().join("margay.yaml"));
+    objects.into_iter().filter_map(|object| Some((place(&object)?, object))).collect()
+}
+
+/// Puts the project's definitions in the place of those that know no fields, and makes the account with its roles.
+fn install(api: &ApiServer) -> PathBuf {
+    for file in fs::read_dir(deploy().join("crds")).expect("folder") {
+        let definition = documents(&file.expect("file").path()).remove(0);
+        let path = format!("{DEFINITIONS}/{}", definition["metadata"]["name"].as_str().expect("name"));
+        api.patch(&path, &json!({ "spec": definition["spec"] }));
+        let kept = api.get(&path);
+        let conditions = kept["status"]["conditions"].as_array().expect("conditions").clone();
+        assert!(
+            !conditions.iter().any(|condition| condition["type"] == "NonStructuralSchema"),
+            "{path}: {conditions:?}"
+        );
+        let [ours, theirs] = [&definition, &kept].map(|form| &form["spec"]["versions"][0]["schema"]);
+        assert!(ours == theirs, "{path}: the server changed a part: {ours}\n{theirs}");
+    }
+    crds::install(api, &["policy.networking.k8s.io"]);
+    for (path, role) in roles() {
+        api.create(&path, &role);
+    }
+    api.service_account("kube-system", "margay")
+}
+
+fn condition(api: &ApiServer, path: &str, name: &str) -> Value {
+    let object = api.get(path);
+    let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    conditions.into_iter().find(|condition| condition["type"] == name).unwrap_or_default()
+}
+
+#[test]
+fn agents_do_all_they_do_with_the_rights_of_their_account() {
+    if skipped("agents_do_all_they_do_with_the_rights_of_their_account", &["nsenter", "curl", "openssl"]) {
+        return;
+    }
+    let mut cluster = Cluster::up_with("inst", install);
+    let complaints = |cluster: &Cluster| {
+        let status = |node: &str| cluster.lab.agent_status(node)["problems"].to_string();
+        let told = status("node1") + &status("node2");
+        ["forbidden", "right is missing", "cannot be written"]
+            .iter()
+            .any(|word| told.contains(word))
+            .then_some(told)
+    };
+
+    // Each kind gets its conditions.
+    let in_shop = |plural: &str| format!("{CALICO}/namespaces/shop/{plural}");
+    let of_cluster = |plural: &str| format!("{CALICO}/{plural}");
+    let allow =
+        json!([{ "action": "Allow", "protocol": "TCP", "destination": { "ports": [80, "8000:8010"] } }]);
+    let spec = json!({ "selector": "app == 'web'", "types": ["Ingress"], "ingress": allow });
+    let admin = json!({
+        "tier": "Admin", "priority": 10, "subject": { "namespaces": {} },
+        "ingress": [{ "name": "a", "action": "Accept", "from": [{ "namespaces": {} }] }],
+    });
+    let older = json!({
+        "priority": 10, "subject": { "namespaces": {} }, "ingress": [{ "name": "a", "action": "Allow", "from": [{ "namespaces": {} }] }],
+    });
+    let mut baseline = older.clone();
+    baseline.as_object_mut().expect("a mapping").remove("priority");
+    let objects = [
+        (in_shop("networkpolicies"), "web", spec.clone()),
+        (of_cluster("globalnetworkpolicies"), "web", spec.clone()),
+        (in_shop("stagednetworkpolicies"), "web", spec.clone()),
+        (of_cluster("stagedglobalnetworkpolicies"), "web", spec),
+        (in_shop("stagedkubernetesnetworkpolicies"), "web", json!({ "podSelector": {} })),
+        (of_cluster("tiers"), "security", json!({ "order": 5 })),
+        (format!("{ADMIN}/v1alpha2/clusternetworkpolicies"), "web", admin),
+        (format!("{ADMIN}/v1alpha1/adminnetworkpolicies"), "web", older),
+        (format!("{ADMIN}/v1alpha1/baselineadminnetworkpolicies"), "default", baseline),
+    ];
+    for (path, name, spec) in &objects {
+        cluster.api.create(path, &json_object(path, name, spec));
+    }
+    for (path, name, _) in &objects {
+        let path = format!("{path}/{name}");
+        let has = || {
+            !condition(&cluster.api, &path, "Accepted").is_null()
+                || !condition(&cluster.api, &path, "Ready").is_null()
+        };
+        assert!(within(30, has), "{path}: no condition\n{}", cluster.api.get(&path));
+    }
+
+    // A mistake that no schema sees is told in a condition and by an Event.
+    let wrong = json_object(&in_shop("networkpolicies"), "wrong", &json!({ "selector": "app ==" }));
+    cluster.api.create(&in_shop("networkpolicies"), &wrong);
+    let path = format!("{}/wrong", in_shop("networkpolicies"));
+    assert!(within(30, || condition(&cluster.api, &path, "Accepted")["status"] == "False"));
+    let events = || cluster.api.get("/api/v1/namespaces/shop/events").to_string();
+    assert!(within(30, || events().contains("wrong")), "{}", events());
+
+    // Built-in tiers are there; one with a policy in it stays until that is gone.
+    for tier in ["default", "kube-admin", "kube-baseline"] {
+        let path = format!("{CALICO}/tiers/{tier}");
+        assert!(
+            within(30, || cluster.api.request("GET", &path, "application/json", None).0 == 200),
+            "{tier}"
+        );
+    }
+    let tier = format!("{CALICO}/tiers/security");
+    let guarded = || cluster.api.get(&tier)["metadata"]["finalizers"].is_array();
+    assert!(within(30, guarded), "the tier is not held: {}", cluster.api.get(&tier));
+    let inside = json_object(&of_cluster("globalnetworkpolicies"), "inside", &json!({ "tier": "security" }));
+    cluster.api.create(&of_cluster("globalnetworkpolicies"), &inside);
+    thread::sleep(Duration::from_secs(1));
+    cluster.api.delete(&tier);
+    thread::sleep(Duration::from_secs(2));
+    assert_eq!(cluster.api.request("GET", &tier, "application/json", None).0, 200, "a policy is in it");
+    cluster.api.delete(&format!("{}/inside", of_cluster("globalnetworkpolicies")));
+    let gone = || cluster.api.request("GET", &tier, "application/json", None).0 == 404;
+    assert!(within(60, gone), "{}", cluster.api.get(&tier));
+
+    assert_eq!(complaints(&cluster), None, "{}{}", cluster.log("node1"), cluster.log("node2"));
+
+    // None of the rights to follow can be missing.
+    let name = "margay";
+    let path = format!("{RBAC}/clusterroles/{name}");
+    let rules = cluster.api.get(&path)["rules"].as_array().expect("rules").clone();
+    for (index, rule) in
+        rules.iter().enumerate().filter(|(_, rule)| rule["verbs"] == json!(["list", "watch"]))
+    {
+        cluster.stop_agent("node2");
+        cluster.forget_picture("node2");
+        let mut fewer = rules.clone();
+        fewer.remove(index);
+        cluster.api.patch(&path, &json!({ "rules": fewer }));
+        cluster.start_agent("node2");
+        let missed = rule["resources"][0].as_str().expect("a resource").to_owned();
+        let told = || {
+            cluster.has_socket("node2")
+                && cluster.lab.agent_status("node2")["problems"].to_string().contains(&missed)
+        };
+        assert!(within(20, told), "{rule} is not missed: {}", cluster.log("node2"));
+        cluster.api.patch(&path, &json!({ "rules": rules }));
+        assert!(within(40, || cluster.is_ready("node2")), "{rule}: {}", cluster.log("node2"));
+    }
+}
+
+/// An object for the collection at `path`.
+fn json_object(path: &str, name: &str, spec: &Value) -> Value {
+    let words: Vec<&str> = path.trim_start_matches("/apis/").split('/').collect();
+    let kind = match *words.last().expect("a plural") {
+        "networkpolicies" => "NetworkPolicy",
+        "globalnetworkpolicies" => "GlobalNetworkPolicy",
+        "stagednetworkpolicies" => "StagedNetworkPolicy",
+        "stagedglobalnetworkpolicies" => "StagedGlobalNetworkPolicy",
+        "stagedkubernetesnetworkpolicies" => "StagedKubernetesNetworkPolicy",
+        "tiers" => "Tier",
+        "clusternetworkpolicies" => "ClusterNetworkPolicy",
+        "adminnetworkpolicies" => "AdminNetworkPolicy",
+        "baselineadminnetworkpolicies" => "BaselineAdminNetworkPolicy",
+        other => panic!("{other}"),
+    };
+    json!({ "apiVersion": format!("{}/{}", words[0], words[1]), "kind": kind, "metadata": { "name": name }, "spec": spec })
+}
