@@ -1,25 +1,32 @@
 //! Many nodes, a pretend network, a virtual clock: whole packets through real workers, without a kernel.
 //!
 //! ```text
-//!  pods ─▶ Worker (node 0) ─┐                        ┌─ Worker (node 1) ─▶ pods
-//!                           ├─ Wire: loses, repeats, ─┤
-//!  pods ─▶ Worker (node 2) ─┘   reorders, by a seed   └─ …
+//!  pods ─▶ workers (node 0) ─┐                        ┌─ workers (node 1) ─▶ pods
+//!           └ inboxes ┘      ├─ Wire: loses, repeats, ─┤
+//!  pods ─▶ workers (node 2) ─┘   reorders, by a seed   └─ …
 //! ```
 //!
 //! A [`Cluster`] is a function of its seed and its calls: the same seed gives the same run, so a failure is replayed by its seed alone.
-//! Invariants that hold after every step: every frame that a worker received has exactly one ending; nothing is delivered to a pod that
-//! the packet was not addressed to.
+//! A node has one worker or several ([`Shape`]), which give each other packets through bounded inboxes; whose turn it is, and which queue
+//! of an uplink a frame comes in by, is drawn from the seed as well.
+//!
+//! Invariants that hold after every step: every packet that a worker received or was given has exactly one ending; no frame's memory is
+//! lost; a frame leaves a port only by the hands of a worker that has a queue of it.
 //!
 //! Deliberately absent: AF_XDP and the kernels, which the tests of `margay-io` and of the lab cover.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use margay_core::frame::MemoryFrame;
+use margay_core::handover::Errand;
 use margay_core::topology::{Port, PortKind, Route, TopologyBuilder};
 use margay_core::{
-    Counters, DropReason, Frame, Nanos, Output, PortIndex, Topology, View, Worker, WorkerConfig,
+    Counters, DropReason, Frame, Handover, Nanos, Output, PortIndex, Spread, Topology, View, Worker,
+    WorkerConfig, WorkerIndex,
 };
 use margay_policy_engine::engine::{Change, Engine, LocalEndpoint};
 use margay_policy_engine::model::{Namespace, NamespacedName, Object, Pod};
@@ -76,13 +83,78 @@ pub struct PodRef {
     pub pod: usize,
 }
 
+/// How a node is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Workers.
+    pub workers: u16,
+    /// Receive queues of the uplink.
+    pub queues: u16,
+    /// Packets that an inbox holds.
+    pub inbox: usize,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self { workers: 1, queues: 1, inbox: 1024 }
+    }
+}
+
+/// A frame that is counted while it lives.
+#[derive(Debug)]
+pub struct SimFrame {
+    frame: MemoryFrame,
+    living: Rc<Cell<usize>>,
+}
+
+impl SimFrame {
+    fn new(bytes: &[u8], living: &Rc<Cell<usize>>) -> Self {
+        living.set(living.get() + 1);
+        Self { frame: MemoryFrame::new(bytes), living: Rc::clone(living) }
+    }
+}
+
+impl Drop for SimFrame {
+    fn drop(&mut self) {
+        self.living.set(self.living.get() - 1);
+    }
+}
+
+impl Frame for SimFrame {
+    fn data(&self) -> &[u8] {
+        self.frame.data()
+    }
+
+    fn data_mut(&mut self) -> &mut [u8] {
+        self.frame.data_mut()
+    }
+
+    fn capacity(&self) -> usize {
+        self.frame.capacity()
+    }
+
+    fn set_len(&mut self, len: usize) -> bool {
+        self.frame.set_len(len)
+    }
+}
+
+#[derive(Debug)]
+struct SimWorker {
+    worker: Worker<SimFrame>,
+    out: Output<SimFrame>,
+    inbox: VecDeque<Handover<SimFrame>>,
+    /// What it judges by; may be older than the node's.
+    snapshot: Arc<Snapshot>,
+    /// Finished packets that found the inbox of the port's worker full.
+    unsent: u64,
+}
+
 #[derive(Debug)]
 struct SimNode {
     engine: Engine,
     snapshot: Arc<Snapshot>,
     topology: Topology,
-    worker: Worker<MemoryFrame>,
-    out: Output<MemoryFrame>,
+    workers: Vec<SimWorker>,
 }
 
 /// A cluster in memory.
@@ -90,11 +162,16 @@ struct SimNode {
 pub struct Cluster {
     nodes: Vec<SimNode>,
     pods: usize,
+    shape: Shape,
     now: Nanos,
     random: Random,
+    /// Whose turn it is and which queue: apart from the wire's, so that clusters of any shape have the same wire.
+    turns: Random,
     faults: WireFaults,
+    living: Rc<Cell<usize>>,
     wire: VecDeque<(usize, Vec<u8>)>,
     inboxes: BTreeMap<PodRef, Vec<Vec<u8>>>,
+    host_inboxes: BTreeMap<usize, Vec<Vec<u8>>>,
 }
 
 fn mac(kind: u8, node: usize, port: u16) -> MacAddr {
@@ -161,22 +238,45 @@ fn node_address(node: usize, v6: bool) -> IpAddr {
 }
 
 impl Cluster {
-    /// Returns a cluster of `nodes` nodes with `pods` pods each and no policy. Shape: at most 200 of either.
+    /// Returns a cluster of `nodes` nodes with `pods` pods each, one worker a node, and no policy. Shape: at most 200 of either.
     pub fn new(seed: u64, nodes: usize, pods: usize, faults: WireFaults, config: &WorkerConfig) -> Self {
+        Self::shaped(seed, nodes, pods, Shape::default(), faults, config)
+    }
+
+    /// As [`Cluster::new`], with nodes of the given shape.
+    pub fn shaped(
+        seed: u64,
+        nodes: usize,
+        pods: usize,
+        shape: Shape,
+        faults: WireFaults,
+        config: &WorkerConfig,
+    ) -> Self {
         let now = Nanos::from_secs(1_000);
-        let built = (0..nodes).map(|node| Self::node(node, nodes, pods, config, now)).collect();
+        let built = (0..nodes).map(|node| Self::node(node, nodes, pods, shape, config, now)).collect();
         Self {
             nodes: built,
             pods,
+            shape,
             now,
             random: Random::new(seed),
+            turns: Random::new(!seed),
             faults,
+            living: Rc::default(),
             wire: VecDeque::new(),
             inboxes: BTreeMap::new(),
+            host_inboxes: BTreeMap::new(),
         }
     }
 
-    fn node(node: usize, nodes: usize, pods: usize, config: &WorkerConfig, now: Nanos) -> SimNode {
+    fn node(
+        node: usize,
+        nodes: usize,
+        pods: usize,
+        shape: Shape,
+        config: &WorkerConfig,
+        now: Nanos,
+    ) -> SimNode {
         let mut engine = Engine::new();
         for name in ["ns0", "ns1", "ns2"] {
             let namespace = Namespace { name: name.to_owned(), labels: BTreeMap::new() };
@@ -244,15 +344,48 @@ impl Cluster {
             }
         }
         let snapshot = engine.publish();
-        let worker = Worker::new(config.clone(), now);
-        SimNode { engine, snapshot, topology: builder.build(1), worker, out: Output::new() }
+        let spread = Spread::new(shape.workers, [(UPLINK, shape.queues)]);
+        let workers = (0..shape.workers).map(|index| SimWorker {
+            worker: Worker::new(WorkerConfig { index: WorkerIndex(index), ..config.clone() }, now),
+            out: Output::new(),
+            inbox: VecDeque::new(),
+            snapshot: Arc::clone(&snapshot),
+            unsent: 0,
+        });
+        SimNode {
+            workers: workers.collect(),
+            engine,
+            topology: builder.build(1).spread_over(spread),
+            snapshot,
+        }
     }
 
     /// Applies one change to every node's engine and publishes everywhere.
     pub fn apply(&mut self, change: &Change) {
+        self.apply_late(change);
+        self.publish();
+    }
+
+    /// Applies one change to every node's engine; a worker judges by it when [`Cluster::publish_to`] or [`Cluster::publish`] says so.
+    pub fn apply_late(&mut self, change: &Change) {
         for node in &mut self.nodes {
             node.engine.apply(change.clone());
             node.snapshot = node.engine.publish();
+        }
+    }
+
+    /// Lets one worker of a node judge by the node's newest snapshot.
+    pub fn publish_to(&mut self, node: usize, worker: usize) {
+        let node = &mut self.nodes[node];
+        node.workers[worker].snapshot = Arc::clone(&node.snapshot);
+    }
+
+    /// Lets every worker judge by its node's newest snapshot.
+    pub fn publish(&mut self) {
+        for node in 0..self.nodes.len() {
+            for worker in 0..self.nodes[node].workers.len() {
+                self.publish_to(node, worker);
+            }
         }
     }
 
@@ -261,9 +394,19 @@ impl Cluster {
         &self.nodes[node].engine
     }
 
-    /// Returns the counters of a node's worker.
-    pub fn counters(&self, node: usize) -> &Counters {
-        self.nodes[node].worker.counters()
+    /// Returns the counters of one worker of a node.
+    pub fn counters(&self, node: usize, worker: usize) -> &Counters {
+        self.nodes[node].workers[worker].worker.counters()
+    }
+
+    /// Returns how each node is built.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Returns how many finished packets found the inbox of their port's worker full.
+    pub fn unsent(&self) -> u64 {
+        self.nodes.iter().flat_map(|node| &node.workers).map(|worker| worker.unsent).sum()
     }
 
     /// Returns the Ethernet addresses of a frame that `pod` sends: (its own, its gateway's).
@@ -273,17 +416,70 @@ impl Cluster {
 
     /// Lets `pod` send a frame; nothing arrives anywhere before [`Cluster::settle`], except within the same node.
     pub fn send(&mut self, pod: PodRef, frame: &[u8]) {
-        self.receive(pod.node, pod.port(), frame);
+        self.inject(pod, frame);
+        self.drain(pod.node);
+    }
+
+    /// Lets `pod` send a frame that is left where its first worker puts it: in an inbox, maybe. [`Cluster::step`] goes on.
+    pub fn inject(&mut self, pod: PodRef, frame: &[u8]) {
+        let (port, queue) = (pod.port(), 0);
+        self.receive(pod.node, port, queue, frame);
+    }
+
+    /// Lets `host`'s kernel send a frame by the host port.
+    pub fn send_from_host(&mut self, node: usize, frame: &[u8]) {
+        self.receive(node, HOST, 0, frame);
+        self.drain(node);
+    }
+
+    /// Returns the Ethernet addresses of a frame that a node's kernel sends: (its own, our end's).
+    pub fn host_macs(&self, node: usize) -> (MacAddr, MacAddr) {
+        (mac(3, node, 0), mac(2, node, 0))
+    }
+
+    /// Lets one worker of the node, drawn from the seed, take some packets from its inbox. Returns whether there were any at all.
+    pub fn step(&mut self, node: usize) -> bool {
+        let busy: Vec<usize> = (0..self.nodes[node].workers.len())
+            .filter(|worker| !self.nodes[node].workers[*worker].inbox.is_empty())
+            .collect();
+        if busy.is_empty() {
+            return false;
+        }
+        let worker = busy[self.turns.below(busy.len() as u64) as usize];
+        let at = &mut self.nodes[node].workers[worker];
+        let count = 1 + self.turns.below(at.inbox.len() as u64) as usize;
+        let mut parcels: Vec<_> = at.inbox.drain(..count).collect();
+        let SimNode { topology, workers, .. } = &mut self.nodes[node];
+        let SimWorker { worker: core, out, snapshot, .. } = &mut workers[worker];
+        let view = View { snapshot: Some(snapshot), topology };
+        core.handle_handovers(view, self.now, &mut parcels, out);
+        self.deliver(node, worker);
+        true
+    }
+
+    /// Lets the workers of a node work until all inboxes are empty.
+    pub fn drain(&mut self, node: usize) {
+        while self.step(node) {}
+        let held: u64 = self.nodes.iter().flat_map(|n| &n.workers).map(|w| w.worker.counters().held).sum();
+        let waiting: usize = self.nodes.iter().flat_map(|n| &n.workers).map(|w| w.inbox.len()).sum();
+        assert_eq!(self.living.get() as u64, held + waiting as u64, "every other frame is free again");
+        let workers = &self.nodes[node].workers;
+        let sum = |of: fn(&Counters) -> u64| -> u64 { workers.iter().map(|w| of(w.worker.counters())).sum() };
+        assert_eq!(sum(|c| c.handed_over), sum(|c| c.taken), "what was handed over was taken");
     }
 
     /// Lets time pass on every node.
     pub fn advance(&mut self, by: Nanos) {
         self.now = self.now + by;
         for node in 0..self.nodes.len() {
-            let at = &mut self.nodes[node];
-            let view = View { snapshot: Some(&at.snapshot), topology: &at.topology };
-            at.worker.handle_timeout(view, self.now, &mut at.out);
-            self.deliver(node);
+            for worker in 0..self.nodes[node].workers.len() {
+                let SimNode { topology, workers, .. } = &mut self.nodes[node];
+                let SimWorker { worker: core, out, snapshot, .. } = &mut workers[worker];
+                let view = View { snapshot: Some(snapshot), topology };
+                core.handle_timeout(view, self.now, out);
+                self.deliver(node, worker);
+            }
+            self.drain(node);
         }
     }
 
@@ -300,13 +496,25 @@ impl Cluster {
                 self.wire.insert(1, (to, frame));
                 continue;
             }
-            self.receive(to, UPLINK, &frame);
+            let queue = self.turns.below(u64::from(self.shape.queues)) as u16;
+            self.receive(to, UPLINK, queue, &frame);
+            self.drain(to);
         }
     }
 
     /// Returns and forgets what has arrived at `pod`.
     pub fn inbox(&mut self, pod: PodRef) -> Vec<Vec<u8>> {
         self.inboxes.remove(&pod).unwrap_or_default()
+    }
+
+    /// Returns and forgets what has arrived at the kernel of a node.
+    pub fn host_inbox(&mut self, node: usize) -> Vec<Vec<u8>> {
+        self.host_inboxes.remove(&node).unwrap_or_default()
+    }
+
+    /// Returns a node's own address of the wanted family.
+    pub fn node_address(&self, node: usize, v6: bool) -> IpAddr {
+        node_address(node, v6)
     }
 
     /// Returns every pod.
@@ -317,35 +525,69 @@ impl Cluster {
 
     /// Returns drops for `reason`, over all nodes.
     pub fn dropped(&self, reason: DropReason) -> u64 {
-        self.nodes.iter().map(|node| node.worker.counters().dropped(reason)).sum()
+        let workers = self.nodes.iter().flat_map(|node| &node.workers);
+        workers.map(|worker| worker.worker.counters().dropped(reason)).sum()
     }
 
-    fn receive(&mut self, node: usize, port: PortIndex, bytes: &[u8]) {
+    fn receive(&mut self, node: usize, port: PortIndex, queue: u16, bytes: &[u8]) {
+        let frame = SimFrame::new(bytes, &self.living);
         let at = &mut self.nodes[node];
-        let view = View { snapshot: Some(&at.snapshot), topology: &at.topology };
-        at.worker.handle_frame(view, self.now, port, MemoryFrame::new(bytes), &mut at.out);
-        self.deliver(node);
+        let Some(kind) = at.topology.port(port).map(|port| port.kind.clone()) else { return };
+        let worker = usize::from(at.topology.spread().owner(port, &kind, queue).0);
+        let SimNode { topology, workers, .. } = at;
+        let SimWorker { worker: core, out, snapshot, .. } = &mut workers[worker];
+        let view = View { snapshot: Some(snapshot), topology };
+        // Both ways into the core decide alike; which one is taken must not matter.
+        if self.turns.below(2) == 0 {
+            core.handle_frame(view, self.now, port, frame, out);
+        } else {
+            core.handle_burst(view, self.now, port, &mut vec![frame], out);
+        }
+        self.deliver(node, worker);
     }
 
-    /// Empties a node's output: towards its pods at once, towards other nodes through the wire.
-    fn deliver(&mut self, node: usize) {
-        let at = &mut self.nodes[node];
+    /// Empties a worker's output: towards pods at once, towards other nodes through the wire, towards other workers into inboxes.
+    fn deliver(&mut self, node: usize, worker: usize) {
+        let capacity = self.shape.inbox;
+        let at = &mut self.nodes[node].workers[worker];
         at.out.recycle.clear();
         at.out.events.clear();
-        let counters = at.worker.counters();
+        let handovers: Vec<_> = at.out.handovers.drain(..).collect();
+        for (to, parcel) in handovers {
+            assert_ne!(usize::from(to.0), worker, "nobody hands over to himself");
+            let inbox = &mut self.nodes[node].workers[usize::from(to.0)].inbox;
+            if inbox.len() < capacity {
+                inbox.push_back(parcel);
+                continue;
+            }
+            let at = &mut self.nodes[node].workers[worker];
+            match parcel.errand {
+                Errand::Send => at.unsent += 1,
+                Errand::Take | Errand::Judge(_) => at.worker.handover_refused(1),
+            }
+        }
+        let node_at = &mut self.nodes[node];
+        let counters = node_at.workers[worker].worker.counters();
         assert_eq!(
-            counters.received,
+            counters.beginnings(),
             counters.endings(),
-            "every received frame has exactly one ending (node {node})"
+            "every packet has exactly one ending (node {node}, worker {worker})"
         );
-        for (port, frame) in at.out.transmit.drain(..) {
+        let sent: Vec<_> = node_at.workers[worker].out.transmit.drain(..).collect();
+        for (port, frame) in sent {
             let bytes = frame.data().to_vec();
+            if let Some(at) = node_at.topology.port(port) {
+                let carrier = node_at.topology.spread().carrier(WorkerIndex(worker as u16), at);
+                assert_eq!(usize::from(carrier.0), worker, "a frame leaves by a queue of its worker");
+            }
             if port == UPLINK {
                 let to = usize::from(bytes[3]);
                 self.wire.push_back((to, bytes));
             } else if port.0 >= FIRST_POD {
                 let pod = PodRef { node, pod: usize::from(port.0 - FIRST_POD) };
                 self.inboxes.entry(pod).or_default().push(bytes);
+            } else {
+                self.host_inboxes.entry(node).or_default().push(bytes);
             }
         }
     }

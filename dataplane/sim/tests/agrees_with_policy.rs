@@ -1,70 +1,15 @@
 //! Random clusters and policies: what workers deliver is what policy, asked leg by leg, says.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+mod support;
 
 use margay_core::{Nanos, WorkerConfig};
 use margay_policy_engine::engine::{Change, Engine};
-use margay_policy_engine::model::{
-    Action, Entity, Object, Order, Policy, PolicyFlags, PolicyKey, PolicyKind, PortMatch, Rule,
-};
+use margay_policy_engine::model::Object;
 use margay_policy_engine::packet::{Direction, EndpointId, PacketTuple, Verdict};
-use margay_policy_engine::selector::Selector;
-use margay_sim::{Cluster, PodRef, Random, WireFaults};
+use margay_sim::{Cluster, PodRef, Random, Shape, WireFaults};
 use margay_wire::parse::tcp_flags::SYN;
 use margay_wire::{build, protocol};
-
-fn entity(random: &mut Random) -> Entity {
-    let mut entity = Entity::default();
-    if random.below(2) == 0 {
-        let text = format!("app == 'app{}'", random.below(4));
-        entity.selector = Some(Selector::parse(&text).expect("selector"));
-    }
-    entity
-}
-
-fn rules(random: &mut Random) -> Vec<Rule> {
-    (0..random.below(4))
-        .map(|_| {
-            let mut destination = entity(random);
-            let protocol = [None, Some(protocol::TCP), Some(protocol::UDP)][random.below(3) as usize];
-            if protocol.is_some() && random.below(2) == 0 {
-                let first = 80 + random.below(3) as u16;
-                destination.ports.push(PortMatch::Range { first, last: first + random.below(2) as u16 });
-            }
-            Rule {
-                action: [Action::Allow, Action::Deny, Action::Pass, Action::Allow][random.below(4) as usize],
-                ip_version: None,
-                protocol,
-                not_protocol: None,
-                icmp: None,
-                not_icmp: None,
-                source: entity(random),
-                destination,
-                http: None,
-                unenforced: Vec::new(),
-                annotations: BTreeMap::new(),
-            }
-        })
-        .collect()
-}
-
-fn policy(random: &mut Random, number: u64) -> Object {
-    let selector = Selector::parse(&format!("app in {{'app{}', 'app{}'}}", random.below(4), random.below(4)));
-    let governs = random.below(3);
-    Object::Policy(Arc::new(Policy {
-        key: PolicyKey { kind: PolicyKind::GlobalNetworkPolicy, namespace: None, name: format!("p{number}") },
-        tier: "default".to_owned(),
-        order: Order(random.below(5) as f64),
-        selector: Some(selector.expect("selector")),
-        governs_ingress: governs != 0,
-        governs_egress: governs != 1,
-        ingress: rules(random),
-        egress: rules(random),
-        flags: PolicyFlags::default(),
-        staged: None,
-    }))
-}
+use support::{policy, replayable, seeds};
 
 fn allowed(engine: &mut Engine, pod: PodRef, direction: Direction, packet: &PacketTuple) -> bool {
     let endpoint = EndpointId(pod.pod as u32 + 2);
@@ -77,7 +22,9 @@ fn scenario(seed: u64) {
     let mut random = Random::new(seed);
     let config = WorkerConfig { adoption_window: Nanos(0), max_flows: 4096, ..WorkerConfig::default() };
     let faults = WireFaults { lost: 0, repeated: random.below(20), reordered: random.below(20) };
-    let mut cluster = Cluster::new(seed, 2, 3, faults, &config);
+    let workers = [1, 2, 3, 8][random.below(4) as usize];
+    let shape = Shape { workers, queues: [1, 4][random.below(2) as usize], ..Shape::default() };
+    let mut cluster = Cluster::shaped(seed, 2, 3, shape, faults, &config);
     let mut references: Vec<Engine> = Vec::new();
     for node in 0..2 {
         // A reference of its own per node, fed with the same model.
@@ -149,9 +96,7 @@ fn objects(engine: &Engine) -> Vec<Object> {
 
 #[test]
 fn what_is_delivered_is_what_policy_allows() {
-    let scenarios = std::env::var("MARGAY_SCENARIOS").ok().and_then(|text| text.parse().ok()).unwrap_or(200);
-    let first = std::env::var("MARGAY_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
-    for seed in first..first + scenarios {
-        scenario(seed);
+    for seed in seeds(200) {
+        replayable("what_is_delivered_is_what_policy_allows", seed, || scenario(seed));
     }
 }
