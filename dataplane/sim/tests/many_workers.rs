@@ -101,18 +101,45 @@ fn any(random: &mut Random, cluster: &Cluster) -> From {
     }
 }
 
+/// The ends of a conversation that somebody may have begun.
+#[derive(Clone, Copy, Debug)]
+struct Ends {
+    from: From,
+    to: From,
+    v6: bool,
+    ports: [u16; 2],
+}
+
+impl Ends {
+    /// Draws new ones, or some that were met before, the same way or the other: so that packets meet flows of earlier ones.
+    fn draw(random: &mut Random, twins: &Twins, met: &mut Vec<Self>) -> Option<Self> {
+        if !met.is_empty() && random.below(3) != 0 {
+            let ends = met[random.below(met.len() as u64) as usize];
+            let Self { from, to, ports: [near, far], .. } = ends;
+            let turned = Self { from: to, to: from, ports: [far, near], ..ends };
+            return Some(if random.below(2) == 0 { ends } else { turned });
+        }
+        let [from, to] = [0, 1].map(|_| any(random, &twins.one));
+        let v6 = random.below(2) == 0;
+        let ports = [0, 1].map(|_| 79 + random.below(5) as u16);
+        let ends = Self { from, to, v6, ports };
+        if from != to {
+            met.push(ends);
+        }
+        (from != to).then_some(ends)
+    }
+}
+
 /// Builds a packet that opens, continues or breaks something.
-fn packet(random: &mut Random, twins: &Twins, from: From, to: From, v6: bool) -> Vec<u8> {
-    let (source, destination) = (twins.address(from, v6), twins.address(to, v6));
-    let macs = macs(twins, from);
-    // Few ports, so that packets meet flows of earlier ones, in both directions.
-    let port = |random: &mut Random| 79 + random.below(5) as u16;
-    let (near, far) = ((source, port(random)), (destination, port(random)));
+fn packet(random: &mut Random, twins: &Twins, ends: &Ends) -> Vec<u8> {
+    let [source, destination] = [ends.from, ends.to].map(|at| twins.address(at, ends.v6));
+    let macs = macs(twins, ends.from);
+    let (near, far) = ((source, ends.ports[0]), (destination, ends.ports[1]));
     let flags = [SYN, SYN, SYN, SYN | ACK, ACK, FIN | ACK][random.below(6) as usize];
-    match random.below(6) {
+    match random.below(7) {
         0..3 => build::tcp(macs, near, far, flags, b"data"),
-        3 => build::udp(macs, near, far, b"data"),
-        4 => build::echo(macs, source, destination, near.1, random.below(2) == 0, b"data"),
+        3..5 => build::udp(macs, near, far, b"data"),
+        5 => build::echo(macs, source, destination, near.1.min(far.1), random.below(2) == 0, b"data"),
         _ => build::ip(macs, source, destination, 132, b"not really SCTP, too short a header", 64),
     }
 }
@@ -163,6 +190,7 @@ fn scenario(seed: u64) {
         reordered: percent(&mut random),
     };
     let mut twins = Twins::new(seed, shape, faults);
+    let mut met = Vec::new();
     for round in 0..5 {
         let number = random.below(4);
         let change = Change::Upsert(policy(&mut random, number));
@@ -175,13 +203,8 @@ fn scenario(seed: u64) {
             let (from, frame) = match pending.pop() {
                 Some(next) => next,
                 None => {
-                    let from = any(&mut random, &twins.one);
-                    let to = any(&mut random, &twins.one);
-                    if from == to {
-                        continue;
-                    }
-                    let v6 = random.below(2) == 0;
-                    (from, packet(&mut random, &twins, from, to, v6))
+                    let Some(ends) = Ends::draw(&mut random, &twins, &mut met) else { continue };
+                    (ends.from, packet(&mut random, &twins, &ends))
                 }
             };
             for (at, received) in twins.send(from, &frame, &what) {

@@ -2,12 +2,14 @@
 //!
 //! A flow has a leg at each pod of this node that it touches: the opener's egress, the other end's ingress. Both must approve (policy
 //! model 13.1). A worker keeps the legs of its own pods, in one entry when both are its own. The worker that a packet arrives at judges
-//! first; where the other leg is another worker's, that one judges the same packet second and goes by the first one's word for who opened
+//! first: a packet that opens a flow for both legs, so that what is refused leaves no trace anywhere, later ones for its own leg. Where
+//! the other leg is another worker's, that one judges the same packet for its own leg, and goes by the first one's word for who opened
 //! the flow:
 //!
 //! * It knows the flow with the same opener: its own answer counts.
 //! * It does not know it, or with the other end as its opener (both began at once, or one of the two was refused): its leg is judged as
-//!   if the flow had begun this way. In the middle of a TCP connection only if the first leg has seen both ends speak.
+//!   if the flow had begun this way. In the middle of a TCP connection that is unknown here, only if the first leg has seen both ends
+//!   speak.
 //! * The first leg was judged under another snapshot: both are judged here, so no packet is judged by halves of two.
 
 use margay_policy_engine::packet::PacketTuple;
@@ -151,8 +153,8 @@ impl<F: Frame> Worker<F> {
         let tuple = judge::tuple(ip);
         let all = Parties::of(view.topology, &tuple);
         let parties = all.at(me);
-        if view.snapshot.is_some_and(Snapshot::has_log_rules) {
-            self.log(view, now, port.index, &tuple, &parties, out);
+        if passing.told().is_none() && view.snapshot.is_some_and(Snapshot::has_log_rules) {
+            self.log(view, now, port.index, &tuple, &all, out);
         }
         let in_mid_flow = match ip.transport {
             Transport::Tcp { flags, .. } => !tcp::opens(flags),
@@ -169,7 +171,8 @@ impl<F: Frame> Worker<F> {
         let told = passing.told().filter(|_| !is_tcp || in_mid_flow);
         let (opener, judged_by) = if let Some(told) = told {
             let spoken = matches!(told.state, State::Tcp(tcp) if tcp.established);
-            if in_mid_flow && !spoken {
+            let met = self.flows.find(&key, self.flows.hash(&key)).is_some();
+            if in_mid_flow && !spoken && !met {
                 return Err(DropReason::InvalidState.into());
             }
             state = told.state;
@@ -181,9 +184,10 @@ impl<F: Frame> Worker<F> {
                 (other(side), judge::judge(view, &self.config, &reversed, &parties)?)
             }
         } else if !in_mid_flow || !all.any() {
-            (side, judge::judge(view, &self.config, &tuple, &parties)?)
+            judge::judge(view, &self.config, &tuple, &all)?;
+            (side, judge::evidence(view, &tuple, &parties).ok_or(DropReason::NoPolicyYet)?)
         } else if adopting && is_tcp {
-            // Either end may have opened it before we were here (PM-D19); both legs have a say in which of them it was.
+            // Either end may have opened it before we were here (PM-D19).
             match judge::judge(view, &self.config, &tuple, &all) {
                 Ok(_) => (side, judge::evidence(view, &tuple, &parties).ok_or(DropReason::NoPolicyYet)?),
                 Err(refused) => {
