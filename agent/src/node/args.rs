@@ -66,7 +66,11 @@ pub struct AgentArgs {
     /// Most flows kept.
     #[arg(long, default_value_t = 512_000)]
     pub max_flows: usize,
-    /// CPU that the worker stays on: a number, `auto` for the last one that this process may use, or `none` to leave it to the scheduler.
+    /// Threads that carry packets. Each has its own pods; an uplink's queues are spread over them.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub workers: u16,
+    /// CPU that the first worker stays on, the others on those below it: a number, `auto` for the last one that this process may use, or
+    /// `none` to leave them to the scheduler.
     #[arg(long, default_value = "auto", value_parser = cpu)]
     pub cpu: Cpu,
     /// MTU of pods; the smallest uplink's when absent.
@@ -144,23 +148,26 @@ pub enum Cpu {
 }
 
 impl Cpu {
-    /// Returns the CPU to pin to, if any. Errors: the CPU is not among those that this process may use.
-    pub fn choose(self) -> Result<Option<usize>, String> {
+    /// Returns the CPUs that `workers` workers stay on, none when the scheduler decides. Where there are fewer CPUs than workers, several
+    /// workers share one. Errors: the CPU is not among those that this process may use.
+    pub fn choose(self, workers: u16) -> Result<Vec<usize>, String> {
         use nix::sched::{CpuSet, sched_getaffinity};
         if self == Self::None {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         let set = sched_getaffinity(nix::unistd::Pid::from_raw(0))
             .map_err(|e| format!("cannot read the CPU affinity: {e}"))?;
         let allowed: Vec<usize> =
             (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect();
-        match self {
-            Self::Number(wanted) if !allowed.contains(&wanted) => Err(format!(
-                "--cpu {wanted}: this process may use {allowed:?}; choose one of them, auto or none"
-            )),
-            Self::Number(wanted) => Ok(Some(wanted)),
-            Self::Auto | Self::None => Ok(allowed.last().copied()),
-        }
+        let first = match self {
+            Self::Number(wanted) => allowed.iter().position(|cpu| *cpu == wanted).ok_or_else(|| {
+                format!("--cpu {wanted}: this process may use {allowed:?}; choose one of them, auto or none")
+            })?,
+            Self::Auto | Self::None => allowed.len().saturating_sub(1),
+        };
+        let downwards = allowed[..(first + 1).min(allowed.len())].iter().rev();
+        let around = allowed.iter().skip(first + 1).rev();
+        Ok(downwards.chain(around).take(workers.into()).copied().collect())
     }
 }
 

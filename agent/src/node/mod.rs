@@ -75,7 +75,7 @@ fn random_seed() -> Result<u64, Failure> {
 fn start(args: &AgentArgs) -> Result<(), Failure> {
     let started = Instant::now();
     preflight::check()?;
-    let cpu = args.cpu.choose()?;
+    let cpus = args.cpu.choose(args.workers)?;
     private_directory(&args.run_dir)?;
     private_directory(&args.state_dir)?;
 
@@ -94,7 +94,8 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
     let dataplane = Arc::new(Dataplane::start(DataplaneConfig {
         worker: config.clone(),
         bpffs: args.run_dir.join("bpf"),
-        cpu,
+        workers: args.workers,
+        cpus: cpus.clone(),
         xdp: args.xdp_mode.into(),
         ..DataplaneConfig::default()
     })?);
@@ -216,7 +217,7 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
         board,
         commands: commands.clone(),
         hub: DropHub::new(),
-        cpu: cpu.and_then(|cpu| u32::try_from(cpu).ok()),
+        cpus,
         endpoint_to_host: config.endpoint_to_host,
     });
     let events = dataplane.drop_events();

@@ -38,8 +38,8 @@ pub struct View {
     pub commands: Sender<Command>,
     /// Drops, for whoever follows them.
     pub hub: DropHub,
-    /// CPU of the worker.
-    pub cpu: Option<u32>,
+    /// CPUs of the workers, in order and over again; empty when the scheduler decides.
+    pub cpus: Vec<usize>,
     /// What a pod's packet to its own node meets.
     pub endpoint_to_host: margay_core::worker::EndpointToHost,
 }
@@ -152,6 +152,13 @@ impl NodeView for View {
             not_ready
                 .push(format!("the worker has not been seen for {} ms; pods are closed", age.as_millis()));
         }
+        let cpus = self.cpus.iter().cycle().map(|cpu| u32::try_from(*cpu).ok()).chain(std::iter::repeat(None));
+        let ages = self.dataplane.heartbeat_ages();
+        let workers = (0..).zip(ages).zip(cpus).map(|((index, age), cpu)| WorkerReport {
+            index,
+            cpu,
+            heartbeat_age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+        });
         let statistics = self.dataplane.port_counters().unwrap_or_default();
         let memory = self.dataplane.memory().unwrap_or_default();
         let ports = board.ports.iter().map(|(index, (port, report))| {
@@ -166,7 +173,7 @@ impl NodeView for View {
                 .to_owned(),
                 mode: report.mode.as_str().to_owned(),
                 queues: report.queues,
-                worker: 0,
+                worker: report.worker.into(),
                 mtu: port.mtu,
                 rx_packets: numbers.rx_packets,
                 tx_packets: numbers.tx_packets,
@@ -192,11 +199,7 @@ impl NodeView for View {
             stale: board.stale,
             endpoints: endpoints.collect(),
             ports: ports.collect(),
-            workers: vec![WorkerReport {
-                index: 0,
-                cpu: self.cpu,
-                heartbeat_age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
-            }],
+            workers: workers.collect(),
             problems: board.problems.to_vec(),
             counters: CounterReport::from(&self.dataplane.counters()),
             memory: MemoryReport {

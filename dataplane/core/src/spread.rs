@@ -16,6 +16,9 @@ use crate::topology::{Port, PortIndex, PortKind};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkerIndex(pub u16);
 
+/// The worker that the host port belongs to.
+pub const HOST_KEEPER: WorkerIndex = WorkerIndex(0);
+
 /// Most workers: the kernel programs have a heartbeat for each.
 pub const MAX_WORKERS: u16 = 256;
 
@@ -46,13 +49,23 @@ impl Spread {
         self.workers
     }
 
+    /// Returns the worker that a pod port's queue belongs to.
+    pub fn home(&self, pod: PortIndex) -> WorkerIndex {
+        WorkerIndex(pod.0 % self.workers)
+    }
+
+    /// Returns the worker that queue `queue` of an uplink belongs to.
+    pub fn reader(&self, queue: u16) -> WorkerIndex {
+        WorkerIndex(queue % self.workers)
+    }
+
     /// Returns the worker that a receive queue of a port belongs to.
     pub fn owner(&self, port: PortIndex, kind: &PortKind, queue: u16) -> WorkerIndex {
-        WorkerIndex(match kind {
-            PortKind::Pod { .. } => port.0 % self.workers,
-            PortKind::Host { .. } => 0,
-            PortKind::Uplink => queue % self.workers,
-        })
+        match kind {
+            PortKind::Pod { .. } => self.home(port),
+            PortKind::Host { .. } => HOST_KEEPER,
+            PortKind::Uplink => self.reader(queue),
+        }
     }
 
     /// Returns how many workers, from the first on, have a queue of the uplink.

@@ -144,3 +144,41 @@ impl Counters {
         self.forwarded + self.answered + self.handed_over + self.held + self.drops.iter().sum::<u64>()
     }
 }
+
+impl std::ops::AddAssign<&Counters> for Counters {
+    fn add_assign(&mut self, other: &Counters) {
+        // Named one by one, so that a counter that is added is not forgotten here.
+        let Counters {
+            received,
+            taken,
+            handed_over,
+            forwarded,
+            answered,
+            held,
+            icmp_errors_sent,
+            resets_sent,
+            answers_limited,
+            flow_hits,
+            flow_misses,
+            flow_rejudged,
+            flows,
+            drops,
+        } = other;
+        self.received += received;
+        self.taken += taken;
+        self.handed_over += handed_over;
+        self.forwarded += forwarded;
+        self.answered += answered;
+        self.held += held;
+        self.icmp_errors_sent += icmp_errors_sent;
+        self.resets_sent += resets_sent;
+        self.answers_limited += answers_limited;
+        self.flow_hits += flow_hits;
+        self.flow_misses += flow_misses;
+        self.flow_rejudged += flow_rejudged;
+        self.flows += flows;
+        for (sum, part) in self.drops.iter_mut().zip(drops) {
+            *sum += part;
+        }
+    }
+}

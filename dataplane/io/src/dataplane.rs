@@ -1,6 +1,6 @@
 //! The handle of the packet path: everything the rest of the agent can ask of it.
 //!
-//! Calls come from any thread and may wait for the kernel or for the worker; the worker never waits for them.
+//! Calls come from any thread and may wait for the kernel or for a worker; workers never wait for them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -13,8 +13,11 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use ipnet::IpNet;
+use margay_core::spread::{HOST_KEEPER, MAX_WORKERS};
 use margay_core::worker::FlowRecord;
-use margay_core::{Counters, Nanos, PacketEvent, PortIndex, Topology, Worker, WorkerConfig};
+use margay_core::{
+    Counters, Nanos, PacketEvent, PortIndex, Spread, Topology, Worker, WorkerConfig, WorkerIndex,
+};
 use margay_policy_engine::packet::Generation;
 use margay_policy_engine::snapshot::Snapshot;
 use mio::Poll;
@@ -22,10 +25,13 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::engine::{Engine, PortStatistics, Processor};
+use crate::exchange::{INBOX, Inbox, Inboxes};
 use crate::publish::{self, Publisher};
 use crate::steer::{AttachChoice, AttachMode, EgressMode, Role, Steer, SteerError, mount_bpffs};
 use crate::thread::{self, Birth, Command, SharedCounters};
-use crate::xsk::{Census, Pool, RING_SIZE, SocketStatistics, UmemFrame, UmemHandle, XskError, XskSocket};
+use crate::xsk::{
+    Census, Pool, RING_SIZE, SocketSlot, SocketStatistics, Store, UmemFrame, UmemHandle, XskError, XskSocket,
+};
 
 /// Kernel memory per chunk and bound socket without the rings, as measured on Linux 6.18 (docs/decisions/0002); it is outside our
 /// resident size.
@@ -42,9 +48,11 @@ pub struct DataplaneConfig {
     pub chunk_size: u32,
     /// Chunks of packet memory.
     pub chunks: u32,
-    /// The processor that the worker's thread stays on.
-    pub cpu: Option<usize>,
-    /// How long the worker looks for more work before it sleeps.
+    /// How many workers.
+    pub workers: u16,
+    /// The processors that workers' threads stay on, in order and over again; none leaves them to the scheduler.
+    pub cpus: Vec<usize>,
+    /// How long a worker looks for more work before it sleeps.
     pub spin: Duration,
     /// How long a bind may be refused as busy.
     pub bind_patience: Duration,
@@ -52,7 +60,7 @@ pub struct DataplaneConfig {
     pub drop_events: usize,
     /// Which ways of attaching XDP programs are tried.
     pub xdp: AttachChoice,
-    /// Settings of the core.
+    /// Settings of the core; the most flows are those of all workers together.
     pub worker: WorkerConfig,
 }
 
@@ -62,7 +70,8 @@ impl Default for DataplaneConfig {
             bpffs: PathBuf::from("/run/margay/bpf"),
             chunk_size: 4096,
             chunks: 16_384,
-            cpu: None,
+            workers: 1,
+            cpus: Vec::new(),
             spin: Duration::from_micros(50),
             bind_patience: Duration::from_secs(2),
             drop_events: 4096,
@@ -96,6 +105,8 @@ pub struct PortReport {
     pub mode: AttachMode,
     /// Receive queues taken.
     pub queues: u32,
+    /// The worker that has the first of them.
+    pub worker: u16,
 }
 
 /// What the packet path costs in memory.
@@ -166,6 +177,11 @@ pub enum DataplaneError {
     /// Only uplinks are governed, and only through the host port.
     #[error("port {0} is no {1} port; name an uplink, and add the host port first")]
     WrongRole(u16, &'static str),
+    /// The number cannot be.
+    #[error(
+        "{0} workers: there may be 1 to {MAX_WORKERS}, and as many as the machine has processors make sense"
+    )]
+    Workers(u16),
     /// The worker does not answer.
     #[error("the worker does not answer; it hangs or has ended: restart the agent")]
     WorkerSilent,
@@ -183,7 +199,18 @@ pub enum DataplaneError {
 struct PortState {
     spec: PortSpec,
     report: PortReport,
-    statistics: Arc<PortStatistics>,
+    /// One for each worker that has queues of the port.
+    statistics: Vec<(WorkerIndex, Arc<PortStatistics>)>,
+}
+
+/// What the control side has of one worker.
+struct Hand {
+    commands: Sender<Command>,
+    waker: Arc<mio::Waker>,
+    snapshots: Publisher<Snapshot>,
+    topologies: Publisher<Topology>,
+    counters: Arc<SharedCounters>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 struct Control {
@@ -192,86 +219,111 @@ struct Control {
     ports: BTreeMap<PortIndex, PortState>,
 }
 
-/// The packet path of one node: one worker and its ports. `Send` and `Sync`; dropping it stops the worker and leaves the programs on
+/// The packet path of one node: its workers and their ports. `Send` and `Sync`; dropping it stops the workers and leaves the programs on
 /// their devices, so pods are closed and the NIC is the kernel's.
 pub struct Dataplane {
     config: DataplaneConfig,
     control: Mutex<Control>,
-    commands: Sender<Command>,
-    waker: mio::Waker,
-    snapshots: Publisher<Snapshot>,
-    topologies: Publisher<Topology>,
-    counters: Arc<SharedCounters>,
+    hands: Vec<Hand>,
     drops: Receiver<PacketEvent>,
     wanted: Receiver<Vec<(PortIndex, IpAddr)>>,
-    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// The flow table of worker `w` is listed at cursors from `w << WORKER_SHIFT` on.
+const WORKER_SHIFT: u32 = 40;
+
 impl Dataplane {
-    /// Loads the programs and starts the worker. Add the host port first: its socket is the one that all later ones build on.
+    /// Loads the programs and starts the workers. Add the host port first: its socket is the one that all later ones build on.
     ///
     /// Errors: no permission, no bpffs, too little memory.
     pub fn start(config: DataplaneConfig) -> Result<Self, DataplaneError> {
-        let worker = config.worker.clone();
-        Self::start_with(config, move |now| Worker::new(worker, now))
+        let (all, workers) = (config.worker.clone(), usize::from(config.workers.max(1)));
+        // A flow between pods of two workers has an entry at each.
+        let share = if workers == 1 { all.max_flows } else { (2 * all.max_flows).div_ceil(workers) };
+        Self::start_with(config, move |index, now| {
+            Worker::new(WorkerConfig { index, max_flows: share, ..all.clone() }, now)
+        })
     }
 
-    /// As [`Dataplane::start`], with something else in the worker's place.
+    /// As [`Dataplane::start`], with something else in the workers' place; `make` is called on each worker's thread.
     pub fn start_with<P, M>(config: DataplaneConfig, make: M) -> Result<Self, DataplaneError>
     where
         P: Processor<UmemFrame> + 'static,
-        M: FnOnce(Nanos) -> P + Send + 'static,
+        M: Fn(WorkerIndex, Nanos) -> P + Send + Sync + 'static,
     {
+        if !(1..=MAX_WORKERS).contains(&config.workers) {
+            return Err(DataplaneError::Workers(config.workers));
+        }
         mount_bpffs(&config.bpffs)?;
         let mut steer = Steer::load(&config.bpffs)?;
         steer.choose(config.xdp);
-        let heartbeat = steer.take_heartbeat(0)?;
         let (umem, chunks) = UmemHandle::new(config.chunk_size, config.chunks)?;
-        let poll = Poll::new().map_err(DataplaneError::Thread)?;
-        let waker = thread::waker(&poll).map_err(DataplaneError::Thread)?;
-        let (commands, inbox) = unbounded();
+        let store = Store::new(&umem, chunks);
         let (drops_in, drops) = bounded(config.drop_events);
-        let (wanted_in, wanted) = bounded(16);
-        let (snapshots, snapshot_reader) = publish::channel();
-        let (topologies, topology_reader) = publish::channel();
-        let counters = Arc::new(SharedCounters::default());
-        let shared = Arc::clone(&counters);
-        let (spin, cpu, handle) = (config.spin, config.cpu, umem.clone());
-        let thread = std::thread::Builder::new()
-            .name("margay-worker-0".to_owned())
-            .spawn(move || {
+        let (wanted_in, wanted) = bounded(16 * usize::from(config.workers));
+        let make = Arc::new(make);
+        let mut polls = Vec::new();
+        let (mut wakers, mut inboxes) = (Vec::new(), Vec::new());
+        for _ in 0..config.workers {
+            let poll = Poll::new().map_err(DataplaneError::Thread)?;
+            let waker = Arc::new(thread::waker(&poll).map_err(DataplaneError::Thread)?);
+            let call = Arc::clone(&waker);
+            // A call that is lost costs a tenth of a second, the longest sleep.
+            inboxes.push(Arc::new(Inbox::new(INBOX, Box::new(move || drop(call.wake())))));
+            polls.push(poll);
+            wakers.push(waker);
+        }
+        let mut hands = Vec::new();
+        for (poll, (waker, index)) in polls.into_iter().zip(wakers.into_iter().zip(0..)) {
+            let index = WorkerIndex(index);
+            let (commands, inbox) = unbounded();
+            let (snapshots, snapshot_reader) = publish::channel();
+            let (topologies, topology_reader) = publish::channel();
+            let counters = Arc::new(SharedCounters::default());
+            let heartbeat = steer.take_heartbeat(index.0.into())?;
+            let cpu = config.cpus.iter().cycle().nth(index.0.into()).copied();
+            let (umem, store, inboxes) = (umem.clone(), Arc::clone(&store), inboxes.clone());
+            let (make, shared, spin) = (Arc::clone(&make), Arc::clone(&counters), config.spin);
+            let (workers, wanted, drops) = (config.workers, wanted_in.clone(), drops_in.clone());
+            let body = move || {
                 if let Some(cpu) = cpu {
-                    let mut set = CpuSet::new();
-                    if let Err(error) = set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set))
-                    {
-                        tracing::warn!(cpu, %error, "the worker is not bound to its processor");
-                    }
+                    stay_on(cpu);
+                }
+                let pool = Pool::of(&umem, store);
+                let mut engine = Engine::new(make(index, thread::now()), drops);
+                let own = Arc::clone(&inboxes[usize::from(index.0)]);
+                if workers > 1 {
+                    let exchange = Inboxes::new(index, inboxes, std::rc::Rc::clone(&pool));
+                    engine.join(workers.into(), Box::new(exchange));
                 }
                 let birth = Birth {
+                    index,
+                    workers,
+                    inbox: own,
                     poll,
-                    pool: Pool::new(&handle, chunks),
+                    pool,
                     heartbeat,
                     commands: inbox,
                     snapshots: snapshot_reader,
                     topologies: topology_reader,
                     counters: shared,
-                    wanted: wanted_in,
+                    wanted,
                     spin,
                 };
-                thread::run(birth, Engine::new(make(thread::now()), drops_in));
-            })
-            .map_err(DataplaneError::Thread)?;
+                thread::run(birth, engine);
+            };
+            let name = format!("margay-worker-{}", index.0);
+            let thread =
+                std::thread::Builder::new().name(name).spawn(body).map_err(DataplaneError::Thread)?;
+            let thread = Mutex::new(Some(thread));
+            hands.push(Hand { commands, waker, snapshots, topologies, counters, thread });
+        }
         Ok(Self {
             config,
             control: Mutex::new(Control { steer, umem, ports: BTreeMap::new() }),
-            commands,
-            waker,
-            snapshots,
-            topologies,
-            counters,
+            hands,
             drops,
             wanted,
-            thread: Mutex::new(Some(thread)),
         })
     }
 
@@ -279,15 +331,36 @@ impl Dataplane {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, command: Command) -> Result<(), DataplaneError> {
-        self.commands.send(command).map_err(|_| DataplaneError::WorkerSilent)?;
-        self.waker.wake().map_err(DataplaneError::Thread)
+    fn hand(&self, worker: WorkerIndex) -> Result<&Hand, DataplaneError> {
+        self.hands.get(usize::from(worker.0)).ok_or(DataplaneError::WorkerSilent)
     }
 
-    fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Result<T, DataplaneError> {
+    fn tell(&self, worker: WorkerIndex, command: Command) -> Result<(), DataplaneError> {
+        let hand = self.hand(worker)?;
+        hand.commands.send(command).map_err(|_| DataplaneError::WorkerSilent)?;
+        hand.waker.wake().map_err(DataplaneError::Thread)
+    }
+
+    fn ask<T>(
+        &self,
+        worker: WorkerIndex,
+        command: impl FnOnce(Sender<T>) -> Command,
+    ) -> Result<T, DataplaneError> {
         let (reply, answer) = bounded(1);
-        self.tell(command(reply))?;
+        self.tell(worker, command(reply))?;
         answer.recv_timeout(ANSWER).map_err(|_| DataplaneError::WorkerSilent)
+    }
+
+    /// Returns every worker.
+    fn workers(&self) -> impl Iterator<Item = WorkerIndex> {
+        (0..self.config.workers).map(WorkerIndex)
+    }
+
+    /// Returns how ports are spread over workers, as far as uplinks are known.
+    fn spread(&self, control: &Control) -> Spread {
+        let uplinks = control.ports.values().filter(|port| port.spec.role == Role::Uplink);
+        let queues = uplinks.map(|port| (port.spec.index, port.report.queues.min(u16::MAX.into()) as u16));
+        Spread::new(self.config.workers, queues)
     }
 
     /// Takes a device in: sockets on its queues, then the program. The device may be down. Until this returns, the device is closed
@@ -311,41 +384,59 @@ impl Dataplane {
         let ifindex = index_of(&spec.device)?;
         let sockets = bind_all(&control.umem, &spec, self.config.bind_patience)?;
         let queues = sockets.len() as u32;
+        let spread = Spread::new(self.config.workers, []);
+        let owner = |queue: usize| match spec.role {
+            Role::Uplink => spread.reader(queue as u16),
+            Role::Host => HOST_KEEPER,
+            Role::Pod | Role::Closed => spread.home(spec.index),
+        };
         // Devices get new indexes, never used ones; what an earlier port left under this one would be its own remains.
         control.steer.disown(ifindex);
-        for (queue, socket) in sockets.iter().enumerate() {
-            if let Err(error) = control.steer.own(ifindex, queue as u32, 0, socket) {
+        let mut shares: BTreeMap<WorkerIndex, Vec<XskSocket>> = BTreeMap::new();
+        for (queue, socket) in sockets.into_iter().enumerate() {
+            let worker = owner(queue);
+            if let Err(error) = control.steer.own(ifindex, queue as u32, worker.0.into(), &socket) {
                 control.steer.disown(ifindex);
                 return Err(error.into());
             }
+            shares.entry(worker).or_default().push(socket);
         }
-        let statistics = Arc::new(PortStatistics::default());
-        let taken = self.ask(|done| Command::Add {
-            port: spec.index,
-            sockets,
-            statistics: Arc::clone(&statistics),
-            done,
+        let mut statistics = Vec::new();
+        let mut taken = Ok(());
+        for (worker, sockets) in shares {
+            let numbers = Arc::new(PortStatistics::default());
+            statistics.push((worker, Arc::clone(&numbers)));
+            let answer = self.ask(worker, |done| Command::Add {
+                port: spec.index,
+                sockets,
+                statistics: numbers,
+                done,
+            });
+            taken = match answer {
+                Ok(Ok(())) => continue,
+                Ok(Err(source)) => Err(DataplaneError::WorkerRefused { device: spec.device.clone(), source }),
+                Err(error) => Err(error),
+            };
+            break;
+        }
+        let attached = taken.and_then(|()| {
+            control.steer.choose(choice);
+            let attached = control.steer.attach(spec.role, ifindex, &spec.pin);
+            control.steer.choose(self.config.xdp);
+            attached.map_err(DataplaneError::from)
         });
-        let attached = match taken {
-            Ok(Ok(())) => {
-                control.steer.choose(choice);
-                let attached = control.steer.attach(spec.role, ifindex, &spec.pin);
-                control.steer.choose(self.config.xdp);
-                attached.map_err(DataplaneError::from)
-            }
-            Ok(Err(source)) => Err(DataplaneError::WorkerRefused { device: spec.device.clone(), source }),
-            Err(error) => Err(error),
-        };
         let mode = match attached {
             Ok(mode) => mode,
             Err(error) => {
                 control.steer.disown(ifindex);
-                // The first error is the one to tell.
-                let _ = self.take_back(spec.index);
+                for (worker, _) in statistics {
+                    // The first error is the one to tell.
+                    let _ = self.take_back(worker, spec.index);
+                }
                 return Err(error);
             }
         };
-        let report = PortReport { ifindex, mode, queues };
+        let report = PortReport { ifindex, mode, queues, worker: owner(0).0 };
         let state = PortState { spec, report: report.clone(), statistics };
         control.ports.insert(state.spec.index, state);
         Ok(report)
@@ -357,26 +448,26 @@ impl Dataplane {
     ///
     /// Errors: no such port; a silent worker.
     pub fn remove_port(&self, index: PortIndex) -> Result<(), DataplaneError> {
-        let mut control = self.control();
+        let mut guard = self.control();
+        let control = &mut *guard;
         let port = control.ports.get(&index).ok_or(DataplaneError::NoPort(index.0))?;
-        let ifindex = port.report.ifindex;
-        control.steer.disown(ifindex);
-        self.take_back(index)?;
+        control.steer.disown(port.report.ifindex);
+        for (worker, _) in &port.statistics {
+            self.take_back(*worker, index)?;
+        }
         control.ports.remove(&index);
         Ok(())
     }
 
-    /// Takes a port's sockets from the worker and closes them here, where waiting for the kernel hurts nobody.
-    fn take_back(&self, index: PortIndex) -> Result<(), DataplaneError> {
-        let sockets = self.ask(|taken| Command::Remove { port: index, taken })?;
-        let slots = sockets
-            .into_iter()
-            .map(|(socket, slot)| {
-                drop(socket);
-                slot
-            })
-            .collect();
-        self.tell(Command::Reclaim { slots })
+    /// Takes a port's sockets from a worker and closes them here, where waiting for the kernel hurts nobody.
+    fn take_back(&self, worker: WorkerIndex, index: PortIndex) -> Result<(), DataplaneError> {
+        let sockets = self.ask(worker, |taken| Command::Remove { port: index, taken })?;
+        let closed = |(socket, slot): (XskSocket, SocketSlot)| {
+            drop(socket);
+            slot
+        };
+        let slots = sockets.into_iter().map(closed).collect();
+        self.tell(worker, Command::Reclaim { slots })
     }
 
     /// Puts a program on a device that drops everything, and pins it under `pin`: what the CNI plug-in wants before it sets a pod's
@@ -442,90 +533,123 @@ impl Dataplane {
         self.control().steer.link_names()
     }
 
-    /// Publishes compiled policy to the worker.
+    /// Publishes compiled policy to the workers.
     pub fn publish_snapshot(&self, snapshot: Arc<Snapshot>) {
         let generation = snapshot.generation().0;
-        self.snapshots.publish(snapshot, generation);
+        for hand in &self.hands {
+            hand.snapshots.publish(Arc::clone(&snapshot), generation);
+        }
         self.wake();
     }
 
-    /// Publishes ports, routes and neighbours to the worker.
+    /// Publishes ports, routes and neighbours to the workers, with the ports spread over them.
     pub fn publish_topology(&self, topology: Arc<Topology>) {
         let generation = topology.generation();
-        self.topologies.publish(topology, generation);
+        let spread = self.spread(&self.control());
+        let topology = Arc::new(Arc::unwrap_or_clone(topology).spread_over(spread));
+        for hand in &self.hands {
+            hand.topologies.publish(Arc::clone(&topology), generation);
+        }
         self.wake();
     }
 
     fn wake(&self) {
-        // Without the wake-up the worker sees the news at its next turn, a tenth of a second later at most.
-        if let Err(error) = self.waker.wake() {
-            tracing::warn!(%error, "cannot wake the worker");
+        for hand in &self.hands {
+            // Without the wake-up the worker sees the news at its next turn, a tenth of a second later at most.
+            if let Err(error) = hand.waker.wake() {
+                tracing::warn!(%error, "cannot wake a worker");
+            }
         }
     }
 
-    /// Waits until the worker judges by this snapshot or a later one. Returns whether it does.
+    /// Waits until every worker judges by this snapshot or a later one. Returns whether they do.
     pub fn wait_for_snapshot(&self, generation: Generation, timeout: Duration) -> bool {
-        let done = wait_until(timeout, || self.snapshots.acknowledged() >= generation.0);
-        self.snapshots.collect_retired();
+        let seen = |hand: &Hand| hand.snapshots.acknowledged() >= generation.0;
+        let done = wait_until(timeout, || self.hands.iter().all(seen));
+        self.collect();
         done
     }
 
-    /// Waits until the worker uses this topology or a later one. Returns whether it does.
+    /// Waits until every worker uses this topology or a later one. Returns whether they do.
     pub fn wait_for_topology(&self, generation: u64, timeout: Duration) -> bool {
-        let done = wait_until(timeout, || self.topologies.acknowledged() >= generation);
-        self.topologies.collect_retired();
+        let seen = |hand: &Hand| hand.topologies.acknowledged() >= generation;
+        let done = wait_until(timeout, || self.hands.iter().all(seen));
+        self.collect();
         done
     }
 
-    /// Returns the generations in force at the worker: snapshot, topology; zero before the first. Frees what it is done with.
+    /// Frees what workers are done with.
+    fn collect(&self) {
+        for hand in &self.hands {
+            hand.snapshots.collect_retired();
+            hand.topologies.collect_retired();
+        }
+    }
+
+    /// Returns the generations that every worker has in force: snapshot, topology; zero before the first. Frees what they are done with.
     pub fn acknowledged(&self) -> (Generation, u64) {
-        self.snapshots.collect_retired();
-        self.topologies.collect_retired();
-        (Generation(self.snapshots.acknowledged()), self.topologies.acknowledged())
+        self.collect();
+        let least = |of: fn(&Hand) -> u64| self.hands.iter().map(of).min().unwrap_or_default();
+        (
+            Generation(least(|hand| hand.snapshots.acknowledged())),
+            least(|hand| hand.topologies.acknowledged()),
+        )
     }
 
-    /// Returns whether the worker's thread still runs. One that has ended (a panic) never comes back: pods are closed, so restart.
+    /// Returns whether every worker's thread still runs. One that has ended (a panic) never comes back: pods are closed, so restart.
     pub fn is_running(&self) -> bool {
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        thread.as_ref().is_some_and(|thread| !thread.is_finished())
+        self.hands.iter().all(|hand| {
+            let thread = hand.thread.lock().unwrap_or_else(PoisonError::into_inner);
+            thread.as_ref().is_some_and(|thread| !thread.is_finished())
+        })
     }
 
-    /// Returns the core's counters as of the last burst.
+    /// Returns the core's counters as of the last burst, all workers' together.
     pub fn counters(&self) -> Counters {
-        self.counters.load()
+        let mut sum = Counters::default();
+        for hand in &self.hands {
+            sum += &hand.counters.load();
+        }
+        sum
     }
 
-    /// Returns the worker's own numbers: wake-ups, turns, lost drop events.
-    pub fn shared_counters(&self) -> &SharedCounters {
-        &self.counters
+    /// Returns each worker's own numbers: its part of the counters, wake-ups, turns, lost drop events.
+    pub fn worker_counters(&self) -> impl Iterator<Item = &SharedCounters> {
+        self.hands.iter().map(|hand| &*hand.counters)
     }
 
-    /// Returns the time since the worker's last heartbeat.
+    /// Returns the time since each worker's last heartbeat.
+    pub fn heartbeat_ages(&self) -> Vec<Duration> {
+        let now = thread::now();
+        let age = |hand: &Hand| (now - Nanos(hand.counters.last_stamp.load(Relaxed))).0;
+        self.hands.iter().map(|hand| Duration::from_nanos(age(hand))).collect()
+    }
+
+    /// Returns the longest time since a worker's last heartbeat.
     pub fn heartbeat_age(&self) -> Duration {
-        Duration::from_nanos((thread::now() - Nanos(self.counters.last_stamp.load(Relaxed))).0)
+        self.heartbeat_ages().into_iter().max().unwrap_or_default()
     }
 
     /// Returns what each port did.
     ///
     /// Errors: a silent worker.
     pub fn port_counters(&self) -> Result<BTreeMap<PortIndex, PortCounters>, DataplaneError> {
-        let kernel = self.ask(|reply| Command::Statistics { reply })?;
+        let mut kernel = Vec::new();
+        for worker in self.workers() {
+            kernel.extend(self.ask(worker, |reply| Command::Statistics { reply })?);
+        }
         let mut all: BTreeMap<PortIndex, PortCounters> = BTreeMap::new();
         for (index, port) in &self.control().ports {
-            let from = &port.statistics;
-            all.insert(
-                *index,
-                PortCounters {
-                    rx_packets: from.rx_packets.load(Relaxed),
-                    rx_bytes: from.rx_bytes.load(Relaxed),
-                    tx_packets: from.tx_packets.load(Relaxed),
-                    tx_bytes: from.tx_bytes.load(Relaxed),
-                    tx_failed: from.tx_failed.load(Relaxed),
-                    refused: from.refused.load(Relaxed),
-                    kernel: SocketStatistics::default(),
-                    gone: from.gone.load(Relaxed),
-                },
-            );
+            let sum = all.entry(*index).or_default();
+            for (_, from) in &port.statistics {
+                sum.rx_packets += from.rx_packets.load(Relaxed);
+                sum.rx_bytes += from.rx_bytes.load(Relaxed);
+                sum.tx_packets += from.tx_packets.load(Relaxed);
+                sum.tx_bytes += from.tx_bytes.load(Relaxed);
+                sum.tx_failed += from.tx_failed.load(Relaxed);
+                sum.refused += from.refused.load(Relaxed);
+                sum.gone |= from.gone.load(Relaxed);
+            }
         }
         for (index, socket) in kernel {
             if let Some(port) = all.get_mut(&index) {
@@ -543,8 +667,8 @@ impl Dataplane {
         self.control().ports.values().map(|p| (p.spec.clone(), p.report.clone())).collect()
     }
 
-    /// Returns up to `limit` live flows from table position `cursor`, and where to go on; `None` at the end. Small pieces keep the
-    /// worker's bursts short.
+    /// Returns up to `limit` live flows from position `cursor`, and where to go on; `None` at the end. Small pieces keep a worker's
+    /// bursts short. Start at 0.
     ///
     /// Errors: a silent worker.
     pub fn flows(
@@ -552,7 +676,17 @@ impl Dataplane {
         cursor: usize,
         limit: usize,
     ) -> Result<(Vec<FlowRecord>, Option<usize>), DataplaneError> {
-        self.ask(|reply| Command::Flows { cursor, limit, reply })
+        let (at, slot) = (cursor >> WORKER_SHIFT, cursor & ((1 << WORKER_SHIFT) - 1));
+        if at >= self.hands.len() {
+            return Ok((Vec::new(), None));
+        }
+        let worker = WorkerIndex(at as u16);
+        let (flows, next) = self.ask(worker, |reply| Command::Flows { cursor: slot, limit, reply })?;
+        let next = match next {
+            Some(slot) => Some(at << WORKER_SHIFT | slot),
+            None => (at + 1 < self.hands.len()).then_some((at + 1) << WORKER_SHIFT),
+        };
+        Ok((flows, next))
     }
 
     /// Returns where sampled drop events arrive.
@@ -576,7 +710,7 @@ impl Dataplane {
     ///
     /// Errors: a silent worker.
     pub fn memory(&self) -> Result<MemoryReport, DataplaneError> {
-        let chunks = self.ask(|reply| Command::Census { reply })?;
+        let chunks = self.ask(HOST_KEEPER, |reply| Command::Census { reply })?;
         let control = self.control();
         let sockets: u32 = control.ports.values().map(|p| p.report.queues).sum();
         // Two rings of 16-byte and two of 8-byte entries.
@@ -591,18 +725,29 @@ impl Dataplane {
         &self.config.bpffs
     }
 
-    /// Stops the worker. Programs stay on their devices: pods are closed at once, uplinks pass to the kernel within a second.
+    /// Stops the workers. Programs stay on their devices: pods are closed at once, uplinks pass to the kernel within a second.
     pub fn shutdown(self) {}
 }
 
 impl Drop for Dataplane {
     fn drop(&mut self) {
-        // A worker that has ended already is what we want.
-        let _ = self.tell(Command::Stop);
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if thread.is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the worker had panicked");
+        for worker in self.workers() {
+            // A worker that has ended already is what we want.
+            let _ = self.tell(worker, Command::Stop);
         }
+        for hand in &self.hands {
+            let thread = hand.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if thread.is_some_and(|thread| thread.join().is_err()) {
+                tracing::error!("a worker had panicked");
+            }
+        }
+    }
+}
+
+fn stay_on(cpu: usize) {
+    let mut set = CpuSet::new();
+    if let Err(error) = set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set)) {
+        tracing::warn!(cpu, %error, "a worker is not bound to its processor");
     }
 }
 

@@ -10,13 +10,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use crossbeam::channel::Sender;
+use margay_core::handover::{Errand, Handover};
 use margay_core::worker::FlowRecord;
 use margay_core::{Counters, Frame, Nanos, Output, PacketEvent, PortIndex, View, Worker};
 
+use crate::exchange::{Alone, Exchange};
 use crate::rings::Rings;
 
 /// Frames taken from one port before the next one has its turn.
 pub const BURST: usize = 64;
+/// Batches taken from the inbox a turn.
+const BATCHES: usize = 4;
 /// A port without traffic for this long is polled no more until its event comes.
 const ACTIVE_FOR: Nanos = Nanos::from_millis(1);
 /// Frames on the fill ring of an idle port, where there are few ports.
@@ -37,6 +41,16 @@ pub trait Processor<F> {
         frames: &mut Vec<F>,
         out: &mut Output<F>,
     );
+
+    /// Takes packets from other workers to their ends and leaves `parcels` empty; see [`Worker::handle_handovers`].
+    ///
+    /// A processor that gives nothing to others gets nothing from them; it may leave this to the default, which ends such packets.
+    fn handle_handovers(&mut self, _: View<'_>, _: Nanos, parcels: &mut Vec<Handover<F>>, _: &mut Output<F>) {
+        parcels.clear();
+    }
+
+    /// Is told that so many packets which were to be judged elsewhere found no room there; see [`Worker::handover_refused`].
+    fn handover_refused(&mut self, _: u64) {}
 
     /// Does what time demands; see [`Worker::handle_timeout`].
     fn handle_timeout(&mut self, view: View<'_>, now: Nanos, out: &mut Output<F>);
@@ -70,6 +84,20 @@ impl<F: Frame> Processor<F> for Worker<F> {
         out: &mut Output<F>,
     ) {
         Worker::handle_burst(self, view, now, port, frames, out);
+    }
+
+    fn handle_handovers(
+        &mut self,
+        view: View<'_>,
+        now: Nanos,
+        parcels: &mut Vec<Handover<F>>,
+        out: &mut Output<F>,
+    ) {
+        Worker::handle_handovers(self, view, now, parcels, out);
+    }
+
+    fn handover_refused(&mut self, count: u64) {
+        Worker::handover_refused(self, count);
     }
 
     fn handle_timeout(&mut self, view: View<'_>, now: Nanos, out: &mut Output<F>) {
@@ -119,7 +147,7 @@ pub struct PortStatistics {
 }
 
 fn add(counter: &AtomicU64, value: u64) {
-    // One writer: a plain addition in two relaxed steps.
+    // One writer, the worker of these rings: a plain addition in two relaxed steps.
     counter.store(counter.load(Relaxed) + value, Relaxed);
 }
 
@@ -140,7 +168,6 @@ struct Line<R: Rings> {
 }
 
 /// See the module.
-#[derive(Debug)]
 pub struct Engine<R: Rings, P> {
     processor: P,
     lines: Vec<Option<Line<R>>>,
@@ -150,9 +177,24 @@ pub struct Engine<R: Rings, P> {
     sending: Vec<usize>,
     batch: Vec<R::Frame>,
     out: Output<R::Frame>,
+    exchange: Box<dyn Exchange<R::Frame>>,
+    parcels: Vec<Handover<R::Frame>>,
+    refused: Vec<Handover<R::Frame>>,
+    /// How many engines share the memory.
+    sharers: usize,
     events: Sender<PacketEvent>,
-    events_lost: u64,
-    tx_unknown_port: u64,
+    losses: Losses,
+}
+
+/// What an engine lost without a name in the core.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// Events that found no room.
+    pub events: u64,
+    /// Frames that had no port to leave by.
+    pub portless: u64,
+    /// Finished packets that found the inbox of their port's worker full.
+    pub unsent: u64,
 }
 
 impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
@@ -166,10 +208,19 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
             sending: Vec::new(),
             batch: Vec::with_capacity(BURST),
             out: Output::new(),
+            exchange: Box::new(Alone),
+            parcels: Vec::new(),
+            refused: Vec::new(),
+            sharers: 1,
             events,
-            events_lost: 0,
-            tx_unknown_port: 0,
+            losses: Losses::default(),
         }
+    }
+
+    /// Makes it one of `workers` engines that share their memory and give each other packets by `exchange`.
+    pub fn join(&mut self, workers: usize, exchange: Box<dyn Exchange<R::Frame>>) {
+        self.sharers = workers.max(1);
+        self.exchange = exchange;
     }
 
     /// Returns the processor.
@@ -265,12 +316,13 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
 
     /// Frames that an idle port may hold: with many ports less than usual, so that most of the memory stays for traffic.
     fn idle_fill(&self) -> usize {
-        let ports = self.lines.iter().flatten().count().max(1);
+        let ports = self.lines.iter().flatten().count().max(1) * self.sharers;
         let total = self.lines.iter().flatten().next().map_or(0, |line| line.rings.pool().1);
         IDLE_FILL.min(total / (4 * ports)).max(8)
     }
 
-    /// Takes one burst from each active port through the processor and sends what came of it. Returns the number of frames received.
+    /// Takes one burst from each active port and what other workers gave through the processor, and sends what came of it. Returns the
+    /// number of frames received and taken.
     pub fn turn(&mut self, view: View<'_>, now: Nanos) -> usize {
         let mut received = 0;
         for position in 0..self.active.len() {
@@ -291,6 +343,13 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
             self.batch.clear();
             self.flush();
             self.grow(at, count);
+        }
+        let taken = self.exchange.take(&mut self.parcels, BATCHES);
+        if taken > 0 {
+            received += taken;
+            self.processor.handle_handovers(view, now, &mut self.parcels, &mut self.out);
+            self.parcels.clear();
+            self.flush();
         }
         received
     }
@@ -347,13 +406,20 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
         self.out.recycle.clear();
         for event in self.out.events.drain(..) {
             if self.events.try_send(event).is_err() {
-                self.events_lost += 1;
+                self.losses.events += 1;
             }
+        }
+        if !self.out.handovers.is_empty() {
+            self.exchange.give(&mut self.out.handovers, &mut self.refused);
+            let unsent = self.refused.iter().filter(|parcel| parcel.errand == Errand::Send).count() as u64;
+            self.losses.unsent += unsent;
+            self.processor.handover_refused(self.refused.len() as u64 - unsent);
+            self.refused.clear();
         }
         for (port, frame) in self.out.transmit.drain(..) {
             let at = self.first.get(usize::from(port.0)).copied().flatten();
             let Some((at, line)) = at.and_then(|at| self.lines[at].as_mut().map(|line| (at, line))) else {
-                self.tx_unknown_port += 1;
+                self.losses.portless += 1;
                 continue;
             };
             if line.outbox.is_empty() {
@@ -375,9 +441,9 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
         }
     }
 
-    /// Returns how many drop events found no room, and how many frames had no port to leave by.
-    pub fn losses(&self) -> (u64, u64) {
-        (self.events_lost, self.tx_unknown_port)
+    /// Returns what was lost without a name in the core.
+    pub fn losses(&self) -> Losses {
+        self.losses
     }
 }
 

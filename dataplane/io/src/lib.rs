@@ -15,16 +15,22 @@
 //! | [`xsk`] | those rings on AF_XDP sockets; the only home of unsafe code here |
 //! | [`memory`] | those rings in plain memory |
 //! | [`engine`] | bursts from rings through the core and back, without clock or system call |
+//! | [`exchange`], [`doze`] | packets between workers, and waking who sleeps |
 //! | [`thread`] | the loop around an engine: spin, sleep, heartbeat |
 //! | [`netlink`] | what this machine's kernel knows: links, addresses, routes, neighbours |
-//! | [`publish`] | how a snapshot reaches the worker, and who frees it |
+//! | [`publish`] | how a snapshot reaches a worker, and who frees it |
 //!
 //! All devices belong to the network namespace of the thread that calls [`Dataplane::start`], and so do all calls on the handle.
 
 #![deny(unsafe_code)]
 
+mod atomics {
+    pub use std::sync::atomic::{AtomicBool, Ordering, fence};
+}
 pub mod dataplane;
+pub mod doze;
 pub mod engine;
+pub mod exchange;
 pub mod memory;
 pub mod netlink;
 pub mod publish;

@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use margay_core::Frame;
 
+use crate::exchange::Pass;
 use crate::rings::{PortGone, Rings};
 
 /// Packets on their way in one direction.
@@ -56,7 +57,31 @@ impl PooledFrame {
 
 impl Drop for PooledFrame {
     fn drop(&mut self) {
-        self.pool.free.borrow_mut().push(std::mem::take(&mut self.buffer));
+        // An empty buffer is that of a frame which has left for another worker.
+        if !self.buffer.is_empty() {
+            self.pool.free.borrow_mut().push(std::mem::take(&mut self.buffer));
+        }
+    }
+}
+
+/// The memory of a [`PooledFrame`] on its way to another worker; whoever drops it takes the memory out of every pool.
+#[derive(Debug)]
+pub struct LooseMemory {
+    buffer: Box<[u8]>,
+    len: usize,
+}
+
+impl Pass for Rc<MemoryPool> {
+    type Frame = PooledFrame;
+    type Loose = LooseMemory;
+
+    fn loosen(&self, mut frame: PooledFrame) -> LooseMemory {
+        let buffer = std::mem::take(&mut frame.buffer);
+        LooseMemory { buffer, len: frame.len }
+    }
+
+    fn fasten(&self, loose: LooseMemory) -> PooledFrame {
+        PooledFrame { buffer: loose.buffer, len: loose.len, pool: Rc::clone(self) }
     }
 }
 

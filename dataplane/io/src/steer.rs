@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, XskMap};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, XskMap};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode};
@@ -331,11 +331,16 @@ impl Steer {
         self.choice = choice;
     }
 
-    /// Returns the heartbeat for the worker's thread. Call it once: there is one worker.
+    /// Returns the heartbeat for the thread of one worker.
     ///
-    /// Errors: it was taken before.
+    /// Errors: there is no such map, or the process has no file descriptor left.
     pub fn take_heartbeat(&mut self, worker: u32) -> Result<Heartbeat, SteerError> {
-        Ok(Heartbeat { map: take(&mut self.programs, "heartbeat")?, worker })
+        let map = self.programs.map("heartbeat").ok_or(SteerError::Missing("heartbeat"))?;
+        let Map::Array(data) = map else { return Err(SteerError::Missing("heartbeat")) };
+        let failed = |source| SteerError::Map { map: "heartbeat", source: Box::new(source) };
+        let own = data.fd().as_fd().try_clone_to_owned().map_err(|e| failed(MapError::IoError(e)))?;
+        let data = MapData::from_fd(own).map_err(failed)?;
+        Ok(Heartbeat { map: Array::try_from(Map::Array(data)).map_err(failed)?, worker })
     }
 
     /// Sends frames of (device, queue) to a socket, as soon as a program is attached.

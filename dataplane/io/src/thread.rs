@@ -14,16 +14,17 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError};
 use margay_core::worker::FlowRecord;
-use margay_core::{Counters, DropReason, Nanos, PortIndex, Topology, View};
+use margay_core::{Counters, DropReason, Nanos, PortIndex, Topology, View, WorkerIndex};
 use margay_policy_engine::snapshot::Snapshot;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use nix::time::{ClockId, clock_gettime};
 
 use crate::engine::{Engine, PortStatistics, Processor, RingId};
+use crate::exchange::Inbox;
 use crate::publish::Subscriber;
 use crate::steer::Heartbeat;
-use crate::xsk::{Census, Pool, SocketSlot, SocketStatistics, UmemFrame, XskRings, XskSocket};
+use crate::xsk::{Census, LooseFrame, Pool, SocketSlot, SocketStatistics, UmemFrame, XskRings, XskSocket};
 
 const WAKER: Token = Token(usize::MAX);
 const TICK: Nanos = Nanos::from_millis(10);
@@ -71,7 +72,7 @@ pub(crate) enum Command {
 /// A worker's counters, stored by it once a burst, read by anyone.
 #[derive(Debug)]
 pub struct SharedCounters {
-    plain: [AtomicU64; 11],
+    plain: [AtomicU64; 13],
     drops: Vec<AtomicU64>,
     /// Times that the thread woke from sleep.
     pub wakeups: AtomicU64,
@@ -81,6 +82,8 @@ pub struct SharedCounters {
     pub events_lost: AtomicU64,
     /// Frames whose port was not there any more when they were to be sent.
     pub portless: AtomicU64,
+    /// Finished packets that found the inbox of their port's worker full.
+    pub unsent: AtomicU64,
     /// The heartbeat could not be written.
     pub heartbeat_failures: AtomicU64,
     /// Monotonic time of the last stamp that was written, in nanoseconds.
@@ -96,6 +99,7 @@ impl Default for SharedCounters {
             turns: AtomicU64::new(0),
             events_lost: AtomicU64::new(0),
             portless: AtomicU64::new(0),
+            unsent: AtomicU64::new(0),
             heartbeat_failures: AtomicU64::new(0),
             last_stamp: AtomicU64::new(0),
         }
@@ -117,6 +121,8 @@ impl SharedCounters {
             c.flow_misses,
             c.flow_rejudged,
             c.flows,
+            c.taken,
+            c.handed_over,
         ];
         for (to, value) in self.plain.iter().zip(values) {
             to.store(value, Relaxed);
@@ -129,7 +135,21 @@ impl SharedCounters {
     /// Returns the counters as of the last burst. Fields are read one by one, so sums may be off by the burst under way.
     pub fn load(&self) -> Counters {
         let mut counters = Counters::default();
-        let [received, forwarded, answered, held, errors, resets, limited, hits, misses, rejudged, flows] =
+        let [
+            received,
+            forwarded,
+            answered,
+            held,
+            errors,
+            resets,
+            limited,
+            hits,
+            misses,
+            rejudged,
+            flows,
+            taken,
+            handed_over,
+        ] =
             std::array::from_fn(|at| self.plain[at].load(Relaxed));
         counters.received = received;
         counters.forwarded = forwarded;
@@ -142,6 +162,8 @@ impl SharedCounters {
         counters.flow_misses = misses;
         counters.flow_rejudged = rejudged;
         counters.flows = flows;
+        counters.taken = taken;
+        counters.handed_over = handed_over;
         for (to, from) in counters.drops.iter_mut().zip(&self.drops) {
             *to = from.load(Relaxed);
         }
@@ -151,6 +173,10 @@ impl SharedCounters {
 
 /// What a thread is born with.
 pub(crate) struct Birth {
+    /// Which worker, and of how many.
+    pub index: WorkerIndex,
+    pub workers: u16,
+    pub inbox: Arc<Inbox<LooseFrame>>,
     pub poll: Poll,
     pub pool: Rc<Pool>,
     pub heartbeat: Heartbeat,
@@ -170,6 +196,7 @@ pub(crate) fn waker(poll: &Poll) -> std::io::Result<mio::Waker> {
 struct Loop<P> {
     birth: Birth,
     engine: Engine<XskRings, P>,
+    /// Slots are those of the whole UMEM: this worker takes every n-th.
     next_slot: u16,
     /// Slots of closed sockets whose chunks to be sent are not yet free, each with the time when they are.
     closing: Vec<(SocketSlot, Nanos)>,
@@ -180,8 +207,9 @@ struct Loop<P> {
 
 /// Runs until told to stop.
 pub(crate) fn run<P: Processor<UmemFrame>>(birth: Birth, engine: Engine<XskRings, P>) {
+    let next_slot = birth.index.0;
     let mut this =
-        Loop { birth, engine, next_slot: 0, closing: Vec::new(), wanted: Vec::new(), tick_is_due: false };
+        Loop { birth, engine, next_slot, closing: Vec::new(), wanted: Vec::new(), tick_is_due: false };
     let nothing = Topology::default();
     let mut events = Events::with_capacity(256);
     let mut last_work = now();
@@ -244,9 +272,12 @@ pub(crate) fn run<P: Processor<UmemFrame>>(birth: Birth, engine: Engine<XskRings
 impl<P: Processor<UmemFrame>> Loop<P> {
     /// Waits for events up to `timeout` and puts ports with one back to work.
     fn look(&mut self, events: &mut Events, timeout: Duration, sleeping: bool) {
+        // Whoever posts from now on wakes us; what was posted before keeps us up.
+        let timeout = if sleeping && !self.birth.inbox.lie_down() { Duration::ZERO } else { timeout };
         // An interrupted wait is like a timeout; any other failure leaves `events` empty, and the loop goes on by time alone.
         let _ = self.birth.poll.poll(events, Some(timeout));
         if sleeping {
+            self.birth.inbox.wake_up();
             self.birth.counters.wakeups.fetch_add(1, Relaxed);
         }
         let time = now();
@@ -342,9 +373,10 @@ impl<P: Processor<UmemFrame>> Loop<P> {
             this.closing.iter().any(|(s, _)| *s == slot)
                 || this.engine.lines().any(|(_, _, rings)| rings.slot() == slot)
         };
-        for _ in 0..SocketSlot::MAX {
+        for _ in 0..SocketSlot::MAX / self.birth.workers {
             let slot = SocketSlot(self.next_slot);
-            self.next_slot = (self.next_slot + 1) % SocketSlot::MAX;
+            let next = self.next_slot + self.birth.workers;
+            self.next_slot = if next < SocketSlot::MAX { next } else { self.birth.index.0 };
             if !taken(slot, self) {
                 return Some(slot);
             }
@@ -361,9 +393,10 @@ impl<P: Processor<UmemFrame>> Loop<P> {
             }
             !over
         });
-        let (events_lost, portless) = self.engine.losses();
-        self.birth.counters.events_lost.store(events_lost, Relaxed);
-        self.birth.counters.portless.store(portless, Relaxed);
+        let losses = self.engine.losses();
+        self.birth.counters.events_lost.store(losses.events, Relaxed);
+        self.birth.counters.portless.store(losses.portless, Relaxed);
+        self.birth.counters.unsent.store(losses.unsent, Relaxed);
         let wanted = self.engine.processor().wanted_neighbours();
         // A full channel is tried again at the next tick.
         if wanted != self.wanted && self.birth.wanted.try_send(wanted.clone()).is_ok() {

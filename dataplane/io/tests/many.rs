@@ -43,7 +43,7 @@ fn two_hundred_and_fifty_pods_share_one_packet_memory() {
 
         let config = DataplaneConfig { chunks: CHUNKS, ..config(directory) };
         let last = PODS;
-        let make = move |_| Patch::new(&[(1, last), (2, last - 1)], Arc::new(AtomicBool::new(false)));
+        let make = move |_, _| Patch::new(&[(1, last), (2, last - 1)], Arc::new(AtomicBool::new(false)));
         let dataplane = Dataplane::start_with(config, make).unwrap();
         let started = Instant::now();
         for index in 0..=PODS {

@@ -280,7 +280,7 @@ fn an_unplugged_port_loses_its_frames_and_no_memory() {
     b.into[0].borrow_mut().push_back(vec![200, 9]);
     b.engine.turn(view, Nanos(0));
     assert!(b.statistics[1].tx_failed.load(Relaxed) >= 1);
-    assert_eq!(b.engine.losses().1, 1);
+    assert_eq!(b.engine.losses().portless, 1);
     assert_eq!(b.no_spare.get(), 0);
     drop(b.engine);
     assert_eq!(b.pool.free(), b.pool.total());

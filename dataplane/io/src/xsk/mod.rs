@@ -1,6 +1,6 @@
 //! AF_XDP sockets over one UMEM, and the rule that makes them safe.
 //!
-//! **Ownership.** A chunk of the UMEM is in exactly one of five places, and [`Pool`] writes down in which:
+//! **Ownership.** A chunk of the UMEM is in exactly one of five places, and [`Store`] writes down in which:
 //!
 //! | place | who may touch it | how it leaves |
 //! |---|---|---|
@@ -14,24 +14,34 @@
 //! when the table says that this very socket's kernel side had the chunk, and only within the chunk's bounds; both are checked in
 //! release builds. A wrong descriptor costs a count ([`Rings::refused`]), never memory.
 //!
-//! The table, the free list and every frame belong to one thread (`Rc`). Sockets are made and closed on the control side, because a
+//! **Workers.** One UMEM serves them all. Each has a [`Pool`]: its way to the table, and a small stack of free chunks. A frame belongs to
+//! one worker's pool (`Rc`) and changes worker as a [`LooseFrame`]. A chunk's place has one writer at a time, namely whoever holds it or
+//! the worker of the socket that has it, so places need no more than relaxed atomics: what passes a chunk on (a queue, a ring) is what
+//! orders them. Free chunks beyond a few hundred go to the depot 64 at a time, and come from there when a stack is empty; so one worker
+//! may receive everything and another send it.
+//!
+//! Sockets are made and closed on the control side, because a
 //! close waits for the kernel's readers; [`XskSocket`] is what crosses threads. When a socket is closed, its *fill* chunks are free
 //! at once (the kernel's close waits for receivers), its *transmit* chunks after a pause, as a device may still be reading them.
 
 mod dry_run;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io;
 use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use crossbeam::queue::ArrayQueue;
 use margay_core::Frame;
 use xsk_rs::config::{BindFlags, FrameSize, Interface, LibxdpFlags, QueueSize, SocketConfig, UmemConfig};
 use xsk_rs::umem::frame::FrameDesc;
 use xsk_rs::{CompQueue, FillQueue, RxQueue, Socket, TxQueue, Umem};
 
+use crate::exchange::Pass;
 use crate::rings::{PortGone, Rings};
 
 pub use dry_run::dry_run;
@@ -42,12 +52,12 @@ pub const RING_SIZE: u32 = 1024;
 const KERNEL_BATCH: usize = 32;
 const BATCH: usize = 256;
 
-/// Which socket of a worker, in the ownership table.
+/// Which socket, in the ownership table of its UMEM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SocketSlot(pub u16);
 
 impl SocketSlot {
-    /// Most sockets of one worker.
+    /// Most sockets of one UMEM.
     pub const MAX: u16 = 16_000;
 }
 
@@ -106,7 +116,7 @@ fn source_of(error: &dyn std::error::Error) -> io::Error {
     code.map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error)
 }
 
-/// The packet memory of one worker, before the worker has it. Cloned handles name the same memory.
+/// The packet memory, before workers have it. Cloned handles name the same memory.
 #[derive(Debug, Clone)]
 pub struct UmemHandle {
     umem: Umem,
@@ -114,7 +124,7 @@ pub struct UmemHandle {
     chunks: u32,
 }
 
-/// Every chunk of a new UMEM, all free. Goes to [`Pool::new`] once.
+/// Every chunk of a new UMEM, all free. Goes to [`Store::new`] once.
 #[derive(Debug)]
 pub struct Chunks(Vec<FrameDesc>);
 
@@ -236,35 +246,76 @@ pub struct SocketStatistics {
     pub invalid_descriptors: u64,
 }
 
-/// The chunks of one UMEM and where each of them is. Belongs to one thread.
+/// Free chunks that change workers together.
+const MAGAZINE: usize = 64;
+/// Free chunks that a worker keeps to itself.
+const KEPT: usize = 4 * MAGAZINE;
+
 #[derive(Debug)]
-pub struct Pool {
-    umem: Umem,
+struct Magazine {
+    chunks: [u32; MAGAZINE],
+    len: usize,
+}
+
+/// The chunks of one UMEM, where each of them is, and the free ones that no worker has at hand.
+#[derive(Debug)]
+pub struct Store {
     chunk_size: usize,
     /// The descriptor of each chunk as the UMEM's maker gave it.
     descriptors: Box<[FrameDesc]>,
-    places: Box<[Cell<u16>]>,
+    places: Box<[AtomicU16]>,
+    depot: ArrayQueue<Magazine>,
+}
+
+impl Store {
+    /// Returns the table with every chunk free.
+    pub fn new(handle: &UmemHandle, chunks: Chunks) -> Arc<Self> {
+        let count = chunks.0.len() as u32;
+        // Workers give back full magazines only, so one more than these is never there.
+        let depot = ArrayQueue::new(count as usize / MAGAZINE + 1);
+        for first in (0..count).step_by(MAGAZINE) {
+            let len = ((count - first) as usize).min(MAGAZINE);
+            let mut magazine = Magazine { chunks: [0; MAGAZINE], len };
+            for (chunk, number) in magazine.chunks.iter_mut().zip(first..count) {
+                *chunk = number;
+            }
+            // There is room for all.
+            let _ = depot.push(magazine);
+        }
+        Arc::new(Self {
+            chunk_size: handle.chunk_size as usize,
+            descriptors: chunks.0.into_boxed_slice(),
+            places: (0..count).map(|_| AtomicU16::new(FREE)).collect(),
+            depot,
+        })
+    }
+}
+
+/// A worker's way to the chunks, and the free ones that it has at hand. Belongs to one thread.
+#[derive(Debug)]
+pub struct Pool {
+    umem: Umem,
+    store: Arc<Store>,
     free: RefCell<Vec<u32>>,
 }
 
 impl Pool {
-    /// Returns the table with every chunk free.
+    /// Returns the pool of the only worker.
     pub fn new(handle: &UmemHandle, chunks: Chunks) -> Rc<Self> {
-        let count = chunks.0.len();
-        Rc::new(Self {
-            umem: handle.umem.clone(),
-            chunk_size: handle.chunk_size as usize,
-            descriptors: chunks.0.into_boxed_slice(),
-            places: (0..count).map(|_| Cell::new(FREE)).collect(),
-            free: RefCell::new((0..count as u32).rev().collect()),
-        })
+        Self::of(handle, Store::new(handle, chunks))
     }
 
-    /// Returns how many chunks are free, held, given to the kernel to receive into, and given to it to send.
+    /// Returns a worker's pool over the chunks of `handle`'s UMEM.
+    pub fn of(handle: &UmemHandle, store: Arc<Store>) -> Rc<Self> {
+        let free = RefCell::new(Vec::with_capacity(KEPT + 1));
+        Rc::new(Self { umem: handle.umem.clone(), store, free })
+    }
+
+    /// Returns how many chunks are free, held, given to the kernel to receive into, and given to it to send: all workers' together.
     pub fn census(&self) -> Census {
         let mut census = Census::default();
-        for place in &self.places {
-            match place.get() {
+        for place in &self.store.places {
+            match place.load(Relaxed) {
                 FREE => census.free += 1,
                 HELD => census.held += 1,
                 kernel if kernel % 2 == 0 => census.fill += 1,
@@ -286,8 +337,8 @@ impl Pool {
 
     fn reclaim(&self, place: u16) -> usize {
         let mut freed = 0;
-        for (index, at) in self.places.iter().enumerate() {
-            if at.get() == place {
+        for (index, at) in self.store.places.iter().enumerate() {
+            if at.load(Relaxed) == place {
                 self.release(index);
                 freed += 1;
             }
@@ -296,30 +347,50 @@ impl Pool {
     }
 
     fn release(&self, index: usize) {
-        self.places[index].set(FREE);
-        self.free.borrow_mut().push(index as u32);
+        self.store.places[index].store(FREE, Relaxed);
+        let mut free = self.free.borrow_mut();
+        free.push(index as u32);
+        if free.len() > KEPT {
+            let mut magazine = Magazine { chunks: [0; MAGAZINE], len: MAGAZINE };
+            let from = free.len() - MAGAZINE;
+            magazine.chunks.copy_from_slice(&free[from..]);
+            if self.store.depot.push(magazine).is_ok() {
+                free.truncate(from);
+            }
+        }
     }
 
     /// Takes a free chunk to `place`.
     fn take(&self, place: u16) -> Option<FrameDesc> {
-        let index = self.free.borrow_mut().pop()? as usize;
-        self.places[index].set(place);
-        Some(self.descriptors[index])
+        let mut free = self.free.borrow_mut();
+        if free.is_empty() {
+            let magazine = self.store.depot.pop()?;
+            free.extend(magazine.chunks[..magazine.len].iter().rev());
+        }
+        let index = free.pop()? as usize;
+        self.store.places[index].store(place, Relaxed);
+        Some(self.store.descriptors[index])
     }
 
     /// Moves the chunk of a kernel's descriptor from `place` to `to`; `None` when it was not there.
     fn hand_over(&self, descriptor: &FrameDesc, place: u16, to: u16) -> Option<usize> {
-        let index = descriptor.addr() / self.chunk_size;
-        let at = self.places.get(index)?;
-        if at.get() != place {
+        let index = descriptor.addr() / self.store.chunk_size;
+        let at = self.store.places.get(index)?;
+        // No race: a chunk that is at the kernel by our socket has no other writer than this thread.
+        if at.load(Relaxed) != place {
             return None;
         }
-        at.set(to);
+        at.store(to, Relaxed);
         Some(index)
     }
 
     fn room(&self, descriptor: &FrameDesc) -> usize {
-        self.chunk_size - descriptor.addr() % self.chunk_size
+        self.store.chunk_size - descriptor.addr() % self.store.chunk_size
+    }
+
+    /// Returns about how many chunks are free for this worker to take.
+    fn available(&self) -> usize {
+        self.free.borrow().len() + self.store.depot.len() * MAGAZINE
     }
 }
 
@@ -358,8 +429,25 @@ impl UmemFrame {
 impl Drop for UmemFrame {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.take() {
-            pool.release(self.descriptor.addr() / pool.chunk_size);
+            pool.release(self.descriptor.addr() / pool.store.chunk_size);
         }
+    }
+}
+
+/// A frame on its way from one worker to another. The chunk stays *held*; whoever drops this instead of fastening it loses the chunk.
+#[derive(Debug)]
+pub struct LooseFrame(FrameDesc);
+
+impl Pass for Rc<Pool> {
+    type Frame = UmemFrame;
+    type Loose = LooseFrame;
+
+    fn loosen(&self, frame: UmemFrame) -> LooseFrame {
+        LooseFrame(frame.into_descriptor())
+    }
+
+    fn fasten(&self, loose: LooseFrame) -> UmemFrame {
+        UmemFrame { descriptor: loose.0, pool: Some(Rc::clone(self)) }
     }
 }
 
@@ -501,7 +589,8 @@ impl Rings for XskRings {
             }
             let mut descriptor = frame.into_descriptor();
             descriptor.set_options(0);
-            self.pool.places[descriptor.addr() / self.pool.chunk_size].set(sent_by(self.slot));
+            let index = descriptor.addr() / self.pool.store.chunk_size;
+            self.pool.store.places[index].store(sent_by(self.slot), Relaxed);
             self.scratch[ready] = descriptor;
             ready += 1;
         }
@@ -509,7 +598,7 @@ impl Rings for XskRings {
         let sent = unsafe { self.socket.tx.produce(&self.scratch[..ready]) };
         // The ring had the room a moment ago and we are its only producer, so nothing is left; if it ever is, the chunk is freed.
         for at in sent..ready {
-            let index = self.scratch[at].addr() / self.pool.chunk_size;
+            let index = self.scratch[at].addr() / self.pool.store.chunk_size;
             self.refuse(Some(index));
         }
         self.in_flight += sent;
@@ -555,7 +644,7 @@ impl Rings for XskRings {
             // SAFETY: each descriptor is a free chunk of this UMEM, marked as the kernel's above.
             let given = unsafe { self.socket.fill.produce(&self.scratch[..ready]) };
             for at in given..ready {
-                self.pool.release(self.scratch[at].addr() / self.pool.chunk_size);
+                self.pool.release(self.scratch[at].addr() / self.pool.store.chunk_size);
             }
             self.filled += given;
             total += given;
@@ -591,7 +680,7 @@ impl Rings for XskRings {
     }
 
     fn pool(&self) -> (usize, usize) {
-        (self.pool.free.borrow().len(), self.pool.places.len())
+        (self.pool.available(), self.pool.store.places.len())
     }
 
     fn take_spare(&mut self) -> Option<UmemFrame> {
