@@ -226,10 +226,16 @@ mod tests {
     fn a_cpu_is_a_number_or_a_word() {
         assert_eq!((cpu("auto"), cpu("none"), cpu("3")), (Ok(Cpu::Auto), Ok(Cpu::None), Ok(Cpu::Number(3))));
         assert!(cpu("first").is_err() && cpu("-1").is_err());
-        assert_eq!(Cpu::None.choose(), Ok(None));
-        let last = Cpu::Auto.choose().expect("an affinity").expect("a CPU");
-        assert_eq!(Cpu::Number(last).choose(), Ok(Some(last)));
-        assert!(Cpu::Number(1_000_000).choose().is_err());
+        assert_eq!(Cpu::None.choose(2), Ok(Vec::new()));
+        let all = Cpu::Auto.choose(256).expect("an affinity");
+        let last = *all.first().expect("a CPU");
+        assert_eq!(Cpu::Auto.choose(1), Ok(vec![last]));
+        assert_eq!(Cpu::Number(last).choose(1), Ok(vec![last]));
+        let lowest = *all.last().expect("a CPU");
+        let from_lowest = Cpu::Number(lowest).choose(256).expect("it is allowed");
+        assert_eq!(from_lowest.len(), all.len(), "each CPU once");
+        assert_eq!(from_lowest[0], lowest);
+        assert!(Cpu::Number(1_000_000).choose(1).is_err());
     }
 
     #[test]

@@ -152,7 +152,8 @@ impl NodeView for View {
             not_ready
                 .push(format!("the worker has not been seen for {} ms; pods are closed", age.as_millis()));
         }
-        let cpus = self.cpus.iter().cycle().map(|cpu| u32::try_from(*cpu).ok()).chain(std::iter::repeat(None));
+        let cpus =
+            self.cpus.iter().cycle().map(|cpu| u32::try_from(*cpu).ok()).chain(std::iter::repeat(None));
         let ages = self.dataplane.heartbeat_ages();
         let workers = (0..).zip(ages).zip(cpus).map(|((index, age), cpu)| WorkerReport {
             index,

@@ -31,7 +31,8 @@ fn devices() {
 fn start(directory: &Path, pairs: &'static [(u16, u16)]) -> (Dataplane, Arc<AtomicBool>) {
     let hang = Arc::new(AtomicBool::new(false));
     let inside = Arc::clone(&hang);
-    let dataplane = Dataplane::start_with(config(directory), move |_, _| Patch::new(pairs, Arc::clone(&inside))).unwrap();
+    let dataplane =
+        Dataplane::start_with(config(directory), move |_, _| Patch::new(pairs, Arc::clone(&inside))).unwrap();
     dataplane.add_port(spec(0, "hx", Role::Host)).unwrap();
     dataplane.add_port(spec(1, "nic", Role::Uplink)).unwrap();
     dataplane.add_port(spec(2, "p0", Role::Pod)).unwrap();

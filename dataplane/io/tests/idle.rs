@@ -25,9 +25,10 @@ fn worker_time() -> u64 {
 #[test]
 fn an_idle_worker_takes_less_than_a_hundredth_of_a_core() {
     in_namespaces("an_idle_worker_takes_less_than_a_hundredth_of_a_core", |directory| {
-        let dataplane =
-            Dataplane::start_with(config(directory), |_, _| Patch::new(&[], Arc::new(AtomicBool::new(false))))
-                .unwrap();
+        let dataplane = Dataplane::start_with(config(directory), |_, _| {
+            Patch::new(&[], Arc::new(AtomicBool::new(false)))
+        })
+        .unwrap();
         for index in 0..20 {
             let name = format!("p{index}");
             veth(&name);

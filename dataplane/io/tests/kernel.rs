@@ -21,7 +21,10 @@ const SOON: Duration = Duration::from_secs(2);
 fn patched(directory: &Path, pairs: &'static [(u16, u16)]) -> (Dataplane, Arc<AtomicBool>) {
     let hang = Arc::new(AtomicBool::new(false));
     let inside = Arc::clone(&hang);
-    (Dataplane::start_with(config(directory), move |_, _| Patch::new(pairs, Arc::clone(&inside))).unwrap(), hang)
+    (
+        Dataplane::start_with(config(directory), move |_, _| Patch::new(pairs, Arc::clone(&inside))).unwrap(),
+        hang,
+    )
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use crossbeam::channel::bounded;
 use margay_core::worker::FlowRecord;
 use margay_core::{Counters, DropReason, Frame, Nanos, Output, PacketEvent, PortIndex, Topology, View};
-use margay_io::engine::{Engine, PortStatistics, Processor};
+use margay_io::engine::{Engine, Losses, PortStatistics, Processor};
 use margay_io::memory::{MemoryPool, MemoryRings, PooledFrame, Wire};
 use margay_io::rings::Rings;
 
@@ -191,7 +191,7 @@ fn thousands_of_frames_and_none_is_lost() {
     assert_eq!(switch.counters.endings(), sent);
     assert_eq!(arrived + dropped, sent + switch.doubled);
     assert!(switch.doubled > 0);
-    let (events_lost, portless) = b.engine.losses();
+    let Losses { events: events_lost, portless, .. } = b.engine.losses();
     assert_eq!((events_lost + b.events.len() as u64, portless), (dropped, 0));
     let received: u64 = b.statistics.iter().map(|s| s.rx_packets.load(Relaxed)).sum();
     let transmitted: u64 = b.statistics.iter().map(|s| s.tx_packets.load(Relaxed)).sum();

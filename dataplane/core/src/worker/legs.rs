@@ -180,8 +180,17 @@ impl<F: Frame> Worker<F> {
                 (side, judge::judge(view, &self.config, &tuple, &parties)?)
             } else {
                 let reversed = judge::reversed(&tuple);
-                let parties = Parties::of(view.topology, &reversed).at(me);
-                (other(side), judge::judge(view, &self.config, &reversed, &parties)?)
+                let backwards = Parties::of(view.topology, &reversed).at(me);
+                match judge::judge(view, &self.config, &reversed, &backwards) {
+                    Ok(judged_by) => (other(side), judged_by),
+                    Err(refused) if in_mid_flow => return Err(refused),
+                    Err(_) => {
+                        // Here that flow is over, and the first leg lives on what was refused here: this packet begins a new one.
+                        state = State::Other { answered: false };
+                        judge::judge(view, &self.config, &tuple, &all)?;
+                        (side, judge::evidence(view, &tuple, &parties).ok_or(DropReason::NoPolicyYet)?)
+                    }
+                }
             }
         } else if !in_mid_flow || !all.any() {
             judge::judge(view, &self.config, &tuple, &all)?;
