@@ -138,6 +138,8 @@ pub struct MemoryReport {
 pub struct CounterReport {
     /// Frames taken from ports.
     pub received: u64,
+    /// Packets given from one worker to another to be judged.
+    pub handed_over: u64,
     /// Frames sent on.
     pub forwarded: u64,
     /// Frames answered by us.
@@ -166,6 +168,7 @@ impl From<&Counters> for CounterReport {
     fn from(counters: &Counters) -> Self {
         Self {
             received: counters.received,
+            handed_over: counters.handed_over,
             forwarded: counters.forwarded,
             answered: counters.answered,
             held: counters.held,

@@ -155,6 +155,7 @@ pub fn render(status: &StatusReport) -> Result<String, std::fmt::Error> {
     count("packets_received", "Packets taken from all ports", counters.received);
     count("packets_forwarded", "Packets sent on to another port", counters.forwarded);
     count("packets_answered", "Packets answered by the node itself", counters.answered);
+    count("handed_over", "Packets given from one worker to another to be judged", counters.handed_over);
     count("icmp_errors_sent", "ICMP errors sent about dropped packets", counters.icmp_errors_sent);
     count("resets_sent", "TCP resets sent about segments that policy refused", counters.resets_sent);
     count(

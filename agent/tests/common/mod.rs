@@ -72,14 +72,21 @@ pub struct Lab {
 impl Lab {
     /// Brings up two nodes with the pods of `manifests`, and waits until every pod answers another.
     pub fn up(mark: &str, manifests: &str) -> Self {
+        Self::up_with(mark, manifests, &[])
+    }
+
+    /// As [`Lab::up`], with further arguments for every agent.
+    pub fn up_with(mark: &str, manifests: &str, agent_args: &[&str]) -> Self {
         let name = format!("x{}{mark}", std::process::id());
         let directory = std::env::temp_dir().join(format!("mgx{name}"));
         fs::create_dir_all(directory.join("manifests")).expect("temporary directory");
         fs::write(directory.join("manifests/pods.yaml"), manifests).expect("manifests");
         let mut lab = Self { name, directory, status: Value::Null, extra: Vec::new() };
         let manifests = lab.directory.join("manifests");
+        let agent_args = agent_args.iter().map(|arg| format!("--agent-arg={arg}"));
         let output = lab
             .call("up", &["--nodes", "2", "--manifests", &manifests.to_string_lossy()])
+            .args(agent_args)
             .output()
             .expect("run");
         assert!(output.status.success(), "up: {}", String::from_utf8_lossy(&output.stderr));

@@ -216,9 +216,9 @@ fn scenario(seed: u64) {
             }
         }
         twins.compare_drops();
-        // Not at all, or long enough for every flow but an established one to end: what one leg refuses keeps the other's entry alive
-        // (docs/workers.md), so in between the two may differ.
-        let by = Nanos::from_secs([0, 700][random.below(2) as usize]);
+        // Not at all, or long enough for every flow to end: what one leg refuses keeps the other's entry alive (docs/workers.md), so in
+        // between the two may differ.
+        let by = Nanos::from_secs([0, 4000][random.below(2) as usize]);
         for cluster in twins.both() {
             cluster.advance(by);
         }

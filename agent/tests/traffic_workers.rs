@@ -1,0 +1,95 @@
+//! Real traffic over real AF_XDP with several workers a node: pods whose packets change hands, both families, both directions.
+
+mod common;
+
+use common::{Lab, skipped, within};
+use serde_json::Value;
+
+const PODS: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web}}
+spec: {nodeName: node1, containers: [{name: main, image: none}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: db, namespace: shop, labels: {app: db}}
+spec: {nodeName: node1, containers: [{name: main, image: none}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: cache, namespace: shop, labels: {app: cache}}
+spec: {nodeName: node1, containers: [{name: main, image: none}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: far, namespace: shop, labels: {app: far}}
+spec: {nodeName: node2, containers: [{name: main, image: none}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: db, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: db}}
+  policyTypes: [Ingress]
+  ingress:
+  - from: [{podSelector: {matchLabels: {app: web}}}, {podSelector: {matchLabels: {app: far}}}]
+";
+
+const EVERYBODY: [&str; 6] = ["shop/web", "shop/db", "shop/cache", "shop/far", "node1", "node2"];
+
+/// Everybody calls everybody by ping and by TCP with a page; the one pair that policy forbids gets nothing.
+fn everybody_meets(mark: &str, workers: u16) {
+    let name = format!("traffic with {workers} workers");
+    if skipped(&name, &["curl", "python3"]) {
+        return;
+    }
+    let lab = Lab::up_with(mark, PODS, &[&format!("--workers={workers}")]);
+    let _servers = EVERYBODY.map(|place| lab.serve(place, 8000));
+    let status = lab.agent_status("node1");
+    assert_eq!(status["workers"].as_array().map(Vec::len), Some(usize::from(workers)), "{status:#}");
+    let homes = |kind: &str| -> Vec<u64> {
+        let ports = status["ports"].as_array().expect("ports").iter();
+        ports.filter(|port| port["kind"] == kind).filter_map(|port| port["worker"].as_u64()).collect()
+    };
+    let mut used = homes("pod");
+    used.sort_unstable();
+    used.dedup();
+    assert_eq!(
+        used.len(),
+        usize::from(workers.min(3)),
+        "three pods spread over {workers} workers: {status:#}"
+    );
+    for from in EVERYBODY {
+        for to in EVERYBODY.iter().filter(|to| **to != from) {
+            for address in lab.addresses(to) {
+                let what = || format!("{from} to {to} at {address}, {workers} workers{}", lab.diagnosis());
+                // The node's own calls and node1's to its own pod are not policy's; node2 is a stranger to the rule.
+                let forbidden = *to == "shop/db" && (from == "shop/cache" || from == "node2");
+                if forbidden {
+                    assert!(!lab.pings(from, &address), "ping that policy forbids, {}", what());
+                    continue;
+                }
+                assert!(within(3, || lab.pings(from, &address)), "ping, {}", what());
+                assert!(lab.fetches(from, &address, 8000), "curl, {}", what());
+            }
+        }
+    }
+    let handed = |status: &Value| status["counters"]["handed_over"].as_u64().expect("number");
+    assert!(handed(&lab.agent_status("node1")) > 0, "packets change hands");
+    lab.books_balance();
+}
+
+#[test]
+fn everybody_meets_with_two_workers() {
+    everybody_meets("v", 2);
+}
+
+#[test]
+fn everybody_meets_with_three_workers() {
+    everybody_meets("w", 3);
+}
