@@ -7,11 +7,12 @@ mod cluster;
 mod common;
 #[path = "../../control/tests/support/crds.rs"]
 mod crds;
+#[path = "../../control/tests/support/rights.rs"]
+mod rights;
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-use apiserver::ApiServer;
 use cluster::{Cluster, PODS, Writer};
 use common::{skipped, within};
 use serde_json::{Value, json};
@@ -63,6 +64,19 @@ fn policy_written_to_the_api_server_meets_real_packets() {
     assert!(cluster.lab.fetches(&near.netns, &server.address, 80));
     cluster.api.delete(&format!("{POLICIES}/server"));
     assert!(within(1, || cluster.lab.fetches(&far.netns, &server.address, 80)));
+
+    // What became of it is written to its status, with the rights that an agent is installed with.
+    cluster.api.create(POLICIES, &admit("app == 'near'"));
+    let accepted = || {
+        let conditions = cluster.api.get(&format!("{POLICIES}/server"))["status"]["conditions"].to_string();
+        conditions.contains("\"Accepted\"") && conditions.contains("\"Enforced\"")
+    };
+    assert!(within(20, accepted), "{}", cluster.api.get(&format!("{POLICIES}/server")));
+    for node in cluster::NODES {
+        let problems = cluster.lab.agent_status(node)["problems"].to_string();
+        assert_eq!(problems, "[]", "{node}: no right is missing");
+    }
+    cluster.api.delete(&format!("{POLICIES}/server"));
 
     // From the write to the packet, one hundred times.
     cluster.api.create(POLICIES, &admit("app == 'nobody'"));
@@ -245,43 +259,16 @@ fn without_the_api_server_flows_go_on_and_a_node_starts_from_the_last_picture_pm
     assert_eq!(cluster.readyz("node1"), ("200".to_owned(), "ok\n".to_owned()));
 }
 
-/// Makes a ServiceAccount for the agents, with the rights to follow everything but `without`, and to write nothing.
-fn reader(api: &ApiServer, without: &str) -> std::path::PathBuf {
-    let core: Vec<&str> = ["namespaces", "serviceaccounts", "nodes", "pods"]
-        .into_iter()
-        .filter(|name| *name != without)
-        .collect();
-    let rule = |group: &str, resources: &[&str]| json!({ "apiGroups": [group], "resources": resources, "verbs": ["list", "watch"] });
-    let role = json!({
-        "metadata": { "name": "margay" },
-        "rules": [
-            rule("", &core), rule("networking.k8s.io", &["networkpolicies"]), rule("discovery.k8s.io", &["endpointslices"]),
-            rule("projectcalico.org", &["*"]),
-        ],
-    });
-    api.create("/apis/rbac.authorization.k8s.io/v1/clusterroles", &role);
-    api.create(
-        "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
-        &json!({
-            "metadata": { "name": "margay" },
-            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "margay" },
-            "subjects": [{ "kind": "ServiceAccount", "namespace": "kube-system", "name": "margay" }],
-        }),
-    );
-    api.service_account("kube-system", "margay")
-}
-
 #[test]
 fn a_missing_right_is_named_in_log_and_status_and_the_agent_waits_for_it() {
     if skipped("a_missing_right_is_named_in_log_and_status_and_the_agent_waits_for_it", &["nsenter"]) {
         return;
     }
     let mut cluster = Cluster::up("rights");
-    let kubeconfig = reader(&cluster.api, "pods");
+    let rules = rights::take_away(&cluster.api, "pods");
     cluster.stop_agent("node2");
     // A node that was never here has no picture to start from.
     cluster.forget_picture("node2");
-    cluster.kubeconfig = kubeconfig;
     cluster.start_agent("node2");
     let sentence = "cannot list resource \\\"pods\\\" in API group";
     let told = |cluster: &Cluster| {
@@ -296,15 +283,19 @@ fn a_missing_right_is_named_in_log_and_status_and_the_agent_waits_for_it() {
     let (code, _) = cluster.readyz("node2");
     assert_eq!(code, "503");
 
-    let rule = json!({ "apiGroups": [""], "resources": ["namespaces", "serviceaccounts", "nodes", "pods"], "verbs": ["list", "watch"] });
-    let path = "/apis/rbac.authorization.k8s.io/v1/clusterroles/margay";
-    let mut role = cluster.api.get(path);
-    role["rules"][0] = rule;
-    cluster.api.patch(path, &json!({ "rules": role["rules"] }));
-    assert!(within(30, || cluster.is_ready("node2")), "{}", cluster.log("node2"));
-    // It follows, and says what it may not write.
-    assert!(within(30, || {
-        let status = cluster.lab.agent_status("node2").to_string();
-        status.contains("status cannot be written") && status.contains("leases")
+    cluster.api.patch(rights::CLUSTER_ROLE, &json!({ "rules": rules }));
+    assert!(within(40, || cluster.is_ready("node2")), "{}", cluster.log("node2"));
+    assert!(within(10, || !cluster.lab.agent_status("node2")["problems"]
+        .to_string()
+        .contains("a right is missing")));
+
+    // What it may not write is named as well, and keeps it from nothing.
+    cluster.api.delete("/apis/rbac.authorization.k8s.io/v1/namespaces/kube-system/rolebindings/margay");
+    assert!(within(60, || {
+        let status = cluster.lab.agent_status("node2");
+        let problems = status["problems"].to_string();
+        status["ready"] == true
+            && problems.contains("status cannot be written: a right is missing")
+            && problems.contains("leases")
     }));
 }

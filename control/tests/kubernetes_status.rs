@@ -55,7 +55,6 @@ fn conditions_and_events_say_what_became_of_a_policy_and_come_from_one_agent() {
     wait(&mut both, "acceptance", 20, || condition(&api.get(&path), "Accepted")["status"] == "True");
     let accepted = api.get(&path);
     assert_eq!(condition(&accepted, "Enforced")["status"], "True");
-    let since = condition(&accepted, "Accepted")["lastTransitionTime"].clone();
 
     // Nothing is written again that is there.
     let version = accepted["metadata"]["resourceVersion"].clone();
@@ -66,6 +65,12 @@ fn conditions_and_events_say_what_became_of_a_policy_and_come_from_one_agent() {
     for (world, before) in both.iter().zip(others) {
         assert!(world.requests().others <= before + 4, "{before} requests before, {:?}", world.requests());
     }
+
+    // An object that is made anew under its name has nothing to do with the earlier one.
+    api.delete(&path);
+    api.create(POLICIES, &policy("web", "app == 'web'"));
+    wait(&mut both, "acceptance again", 10, || condition(&api.get(&path), "Accepted")["status"] == "True");
+    let since = condition(&api.get(&path), "Accepted")["lastTransitionTime"].clone();
 
     // A criterion that has no effect.
     let allow = json!({ "action": "Allow", "protocol": "TCP" });

@@ -44,6 +44,8 @@ const MANAGER: &str = "margay";
 const LOOK: Duration = Duration::from_millis(500);
 /// Between two writes: fifty a second at most.
 const PACE: Duration = Duration::from_millis(20);
+/// What the server did not take is tried again after so long.
+const LATER: Duration = Duration::from_secs(60);
 /// What was written is not written again for so long, whatever the server made of it.
 const AGAIN: Duration = Duration::from_secs(600);
 
@@ -111,7 +113,8 @@ pub(super) struct Identity {
 /// Writes for as long as the agent runs.
 pub(super) async fn write(api: Api, desk: SharedDesk, identity: Identity, chance: Chance) {
     let mut lease = Lease::new(identity.clone(), chance);
-    let mut writer = Writer { api, desk, node: identity.node, written: BTreeMap::new() };
+    let mut writer =
+        Writer { api, desk, node: identity.node, written: BTreeMap::new(), later: BTreeMap::new() };
     let mut held = false;
     loop {
         tokio::time::sleep(LOOK).await;
@@ -144,6 +147,7 @@ pub(super) async fn write(api: Api, desk: SharedDesk, identity: Identity, chance
         } else if held && !now_held {
             tracing::info!(node = writer.node, "another agent writes status");
             writer.written.clear();
+            writer.later.clear();
         }
         held = now_held;
         if held {
@@ -158,6 +162,8 @@ struct Writer {
     node: String,
     /// What was written last, and when.
     written: BTreeMap<Ident, (Value, Instant)>,
+    /// What was not taken, and when to try again.
+    later: BTreeMap<Ident, Instant>,
 }
 
 impl Writer {
@@ -171,6 +177,8 @@ impl Writer {
         let work = {
             let mut desk = self.desk.open();
             let mut work = std::mem::take(&mut desk.dirty);
+            let now = Instant::now();
+            work.extend(self.later.extract_if(.., |_, at| *at <= now).map(|(ident, _)| ident));
             if !work.is_empty() {
                 // The end of a tier depends on the policies in it.
                 work.extend(tiers::ending(&desk));
@@ -231,7 +239,9 @@ impl Writer {
             self.written.remove(ident);
             return;
         }
-        let said = json!(desired.iter().map(conditions::Condition::content).collect::<Vec<_>>());
+        // With the uid: an object that was made anew under its name has nothing of ours yet.
+        let contents: Vec<Value> = desired.iter().map(conditions::Condition::content).collect();
+        let said = json!([standing.meta.uid, contents]);
         if self.written.get(ident).is_some_and(|(before, at)| *before == said && at.elapsed() < AGAIN) {
             return;
         }
@@ -246,11 +256,15 @@ impl Writer {
         }
     }
 
-    /// Notes how a write ended; returns whether it was taken. What may go better later stays on the desk.
-    fn settle_one(&self, ident: &Ident, what: &str, outcome: Result<Value, Trouble>) -> bool {
-        let again = matches!(&outcome, Err(Trouble::Unreachable(_) | Trouble::Busy { .. }));
-        if again {
-            self.desk.open().dirty.insert(ident.clone());
+    /// Notes how a write ended; returns whether it was taken. What was not is tried again: soon where it may go better by itself, later
+    /// where somebody has to do something about it.
+    fn settle_one(&mut self, ident: &Ident, what: &str, outcome: Result<Value, Trouble>) -> bool {
+        match &outcome {
+            Ok(_) | Err(Trouble::Missing(_)) => {}
+            Err(Trouble::Unreachable(_) | Trouble::Busy { .. } | Trouble::Conflict(_)) => {
+                self.desk.open().dirty.insert(ident.clone());
+            }
+            Err(_) => drop(self.later.insert(ident.clone(), Instant::now() + LATER)),
         }
         self.settle(what, outcome)
     }
