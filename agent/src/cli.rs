@@ -14,10 +14,10 @@ use margay_policy_engine::model::Labels;
 
 use crate::admin::client::{self, ClientError, Format};
 use crate::admin::report::{DropFilter, FlowFilter};
-use crate::explain;
 use crate::simulate::probe::{IcmpProbe, Probe, ProbeProtocol, ViaProbe};
 use crate::simulate::{self, HostAction, Judge, Simulation, Simulator};
 use crate::verify::{self, Verification};
+use crate::{capture, explain};
 use crate::{lint, selector_command, validate};
 
 /// A Kubernetes network-policy dataplane on AF_XDP.
@@ -61,6 +61,12 @@ pub enum Command {
     /// Dropped packets of the running node, each with its reason and, where policy decided, tier, policy and rule
     #[command(after_long_help = "Example:\n  margay drops --follow --pod shop/web")]
     Drops(DropsArgs),
+    /// Packets of the running node into a pcapng file, each with its fate and who decided as a comment
+    #[command(after_long_help = CAPTURE_HELP)]
+    Capture(CaptureArgs),
+    /// Packets of the running node stage by stage: flow, policy on both legs, path, end
+    #[command(after_long_help = TRACE_HELP)]
+    Trace(TraceArgs),
     /// The CNI plug-in, called by the container runtime (also by the name margay-cni)
     Cni(crate::cni::CniArgs),
     /// A cluster on this machine: nodes, pods and the wire between them as network namespaces
@@ -138,6 +144,28 @@ none), and lists those whose verdict changes; at most a million are compared and
 
 Exit code 0 when the question was answered, whatever the verdict; with --diff 1 when a verdict changes; 2 when something asked for cannot
 be read or does not exist; 4 when no agent answers."#;
+
+const CAPTURE_HELP: &str = r#"Examples:
+  margay capture --pod shop/web -w web.pcapng
+  margay capture --from shop/web --to shop/db --port 5432 --count 100 -w - | wireshark -k -i -
+  margay capture --reason policy_ingress --reason policy_egress
+
+Every packet is there as it arrived, from the Ethernet header on, on the device that it came from; with --sent also as it left. The packet
+comment tells its fate, the state of its flow, and the policy of both legs. Checksums that a pod leaves to its device are partial. Packets
+that come faster than they can be told are counted in the drop count of the next one, and at the end.
+
+Without -w there is one line per packet. Watching ends with --count, --seconds or an interrupt; it never holds up traffic, and packets
+that are watched are slower than others.
+
+Exit code 2 when what is asked for does not exist, 4 when no agent answers."#;
+
+const TRACE_HELP: &str = r#"Examples:
+  margay trace --from shop/web --to shop/db --port 5432
+  margay trace --pod shop/web --protocol ICMP --count 2
+
+Both directions of the conversation are shown. For why policy decides as it does, ask `margay explain`.
+
+Exit code 2 when what is asked for does not exist, 4 when no agent answers."#;
 
 const LINT_HELP: &str = r#"Examples:
   margay lint policies/ cluster.yaml
@@ -383,6 +411,94 @@ pub struct DropsArgs {
     ask: AskArgs,
 }
 
+/// Which packets to watch.
+#[derive(Debug, Args)]
+pub struct WatchArgs {
+    /// What comes from or goes to this pod
+    #[arg(long, value_name = "NAMESPACE/POD")]
+    pod: Option<String>,
+    /// One end of a conversation, either way round: namespace/pod or ip:ADDRESS
+    #[arg(long, value_name = "PEER")]
+    from: Option<String>,
+    /// The other end
+    #[arg(long, value_name = "PEER")]
+    to: Option<String>,
+    /// TCP, UDP, SCTP, UDPLite, ICMP, ICMPv6 or a number
+    #[arg(long)]
+    protocol: Option<ProbeProtocol>,
+    /// Port of the --to end
+    #[arg(long)]
+    port: Option<u16>,
+    /// Port of the --from end
+    #[arg(long)]
+    sport: Option<u16>,
+    /// Only packets dropped for this reason, such as policy_ingress; may be repeated
+    #[arg(long, value_name = "NAME")]
+    reason: Vec<String>,
+    /// End after so many packets
+    #[arg(long, short = 'c', value_name = "PACKETS", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+    /// End after so long
+    #[arg(long, value_name = "SECONDS")]
+    seconds: Option<u64>,
+    #[command(flatten)]
+    ask: AskArgs,
+}
+
+impl WatchArgs {
+    fn watch(self, snap_len: Option<u32>, sent: bool, output: capture::Output) -> (PathBuf, capture::Watch) {
+        let filter = capture::CaptureFilter {
+            pod: self.pod,
+            ends: [
+                capture::EndFilter { peer: self.from, port: self.sport },
+                capture::EndFilter { peer: self.to, port: self.port },
+            ],
+            protocol: self.protocol.map(|protocol| protocol.0),
+            reasons: self.reason,
+            snap_len,
+            sent,
+        };
+        let time = self.seconds.map(Duration::from_secs);
+        (self.ask.socket, capture::Watch { filter, count: self.count, time, output })
+    }
+}
+
+/// `margay capture`.
+#[derive(Debug, Args)]
+pub struct CaptureArgs {
+    #[command(flatten)]
+    watch: WatchArgs,
+    /// Write a pcapng file; - is standard output
+    #[arg(long, short = 'w', value_name = "FILE", conflicts_with = "format")]
+    write: Option<PathBuf>,
+    /// Bytes kept of a packet [default: all]
+    #[arg(long, short = 's', value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..))]
+    snap_len: Option<u32>,
+    /// Also every packet as it left
+    #[arg(long)]
+    sent: bool,
+}
+
+/// `margay trace`.
+#[derive(Debug, Args)]
+pub struct TraceArgs {
+    #[command(flatten)]
+    watch: WatchArgs,
+}
+
+/// Watches, and says on standard error how much was seen.
+fn watch_command(socket: &std::path::Path, watch: &capture::Watch) -> ExitCode {
+    match capture::run(socket, watch) {
+        Ok((told, missed)) => {
+            let missed = if missed > 0 { format!(", {missed} more came too fast") } else { String::new() };
+            // Nobody is left to tell when standard error is gone.
+            let _ = writeln!(io::stderr(), "{told} packets{missed}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => failed(&error),
+    }
+}
+
 fn parse_via(text: &str) -> Result<ViaProbe, String> {
     if let Ok(socket) = text.parse::<SocketAddr>() {
         return Ok(ViaProbe { address: socket.ip(), port: Some(socket.port()) });
@@ -430,6 +546,23 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Drops(args) => {
             let DropsArgs { follow, reason, address, pod, ask } = args;
             finish(client::drops(&ask.socket, follow, DropFilter { reason, address, pod }, ask.format))
+        }
+        Command::Capture(CaptureArgs { watch, write, snap_len, sent }) => {
+            let output = match (write, watch.ask.format) {
+                (Some(file), _) => capture::Output::File(file),
+                (None, Format::Json) => capture::Output::Json,
+                (None, Format::Table) => capture::Output::Lines,
+            };
+            let (socket, watch) = watch.watch(snap_len, sent, output);
+            watch_command(&socket, &watch)
+        }
+        Command::Trace(TraceArgs { watch }) => {
+            let output = match watch.ask.format {
+                Format::Json => capture::Output::Json,
+                Format::Table => capture::Output::Stages,
+            };
+            let (socket, watch) = watch.watch(Some(128), false, output);
+            watch_command(&socket, &watch)
         }
         Command::Cni(args) => crate::cni::run(args),
         Command::Lab(args) => crate::lab::run(args),
@@ -510,6 +643,7 @@ fn failed(error: &ClientError) -> ExitCode {
         // The reader of our output has seen enough (`margay drops | head`).
         ClientError::Broken(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         ClientError::NotThere { .. } | ClientError::NotAllowed { .. } => complain(error, 4),
+        ClientError::Enough => ExitCode::SUCCESS,
         ClientError::Refused(_) => complain(error, 2),
         ClientError::Broken(_) | ClientError::NotUnderstood(_) => complain(error, 1),
     }

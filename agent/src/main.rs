@@ -1,6 +1,7 @@
 //! The margay binary: one program for the node, the person in front of it, and the tests of their policies.
 
 mod admin;
+mod capture;
 mod cli;
 mod cni;
 mod doctor;

@@ -42,6 +42,9 @@ pub enum ClientError {
     /// The agent refused the request.
     #[error("{0}")]
     Refused(String),
+    /// The asker has seen what it wanted; no failure.
+    #[error("enough was seen")]
+    Enough,
     /// The connection broke, or output could not be written.
     #[error("the conversation with the agent broke off")]
     Broken(#[from] io::Error),
@@ -62,7 +65,7 @@ pub fn ask(
         io::ErrorKind::PermissionDenied => ClientError::NotAllowed { path: socket.to_owned() },
         _ => ClientError::NotThere { path: socket.to_owned(), source },
     })?;
-    let following = matches!(request, Request::Drops { follow: true, .. });
+    let following = matches!(request, Request::Drops { follow: true, .. } | Request::Capture { .. });
     stream.set_read_timeout((!following).then_some(Duration::from_secs(30)))?;
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
@@ -80,7 +83,8 @@ pub fn ask(
     Err(ClientError::Broken(io::ErrorKind::UnexpectedEof.into()))
 }
 
-fn print_json(value: &impl serde::Serialize) -> Result<(), ClientError> {
+/// Prints one JSON value in a line of its own.
+pub fn print_json(value: &impl serde::Serialize) -> Result<(), ClientError> {
     let mut out = io::stdout().lock();
     serde_json::to_writer(&mut out, value)?;
     out.write_all(b"\n")?;

@@ -16,6 +16,7 @@ use margay_control::Problem;
 use serde::{Deserialize, Serialize};
 
 use super::report::{DropFilter, DropReport, FlowFilter, FlowReport, StatusReport};
+use crate::capture::{CaptureFilter, CaptureReport};
 use crate::explain::Explanation;
 use crate::simulate::probe::Probe;
 
@@ -42,6 +43,12 @@ pub enum Request {
         #[serde(default)]
         filter: DropFilter,
     },
+    /// Packets, one by one, until the client goes away.
+    Capture {
+        /// Which.
+        #[serde(default)]
+        filter: CaptureFilter,
+    },
     /// Why a packet passes or not.
     Explain {
         /// The packet.
@@ -61,6 +68,11 @@ pub enum Reply {
     Flow(FlowReport),
     /// To `drops`, one each.
     Drop(DropReport),
+    /// To `capture`: packets are being watched, and none is waiting to be told. The first says that watching has begun; later ones
+    /// that it goes on.
+    Watching {},
+    /// To `capture`, one each.
+    Packet(Box<CaptureReport>),
     /// To `explain`.
     Explanation(Box<Explanation>),
     /// The request was refused.

@@ -8,10 +8,12 @@ use std::net::IpAddr;
 
 use crossbeam::channel::Receiver;
 use margay_control::Problem;
+use margay_core::worker::{Captured, TapId};
 use margay_core::{Counters, DropReason};
 use margay_policy_engine::snapshot::Attribution;
 use serde::{Deserialize, Serialize};
 
+use crate::capture::{CaptureFilter, CaptureReport};
 use crate::explain::Explanation;
 use crate::simulate::probe::Probe;
 
@@ -24,6 +26,12 @@ pub trait NodeView: Send + Sync + 'static {
     fn flows(&self, filter: &FlowFilter) -> Vec<FlowReport>;
     /// Returns a subscription to drops and the most recent ones from before; see [`super::DropHub`].
     fn drops(&self) -> (Vec<DropReport>, Receiver<DropReport>);
+    /// Begins to watch packets that pass `filter`, until [`NodeView::end_watch`]. An error is a sentence for the asker.
+    fn watch(&self, filter: &CaptureFilter) -> Result<(TapId, Receiver<Captured>), String>;
+    /// Ends [`NodeView::watch`].
+    fn end_watch(&self, id: TapId);
+    /// Puts names into told packets.
+    fn tell(&self, packets: Vec<Captured>) -> Vec<CaptureReport>;
     /// Returns why the probe is allowed or denied under the policy in force; an error is a sentence for the asker.
     fn explain(&self, probe: &Probe) -> Result<Explanation, String>;
 }

@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam::channel::RecvTimeoutError;
+use crossbeam::channel::{Receiver, RecvTimeoutError};
+use margay_core::worker::Captured;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use super::protocol::{Reply, Request};
@@ -178,6 +179,17 @@ fn serve(stream: &UnixStream, view: &dyn NodeView, stop: &AtomicBool) -> io::Res
                 return out.flush();
             }
         },
+        Request::Capture { filter } => match view.watch(&filter) {
+            Ok((id, packets)) => {
+                let streamed = stream_packets(stream, &mut out, view, stop, &packets);
+                view.end_watch(id);
+                streamed?;
+            }
+            Err(message) => {
+                send(&mut out, &Reply::Error { message })?;
+                return out.flush();
+            }
+        },
         Request::Drops { follow, filter } => stream_drops(stream, &mut out, view, stop, follow, &filter)?,
     }
     send(&mut out, &Reply::End {})?;
@@ -212,6 +224,33 @@ fn stream_drops(
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
         }
+    }
+    Ok(())
+}
+
+/// Sends packets until the client hangs up or the server stops.
+fn stream_packets(
+    stream: &UnixStream,
+    out: &mut impl Write,
+    view: &dyn NodeView,
+    stop: &AtomicBool,
+    packets: &Receiver<Captured>,
+) -> io::Result<()> {
+    send(out, &Reply::Watching {})?;
+    out.flush()?;
+    while !stop.load(Ordering::Acquire) {
+        match packets.recv_timeout(Duration::from_millis(200)) {
+            Ok(first) => {
+                let batch = std::iter::once(first).chain(packets.try_iter().take(1_000)).collect();
+                for report in view.tell(batch) {
+                    send(out, &Reply::Packet(Box::new(report)))?;
+                }
+            }
+            Err(RecvTimeoutError::Timeout) if has_hung_up(stream) => return Ok(()),
+            Err(RecvTimeoutError::Timeout) => send(out, &Reply::Watching {})?,
+            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+        }
+        out.flush()?;
     }
     Ok(())
 }

@@ -4,14 +4,19 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
-use crossbeam::channel::Receiver;
+use crossbeam::channel::{Receiver, Sender};
+use margay_core::worker::{Captured, Fate, TapId};
+use margay_core::{Nanos, PortIndex, WorkerIndex};
 
 use super::client::{ClientError, ask};
 use super::protocol::{Reply, Request};
 use super::report::{Decider, DropFilter, DropReport, FlowFilter, FlowReport, NodeView, StatusReport};
 use super::server::AdminError;
 use super::{AdminServer, DropHub};
+use crate::capture::{CaptureFilter, CaptureReport};
 use crate::explain::Explanation;
 use crate::simulate::probe::{Probe, ProbeProtocol};
 
@@ -83,6 +88,53 @@ fn explain_passes_the_nodes_refusal_on() {
 }
 
 #[test]
+fn packets_are_told_from_the_word_that_watching_began() {
+    let served = Served::new();
+    let packet = |length| Captured {
+        tap: TapId(1),
+        time: Nanos(0),
+        worker: WorkerIndex(0),
+        port: PortIndex(1),
+        bytes: Box::new([0; 14]),
+        length,
+        sent: None,
+        fate: Fate::Answered,
+        known: None,
+        state: None,
+        egress: None,
+        ingress: None,
+        decided_by: None,
+        path: None,
+        generation: 1,
+        lost_before: 0,
+    };
+    let mut seen = Vec::new();
+    let watched = ask(&served.path(), &Request::Capture { filter: CaptureFilter::default() }, |reply| {
+        match reply {
+            // Only now: what comes earlier is nobody's business.
+            Reply::Watching {} if seen.is_empty() => {
+                served.node.told.send(packet(60)).unwrap();
+                served.node.told.send(packet(61)).unwrap();
+            }
+            Reply::Packet(report) => seen.push(report.length),
+            _ => {}
+        }
+        if seen.len() == 2 { Err(ClientError::Enough) } else { Ok(()) }
+    });
+    assert!(matches!(watched, Err(ClientError::Enough)));
+    assert_eq!(seen, [60, 61]);
+    // The watcher has gone: the agent notices and watches no more.
+    let patience = Instant::now() + Duration::from_secs(10);
+    while served.node.ended.load(Ordering::Acquire) != 1 {
+        assert!(Instant::now() < patience, "the tap outlives its watcher");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let filter = CaptureFilter { protocol: Some(99), ..CaptureFilter::default() };
+    let refused = served.ask(&Request::Capture { filter });
+    assert!(matches!(refused, Err(ClientError::Refused(message)) if message == "99 is nothing"));
+}
+
+#[test]
 fn request_that_is_not_understood_is_refused_by_name() {
     let served = Served::new();
     for (line, word) in [
@@ -133,9 +185,18 @@ fn metrics_and_health_are_served_over_http() {
     assert!(get("/other").starts_with("HTTP/1.1 404"));
 }
 
-#[derive(Default)]
 struct Node {
     hub: DropHub,
+    told: Sender<Captured>,
+    packets: Receiver<Captured>,
+    ended: AtomicU32,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        let (told, packets) = crossbeam::channel::unbounded();
+        Self { hub: DropHub::default(), told, packets, ended: AtomicU32::new(0) }
+    }
 }
 
 impl NodeView for Node {
@@ -157,6 +218,22 @@ impl NodeView for Node {
 
     fn drops(&self) -> (Vec<DropReport>, Receiver<DropReport>) {
         self.hub.subscribe()
+    }
+
+    fn watch(&self, filter: &CaptureFilter) -> Result<(TapId, Receiver<Captured>), String> {
+        match filter.protocol {
+            Some(99) => Err("99 is nothing".to_owned()),
+            _ => Ok((TapId(1), self.packets.clone())),
+        }
+    }
+
+    fn end_watch(&self, id: TapId) {
+        self.ended.store(id.0, Ordering::Release);
+    }
+
+    fn tell(&self, packets: Vec<Captured>) -> Vec<CaptureReport> {
+        let report = |packet: &Captured| CaptureReport { length: packet.length, ..CaptureReport::default() };
+        packets.iter().map(report).collect()
     }
 
     fn explain(&self, _: &Probe) -> Result<Explanation, String> {

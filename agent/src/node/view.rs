@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use margay_core::topology::PortKind;
-use margay_core::worker::FlowRecord;
+use margay_core::worker::{Captured, FlowRecord, TapId};
 use margay_core::{DropReason, PacketEvent, PortIndex, What};
 use margay_io::Dataplane;
 use margay_policy_engine::engine::Engine;
@@ -20,6 +20,7 @@ use crate::admin::report::{
     CounterReport, Decider, DropReport, EndpointReport, FlowFilter, FlowReport, MemoryReport, NodeView,
     PortReport, StatusReport, WorkerReport,
 };
+use crate::capture::{self, CaptureFilter, CaptureReport};
 use crate::explain::Explanation;
 use crate::simulate::probe::Probe;
 use crate::simulate::world::World;
@@ -56,6 +57,20 @@ impl View {
         let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
         let ports = board.ports.iter().map(|(index, (port, _))| (*index, port.name.clone())).collect();
         (Arc::clone(&board.names), ports)
+    }
+
+    fn with_names<T>(&self, with: impl FnOnce(&capture::Names<'_>) -> T) -> T {
+        let board = self.board();
+        let ports: BTreeMap<PortIndex, String> =
+            board.ports.iter().map(|(index, (port, _))| (*index, port.name.clone())).collect();
+        let port_of =
+            |interface: &str| ports.iter().find(|(_, name)| *name == interface).map(|(index, _)| *index);
+        let endpoints = board.endpoints.iter().map(|(record, _)| {
+            let name = format!("{}/{}", record.pod.namespace, record.pod.name);
+            (record.id, (name, port_of(&record.host_ifname)))
+        });
+        let endpoints = endpoints.collect();
+        with(&capture::Names { pods: &board.names, endpoints: &endpoints, ports: &ports })
     }
 
     /// Translates drops as they come, until the packet path ends. Runs on a thread of its own.
@@ -231,6 +246,24 @@ impl NodeView for View {
 
     fn drops(&self) -> (Vec<DropReport>, Receiver<DropReport>) {
         self.hub.subscribe()
+    }
+
+    fn watch(&self, filter: &CaptureFilter) -> Result<(TapId, Receiver<Captured>), String> {
+        let filter = self.with_names(|names| capture::filter(filter, names))?;
+        self.dataplane.watch(filter).map_err(|error| error.to_string())
+    }
+
+    fn end_watch(&self, id: TapId) {
+        self.dataplane.end_watch(id);
+    }
+
+    fn tell(&self, packets: Vec<Captured>) -> Vec<CaptureReport> {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let epoch_ns =
+            u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX).saturating_sub(margay_io::thread::now().0);
+        self.with_names(|names| {
+            packets.iter().map(|packet| capture::report(packet, names, epoch_ns)).collect()
+        })
     }
 
     fn explain(&self, probe: &Probe) -> Result<Explanation, String> {

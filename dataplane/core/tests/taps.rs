@@ -41,8 +41,8 @@ fn both_directions_of_a_flow_are_told_with_who_let_them_pass() {
     let answer = udp(POD_B, "10.0.1.3", "10.0.1.2", 53, 1111);
     // Known before anybody watches: later packets would take the short way.
     assert!(burst(&mut node, POD_A, &[ask.clone(), ask.clone()]).is_empty());
-    let client = TapEnd { address: Some(ip("10.0.1.2")), port: Some(1111) };
-    let server = TapEnd { address: Some(ip("10.0.1.3")), port: Some(53) };
+    let client = TapEnd { addresses: vec![ip("10.0.1.2")], port: Some(1111) };
+    let server = TapEnd { addresses: vec![ip("10.0.1.3")], port: Some(53) };
     let wanted = TapFilter { ends: [client, server], protocol: Some(protocol::UDP), sent: true, ..filter() };
     node.worker.set_tap(TAP, Some(wanted));
     let other = udp(POD_A, "10.0.1.2", "10.0.1.3", 1112, 53);

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use ipnet::IpNet;
 use margay_core::spread::{HOST_KEEPER, MAX_WORKERS};
-use margay_core::worker::FlowRecord;
+use margay_core::worker::{Captured, FlowRecord, TapFilter, TapId};
 use margay_core::{
     Counters, Nanos, PacketEvent, PortIndex, Spread, Topology, Worker, WorkerConfig, WorkerIndex,
 };
@@ -38,6 +39,8 @@ use crate::xsk::{
 const KERNEL_BYTES_PER_CHUNK_AND_SOCKET: u64 = 129;
 /// How long an answer of the worker may take; it answers within a burst, so longer means that it hangs.
 const ANSWER: Duration = Duration::from_secs(5);
+/// Told packets that may wait for one watcher.
+const WATCHED: usize = 4_096;
 
 /// Settings of the packet path.
 #[derive(Clone, Debug)]
@@ -227,6 +230,7 @@ pub struct Dataplane {
     hands: Vec<Hand>,
     drops: Receiver<PacketEvent>,
     wanted: Receiver<Vec<(PortIndex, IpAddr)>>,
+    next_tap: AtomicU32,
 }
 
 /// The flow table of worker `w` is listed at cursors from `w << WORKER_SHIFT` on.
@@ -324,6 +328,7 @@ impl Dataplane {
             hands,
             drops,
             wanted,
+            next_tap: AtomicU32::new(1),
         })
     }
 
@@ -665,6 +670,28 @@ impl Dataplane {
     /// Returns the ports, each with its specification and report.
     pub fn ports(&self) -> Vec<(PortSpec, PortReport)> {
         self.control().ports.values().map(|p| (p.spec.clone(), p.report.clone())).collect()
+    }
+
+    /// Begins to tell packets that match `filter`, from every worker, until [`Dataplane::end_watch`]. A watcher that does not
+    /// keep up misses packets, which the next one it gets counts; it never holds a worker up.
+    ///
+    /// Errors: a worker that does not answer.
+    pub fn watch(&self, filter: TapFilter) -> Result<(TapId, Receiver<Captured>), DataplaneError> {
+        let (told, packets) = bounded(WATCHED);
+        let id = TapId(self.next_tap.fetch_add(1, Relaxed));
+        for worker in self.workers() {
+            let (filter, told) = (filter.clone(), told.clone());
+            self.ask(worker, |done| Command::Watch { id, filter, told, done })?;
+        }
+        Ok((id, packets))
+    }
+
+    /// Ends [`Dataplane::watch`].
+    pub fn end_watch(&self, id: TapId) {
+        for worker in self.workers() {
+            // A worker that is gone tells nobody.
+            let _ = self.tell(worker, Command::EndWatch { id });
+        }
     }
 
     /// Returns up to `limit` live flows from position `cursor`, and where to go on; `None` at the end. Small pieces keep a worker's

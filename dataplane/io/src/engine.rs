@@ -9,9 +9,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use crossbeam::channel::Sender;
+use crossbeam::channel::{Sender, TrySendError};
 use margay_core::handover::{Errand, Handover};
-use margay_core::worker::FlowRecord;
+use margay_core::worker::{Captured, FlowRecord, TapFilter, TapId};
 use margay_core::{Counters, Frame, Nanos, Output, PacketEvent, PortIndex, View, Worker};
 
 use crate::exchange::{Alone, Exchange};
@@ -63,6 +63,9 @@ pub trait Processor<F> {
 
     /// Returns the counters.
     fn counters(&self) -> &Counters;
+
+    /// Begins or ends to tell packets; see [`Worker::set_tap`]. A processor without taps tells none.
+    fn set_tap(&mut self, _id: TapId, _filter: Option<TapFilter>) {}
 
     /// Returns a piece of the flow table; see [`Worker::flows`].
     fn flows(
@@ -116,6 +119,10 @@ impl<F: Frame> Processor<F> for Worker<F> {
         Worker::counters(self)
     }
 
+    fn set_tap(&mut self, id: TapId, filter: Option<TapFilter>) {
+        Worker::set_tap(self, id, filter);
+    }
+
     fn flows(
         &self,
         view: View<'_>,
@@ -151,6 +158,14 @@ fn add(counter: &AtomicU64, value: u64) {
     counter.store(counter.load(Relaxed) + value, Relaxed);
 }
 
+/// Who is told about packets.
+#[derive(Debug)]
+struct Tap {
+    id: TapId,
+    told: Sender<Captured>,
+    lost: u64,
+}
+
 /// Identifies one set of rings within an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RingId(pub usize);
@@ -182,6 +197,7 @@ pub struct Engine<R: Rings, P> {
     refused: Vec<Handover<R::Frame>>,
     /// How many engines share the memory.
     sharers: usize,
+    taps: Vec<Tap>,
     events: Sender<PacketEvent>,
     losses: Losses,
 }
@@ -212,6 +228,7 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
             parcels: Vec::new(),
             refused: Vec::new(),
             sharers: 1,
+            taps: Vec::new(),
             events,
             losses: Losses::default(),
         }
@@ -401,6 +418,38 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
         });
     }
 
+    /// Tells packets that match `filter` to `told` while there is room, until its other end is gone.
+    pub fn watch(&mut self, id: TapId, filter: TapFilter, told: Sender<Captured>) {
+        self.processor.set_tap(id, Some(filter));
+        self.taps.retain(|tap| tap.id != id);
+        self.taps.push(Tap { id, told, lost: 0 });
+    }
+
+    /// Hands told packets to those who watch. One that finds no room is counted in the next that does.
+    #[cold]
+    fn tell(&mut self) {
+        let mut gone = Vec::new();
+        for mut captured in self.out.captures.drain(..) {
+            let Some(tap) = self.taps.iter_mut().find(|tap| tap.id == captured.tap) else { continue };
+            captured.lost_before += tap.lost;
+            let missed = captured.lost_before + 1;
+            match tap.told.try_send(captured) {
+                Ok(()) => tap.lost = 0,
+                Err(TrySendError::Full(_)) => tap.lost = missed,
+                Err(TrySendError::Disconnected(_)) => gone.push(tap.id),
+            }
+        }
+        for id in gone {
+            self.end_watch(id);
+        }
+    }
+
+    /// Tells nothing more to a watcher.
+    pub fn end_watch(&mut self, id: TapId) {
+        self.processor.set_tap(id, None);
+        self.taps.retain(|tap| tap.id != id);
+    }
+
     /// Acts on what the processor left in the output.
     fn flush(&mut self) {
         self.out.recycle.clear();
@@ -408,6 +457,9 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
             if self.events.try_send(event).is_err() {
                 self.losses.events += 1;
             }
+        }
+        if !self.out.captures.is_empty() {
+            self.tell();
         }
         if !self.out.handovers.is_empty() {
             self.exchange.give(&mut self.out.handovers, &mut self.refused);

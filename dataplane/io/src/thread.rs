@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError};
-use margay_core::worker::FlowRecord;
+use margay_core::worker::{Captured, FlowRecord, TapFilter, TapId};
 use margay_core::{Counters, DropReason, Nanos, PortIndex, Topology, View, WorkerIndex};
 use margay_policy_engine::snapshot::Snapshot;
 use mio::unix::SourceFd;
@@ -61,6 +61,10 @@ pub(crate) enum Command {
     Reclaim { slots: Vec<SocketSlot> },
     /// A piece of the flow table.
     Flows { cursor: usize, limit: usize, reply: Sender<(Vec<FlowRecord>, Option<usize>)> },
+    /// Tell packets that match, until the other end of `told` is gone.
+    Watch { id: TapId, filter: TapFilter, told: Sender<Captured>, done: Sender<()> },
+    /// Tell them no more.
+    EndWatch { id: TapId },
     /// The kernel's counters of every socket.
     Statistics { reply: Sender<Vec<(PortIndex, SocketStatistics)>> },
     /// Where the chunks are.
@@ -336,6 +340,11 @@ impl<P: Processor<UmemFrame>> Loop<P> {
                     let view = View { snapshot: snapshot.map(|s| s.value()), topology };
                     let _ = reply.send(self.engine.processor().flows(view, time, cursor, limit));
                 }
+                Command::Watch { id, filter, told, done } => {
+                    self.engine.watch(id, filter, told);
+                    let _ = done.send(());
+                }
+                Command::EndWatch { id } => self.engine.end_watch(id),
                 Command::Statistics { reply } => {
                     let each = self
                         .engine

@@ -25,10 +25,10 @@ use crate::verdict::DropReason;
 pub struct TapId(pub u32);
 
 /// One end of a conversation, as far as it matters.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TapEnd {
-    /// Its address.
-    pub address: Option<IpAddr>,
+    /// Its addresses; any where there are none.
+    pub addresses: Vec<IpAddr>,
     /// Its transport port.
     pub port: Option<u16>,
 }
@@ -67,7 +67,7 @@ impl TapFilter {
             (ip.destination, ports.map(|(_, destination)| destination)),
         ];
         let meets = |end: &TapEnd, (address, port): (IpAddr, Option<u16>)| {
-            end.address.is_none_or(|wanted| wanted == address)
+            (end.addresses.is_empty() || end.addresses.contains(&address))
                 && end.port.is_none_or(|wanted| Some(wanted) == port)
         };
         let [one, other] = &self.ends;
