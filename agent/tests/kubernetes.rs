@@ -46,7 +46,7 @@ fn policy_written_to_the_api_server_meets_real_packets() {
     if skipped("policy_written_to_the_api_server_meets_real_packets", &["nsenter"]) {
         return;
     }
-    let mut cluster = Cluster::up("api");
+    let mut cluster = Cluster::up_with("api", rights::grant);
     let server = cluster.run("node1", "server", &json!({ "app": "server" }), None);
     let near = cluster.run("node1", "near", &json!({ "app": "near" }), None);
     let far = cluster.run("node2", "far", &json!({ "app": "far" }), None);
@@ -160,7 +160,7 @@ fn a_pod_with_the_address_of_an_earlier_one_never_gets_its_verdict_at_home_pm_d2
     {
         return;
     }
-    let mut cluster = Cluster::up("again");
+    let mut cluster = Cluster::up_with("again", rights::grant);
     let abroad = cluster.run("node1", "abroad", &json!({ "app": "server" }), None);
     let home = cluster.run("node2", "home", &json!({ "app": "server" }), None);
     cluster.api.create(POLICIES, &admit("role == 'friend'"));
@@ -214,7 +214,7 @@ fn without_the_api_server_flows_go_on_and_a_node_starts_from_the_last_picture_pm
     ) {
         return;
     }
-    let mut cluster = Cluster::up("away");
+    let mut cluster = Cluster::up_with("away", rights::grant);
     let server = cluster.run("node1", "server", &json!({ "app": "server" }), None);
     let friend = cluster.run("node2", "friend", &json!({ "role": "friend" }), None);
     let foe = cluster.run("node2", "foe", &json!({ "role": "foe" }), None);
@@ -264,7 +264,7 @@ fn a_missing_right_is_named_in_log_and_status_and_the_agent_waits_for_it() {
     if skipped("a_missing_right_is_named_in_log_and_status_and_the_agent_waits_for_it", &["nsenter"]) {
         return;
     }
-    let mut cluster = Cluster::up("rights");
+    let mut cluster = Cluster::up_with("rights", rights::grant);
     let rules = rights::take_away(&cluster.api, "pods");
     cluster.stop_agent("node2");
     // A node that was never here has no picture to start from.

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use super::apiserver::ApiServer;
 use super::common::{Lab, within};
-use super::{crds, rights};
+use super::crds;
 
 /// Names of the nodes.
 pub const NODES: [&str; 2] = ["node1", "node2"];
@@ -69,8 +69,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Brings up two nodes and an API server; agents have the rights that they are installed with.
-    pub fn up(mark: &str) -> Self {
+    /// Brings up two nodes and an API server; `rights` makes the kubeconfig of the agents.
+    pub fn up_with(mark: &str, rights: impl FnOnce(&ApiServer) -> PathBuf) -> Self {
         // The lab makes nodes and the wire; its own agents only show that they work.
         let nothing = "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}";
         let mut lab = Lab::up(mark, nothing);
@@ -109,7 +109,7 @@ impl Cluster {
                 "status": { "addresses": [{ "type": "InternalIP", "address": v4 }, { "type": "InternalIP", "address": v6 }] },
             }));
         }
-        let kubeconfig = rights::grant(&api);
+        let kubeconfig = rights(&api);
         let mut cluster = Self { api, lab, agents: BTreeMap::new(), kubeconfig, containers: 0 };
         NODES.iter().for_each(|node| cluster.start_agent(node));
         for node in NODES {
