@@ -18,6 +18,7 @@ pub mod output;
 pub mod spread;
 pub mod time;
 pub mod topology;
+pub mod tunnel;
 pub mod verdict;
 pub mod worker;
 
