@@ -279,14 +279,11 @@ impl Tunnels {
         if to.len() < MESSAGE.max(packet.len() + OVERHEAD) {
             return Err(TunnelError::NoRoom);
         }
-        let had_session = self.peer(id)?.has_session;
-        match self.peer(id)?.tunnel.encapsulate(packet, to) {
+        let peer = self.peer(id)?;
+        match peer.tunnel.encapsulate(packet, to) {
             TunnResult::WriteToNetwork(datagram) => {
                 let is_data = matches!(datagram.first(), Some(4));
                 let len = datagram.len();
-                if is_data != had_session {
-                    self.peer(id)?.has_session = is_data;
-                }
                 Ok(if is_data { Sealed::Datagram(len) } else { Sealed::Initiation(len) })
             }
             TunnResult::Err(error) => Err(error.into()),
@@ -346,21 +343,18 @@ impl Tunnels {
                 // A cookie says nothing about who sent; a response or a keepalive does.
                 if answer.first() != Some(&3) {
                     peer.endpoint = from;
-                    peer.has_session |= answer.first() == Some(&4);
                 }
                 return Ok(Opened::Answer(Some(id), len));
             }
             TunnResult::Done => {
                 if is_data {
                     peer.endpoint = from;
-                    peer.has_session = true;
                 }
                 return Ok(Opened::Nothing(id));
             }
             TunnResult::Err(error) => return Err(error.into()),
         };
         peer.endpoint = from;
-        peer.has_session = true;
         let (len, source) = opened;
         if self.allowed.find(source) != Some(id) {
             Err(TunnelError::NotAllowed)
@@ -409,10 +403,9 @@ impl Tunnels {
             let id = PeerId(self.cursor as u32);
             self.cursor += 1;
             let Some(peer) = place else { continue };
-            match peer.tunnel.update_timers(to) {
-                TunnResult::WriteToNetwork(datagram) => return Some((id, datagram.len())),
-                TunnResult::Err(_) => peer.has_session = false,
-                _ => {}
+            // A connection that has expired says so; the next packet begins anew.
+            if let TunnResult::WriteToNetwork(datagram) = peer.tunnel.update_timers(to) {
+                return Some((id, datagram.len()));
             }
         }
         self.cursor = 0;

@@ -17,8 +17,6 @@ pub(super) struct Peer {
     pub(super) tunnel: Tunn,
     /// Where it was heard from last, or is said to be.
     pub(super) endpoint: SocketAddr,
-    /// Whether the last packet found a session.
-    pub(super) has_session: bool,
 }
 
 impl Peer {
@@ -26,7 +24,7 @@ impl Peer {
         let theirs = x25519::PublicKey::from(spec.key.0);
         let keepalive = spec.keepalive.filter(|seconds| *seconds > 0);
         let tunnel = Tunn::new(key, theirs, None, keepalive, spec.id.0, Some(limiter));
-        Self { endpoint: spec.endpoint, spec, tunnel, has_session: false }
+        Self { endpoint: spec.endpoint, spec, tunnel }
     }
 
     /// Takes in what is written about it now; its key is the same.
