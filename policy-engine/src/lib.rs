@@ -17,6 +17,7 @@
 //! * [`verify`] answers statements about all packets from the tables.
 //! * [`explain`] tells the oracle's reasons beside the tables' verdict.
 
+mod batch;
 mod compile;
 pub mod decode;
 pub mod engine;

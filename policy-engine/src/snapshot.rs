@@ -1,7 +1,8 @@
 //! The published value: immutable, numbered, shared with its predecessor where nothing changed.
 //!
-//! A verdict costs two address look-ups ([`Snapshot::identity`]), one look-up of the endpoint's table, and the AND of at most six rows
-//! of bits, two of them chosen by identity, the others by protocol, ports and ICMP type. Nothing allocates, nothing locks.
+//! A verdict costs one look-up of the endpoint's table, one of the far end's address ([`Snapshot::identity`]), and usually one cache line
+//! with the few rules that are about this address. Where that is not enough it is the AND of at most six rows of bits, two of them chosen
+//! by identity, the others by protocol, ports and ICMP type. Nothing allocates, nothing locks.
 //!
 //! What a flow may remember: the [`Epoch`] of the endpoint and direction and the [`IdentityId`] of both addresses. As long as those are
 //! equal under a newer snapshot, so is the verdict, and so is the [`RuleRef`].
@@ -14,10 +15,10 @@ use hashbrown::HashMap;
 use serde::Serialize;
 
 use crate::compile::addresses::Addresses;
+use crate::compile::endpoints::Endpoints;
 use crate::compile::paged::Paged;
-use crate::compile::rows::Line;
 use crate::compile::sets::{Membership, SetId, SetKey, set_of};
-use crate::compile::table::{Standing, Table};
+use crate::compile::table::{Settled, Table};
 use crate::model::HostEndpoint;
 use crate::packet::{
     Context, Direction, EndpointId, Epoch, Generation, HostId, HostVerdict, IdentityId, PacketTuple, Verdict,
@@ -109,27 +110,11 @@ impl HostTables {
     }
 }
 
-/// The tables of one endpoint.
-#[derive(Clone, Debug)]
-pub(crate) struct EndpointTables {
-    pub(crate) ingress: Arc<Table>,
-    pub(crate) egress: Arc<Table>,
-}
-
-impl EndpointTables {
-    fn of(&self, direction: Direction) -> &Table {
-        match direction {
-            Direction::Ingress => &self.ingress,
-            Direction::Egress => &self.egress,
-        }
-    }
-}
-
 /// An immutable, numbered compilation of the Model for the endpoints of this node.
 #[derive(Clone, Default)]
 pub struct Snapshot {
     pub(crate) generation: Generation,
-    pub(crate) endpoints: HashMap<EndpointId, EndpointTables, foldhash::fast::FixedState>,
+    pub(crate) endpoints: Endpoints,
     pub(crate) hosts: HashMap<HostId, HostTables, foldhash::fast::FixedState>,
     /// Every table once, by ascending base.
     pub(crate) tables: Vec<Arc<Table>>,
@@ -182,8 +167,10 @@ impl Snapshot {
         direction: Direction,
         packet: &PacketTuple,
     ) -> Option<Judgement> {
-        let identities = [self.identity(packet.source), self.identity(packet.destination)];
-        self.decide(endpoint, direction, packet, identities, |_| ())
+        let table = self.endpoints.get(&endpoint)?.of(direction);
+        let far = table.far_address(packet).map_or(IdentityId(0), |address| self.identity(address));
+        let both = || [self.identity(packet.source), self.identity(packet.destination)];
+        Some(judgement(table, self.judged(table, packet, far, both)))
     }
 
     /// Judges one leg for a caller that already knows both identities of this snapshot. An identity that this snapshot does not have
@@ -202,14 +189,17 @@ impl Snapshot {
             None => self.identity(address),
         };
         let identities = [known(source, packet.source), known(destination, packet.destination)];
-        self.decide(endpoint, direction, packet, identities, |_| ())
+        let table = self.endpoints.get(&endpoint)?.of(direction);
+        Some(judgement(table, self.judged(table, packet, table.far_of(identities), || identities)))
     }
 
     /// Returns the Log rules that the packet passes on its way to the verdict, in order (policy model 14.4).
     pub fn logs(&self, endpoint: EndpointId, direction: Direction, packet: &PacketTuple) -> Vec<RuleRef> {
         let mut logs = Vec::new();
         let identities = [self.identity(packet.source), self.identity(packet.destination)];
-        self.decide(endpoint, direction, packet, identities, |rule| logs.push(rule));
+        if let Some(table) = self.endpoints.get(&endpoint).map(|tables| tables.of(direction)) {
+            self.ask(table, packet, identities, |bit| logs.push(RuleRef(table.base + bit as u32)));
+        }
         logs
     }
 
@@ -236,7 +226,7 @@ impl Snapshot {
 
     /// Returns the local endpoints that policy knows, in order.
     pub fn endpoints(&self) -> Vec<EndpointId> {
-        let mut endpoints: Vec<_> = self.endpoints.keys().copied().collect();
+        let mut endpoints: Vec<_> = self.endpoints.iter().map(|(endpoint, _)| *endpoint).collect();
         endpoints.sort_unstable();
         endpoints
     }
@@ -265,55 +255,6 @@ impl Snapshot {
         let identities = [self.identity(packet.source), self.identity(packet.destination)];
         let (verdict, bit) = self.ask(table, packet, identities, |_| ());
         Some(HostJudgement { verdict, rule: RuleRef(table.base + bit as u32) })
-    }
-
-    /// Judges many legs. Faster than one after the other: what one reads is fetched while the others are judged.
-    ///
-    /// Shape: `out` has the length of `queries`; `None` where the endpoint is unknown.
-    pub fn judge_batch(&self, queries: &[Query], out: &mut [Option<Judgement>]) {
-        const STAGE: usize = 32;
-        let nothing: &[Line] = &[];
-        let mut identities = [[IdentityId(0); 2]; STAGE];
-        let mut tables: [Option<&Table>; STAGE] = [None; STAGE];
-        let mut addresses = [[nothing; 2]; STAGE];
-        let mut rows: [Standing<'_>; STAGE] = [[nothing; 6]; STAGE];
-        let mut firsts: [Option<usize>; STAGE] = [None; STAGE];
-        for (queries, out) in queries.chunks(STAGE).zip(out.chunks_mut(STAGE)) {
-            // Each round reads what the one before asked for.
-            for (query, table) in queries.iter().zip(&mut tables) {
-                self.addresses.prefetch(query.packet.source);
-                *table = self.endpoints.get(&query.endpoint).map(|tables| tables.of(query.direction));
-                table.iter().for_each(|table| table.prefetch());
-            }
-            let known = || queries.iter().zip(&tables).enumerate();
-            let known = || known().filter_map(|(n, (query, table))| table.map(|table| (n, query, table)));
-            for (n, Query { packet, .. }, table) in known() {
-                let [asks_source, asks_destination] = table.asks_who();
-                let who = |asks, address| if asks { self.identity(address) } else { IdentityId(0) };
-                let source = who(asks_source, packet.source);
-                let destination = who(asks_destination, packet.destination);
-                table.prefetch_numbers(source, destination);
-                identities[n] = [source, destination];
-            }
-            for (n, query, table) in known() {
-                addresses[n] = table.prefetch_ports(&query.packet, identities[n]);
-            }
-            for (_, query, table) in known() {
-                table.prefetch_port_numbers(&query.packet);
-            }
-            for (n, query, table) in known() {
-                table.prefetch_rows(&query.packet, &addresses[n], &mut rows[n]);
-            }
-            for (n, _, table) in known() {
-                firsts[n] = table.first(&rows[n]);
-            }
-            out.fill(None);
-            for (n, Query { packet, .. }, table) in known() {
-                let both = || [self.identity(packet.source), self.identity(packet.destination)];
-                out[n] =
-                    Some(judgement(table, table.decide(packet, both, firsts[n], &self.memberships, |_| ())));
-            }
-        }
     }
 
     /// Returns where verdicts of an endpoint and direction can change.
@@ -389,18 +330,20 @@ impl Snapshot {
         text
     }
 
+    /// Judges by the far end's identity alone where that is enough, and by all rows where it is not.
     #[inline]
-    fn decide(
+    fn judged(
         &self,
-        endpoint: EndpointId,
-        direction: Direction,
+        table: &Table,
         packet: &PacketTuple,
-        identities: [IdentityId; 2],
-        mut log: impl FnMut(RuleRef),
-    ) -> Option<Judgement> {
-        let table = self.endpoints.get(&endpoint)?.of(direction);
-        let decided = self.ask(table, packet, identities, |bit| log(RuleRef(table.base + bit as u32)));
-        Some(judgement(table, decided))
+        far: IdentityId,
+        both: impl Fn() -> [IdentityId; 2],
+    ) -> (HostVerdict, usize) {
+        match table.settle(packet, far) {
+            Settled::By(verdict, point) => (verdict, point),
+            Settled::From(point) => table.decide(packet, both, Some(point), &self.memberships, |_| ()),
+            Settled::Open => self.ask(table, packet, both(), |_| ()),
+        }
     }
 
     #[inline]
@@ -416,8 +359,9 @@ impl Snapshot {
     }
 }
 
-#[inline]
-fn judgement(table: &Table, (verdict, bit): (HostVerdict, usize)) -> Judgement {
+/// Puts a decision of a pod's table into words.
+#[inline(always)]
+pub(crate) fn judgement(table: &Table, (verdict, bit): (HostVerdict, usize)) -> Judgement {
     let verdict = if verdict == HostVerdict::Allow { Verdict::Allow } else { Verdict::Deny };
     Judgement { verdict, rule: RuleRef(table.base + bit as u32) }
 }

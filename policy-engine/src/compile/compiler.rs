@@ -15,6 +15,7 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashSet};
 
 use super::addresses::Addresses;
+use super::endpoints::{EndpointTables, Endpoints};
 use super::failsafe;
 use super::lists::{ListKey, ListOwner, ListSource, Lists};
 use super::policies::Policies;
@@ -30,7 +31,7 @@ use crate::model::{Action, HostEndpoint, Model, NamespacedName, PolicyKey, Rule,
 use crate::packet::{Context, Direction, EndpointId, Epoch, Generation, HostId, IdentityId};
 use crate::resolve::labels::{ALLOW_PROFILE, NAMESPACE_PROFILE, pod_profiles, service_account_of};
 use crate::resolve::{hosts, order, owners};
-use crate::snapshot::{Attribution, EndpointTables, HostTables, Snapshot};
+use crate::snapshot::{Attribution, HostTables, Snapshot};
 
 type Hasher = foldhash::fast::FixedState;
 type Key = Arc<Vec<KeyPart>>;
@@ -577,7 +578,7 @@ impl Compiler {
     }
 
     fn snapshot(&mut self, previous: &Snapshot) -> Snapshot {
-        let mut endpoints = HashMap::with_capacity_and_hasher(self.subjects.len(), Hasher::default());
+        let mut endpoints = Endpoints::default();
         let mut hosts = HashMap::default();
         let table = |epoch: &Epoch| self.tables.get(epoch).map(|entry| Arc::clone(&entry.table));
         for (subject, governed) in &self.subjects {

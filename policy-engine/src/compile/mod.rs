@@ -9,6 +9,7 @@
 //!                    ─▶ rules       per (policy, direction), shared by all that are governed by it
 //!                    ─▶ program     the rules of an endpoint as a row of bits: tier, policy and rule order is bit order
 //!                    ─▶ rows        which bits a source, a destination, a protocol, a port leaves standing
+//!                    ─▶ shortlist   the same for an address that few bits are about, in one cache line
 //! ```
 //!
 //! The first bit that survives the AND of all rows is the winning rule. Everything that changes with pods coming and going lives in
@@ -19,6 +20,7 @@ pub(crate) mod addresses;
 pub(crate) mod blocks;
 pub(crate) mod cells;
 pub(crate) mod compiler;
+pub(crate) mod endpoints;
 pub(crate) mod failsafe;
 pub(crate) mod identities;
 pub(crate) mod lists;
@@ -32,6 +34,7 @@ pub(crate) mod rejects;
 pub(crate) mod rows;
 pub(crate) mod rules;
 pub(crate) mod sets;
+pub(crate) mod shortlist;
 pub(crate) mod sources;
 pub(crate) mod table;
 pub(crate) mod universe;

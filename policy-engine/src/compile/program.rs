@@ -16,6 +16,7 @@ use super::rows::{IcmpRows, PortRows, ProtocolRows, Shape};
 use super::rules::{CompiledRule, RuleList, Side};
 use super::sets::SetId;
 use crate::model::{Action, TierDefault};
+use crate::packet::HostVerdict;
 use crate::snapshot::{Attribution, Boundaries};
 
 /// Tier name under which profile decisions are reported.
@@ -85,6 +86,19 @@ pub(crate) enum Outcome {
     Log,
     /// Look further from this point on.
     Pass(u32),
+}
+
+impl Outcome {
+    /// Returns the verdict, where there is one.
+    #[inline]
+    pub(crate) fn verdict(self) -> Option<HostVerdict> {
+        match self {
+            Self::Allow => Some(HostVerdict::Allow),
+            Self::Deny => Some(HostVerdict::Deny),
+            Self::NoMatch => Some(HostVerdict::NoMatch),
+            Self::Log | Self::Pass(_) => None,
+        }
+    }
 }
 
 /// One decision point. Without a rule it matches everything.
@@ -185,6 +199,16 @@ impl Program {
             }
         }
         Self::with_rows(points, outcomes)
+    }
+
+    /// Returns the first point that decides whatever reaches it, with its verdict. Points behind it are met after a Pass only.
+    pub(crate) fn certain(&self) -> (usize, HostVerdict) {
+        let verdict = |(bit, point): (usize, &Point)| {
+            let verdict = self.steps[bit].outcome.verdict()?;
+            point.rule.as_deref().is_none_or(CompiledRule::matches_everything).then_some((bit, verdict))
+        };
+        let last = self.points.len() - 1;
+        self.points.iter().enumerate().find_map(verdict).unwrap_or((last, HostVerdict::Deny))
     }
 
     /// Where verdicts can change.

@@ -66,6 +66,18 @@ impl Shape {
         }
     }
 
+    /// Returns the bits of a row, in order.
+    pub(crate) fn bits_of(self, row: &[Line]) -> impl Iterator<Item = usize> {
+        let words = row[self.summary()..].iter().flat_map(|line| line.0).enumerate();
+        words.flat_map(|(number, mut word)| {
+            std::iter::from_fn(move || {
+                let bit = (word != 0).then(|| number * WORD + word.trailing_zeros() as usize);
+                word &= word.wrapping_sub(1);
+                bit
+            })
+        })
+    }
+
     /// Returns the first bit at or after `from` that every row has.
     #[inline]
     pub(crate) fn first<const N: usize>(self, rows: &[&[Line]; N], from: usize) -> Option<usize> {
@@ -158,6 +170,11 @@ impl Rows {
         self.data.extend_from_slice(row);
         index.0.insert_unique(hash(row), number, |number| hash(self.row(*number)));
         number
+    }
+
+    /// Number of rows.
+    pub(crate) fn len(&self) -> usize {
+        self.data.len() / self.shape.stride()
     }
 
     /// Returns the row with that number.

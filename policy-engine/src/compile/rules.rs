@@ -12,10 +12,10 @@ use crate::packet::PacketTuple;
 use crate::snapshot::Attribution;
 
 const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
-const SCTP: u8 = 132;
+pub(crate) const SCTP: u8 = 132;
 
 /// The rules of one policy or profile in one direction that can match at all, in order.
 #[derive(Clone, Debug)]
@@ -233,6 +233,18 @@ impl CompiledRule {
             side(&self.source),
             side(&self.destination)
         )
+    }
+
+    /// Whether every packet matches.
+    pub(crate) fn matches_everything(&self) -> bool {
+        let nothing = Side::default();
+        (self.v4 && self.v6)
+            && self.protocol.is_none()
+            && self.not_protocol.is_none()
+            && self.icmp.is_none()
+            && self.not_icmp.is_none()
+            && self.source == nothing
+            && self.destination == nothing
     }
 
     pub(crate) fn matches_protocol(&self, is_ipv4: bool, protocol: u8) -> bool {

@@ -1,60 +1,68 @@
 //! A program with the rows of every identity that exists: all that a verdict needs.
+//!
+//! One end of a packet is the far one: whose address the rules of a direction name, the source of what arrives and the destination of
+//! what leaves. Its identity comes first, because a [`Shortlist`] usually settles the rest.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use super::numbers::RowNumbers;
+use super::numbers::Numbers;
 use super::paged::Paged;
 use super::program::{Outcome, Program};
 use super::rows::{Line, RowIndex, Rows};
-use super::rules::{CompiledRule, Side, icmp_view, ports};
+use super::rules::{icmp_view, ports};
 use super::sets::{Membership, SetId};
+use super::shortlist::{End, Listed, Shortlist, asked};
 use crate::packet::{Epoch, HostVerdict, IdentityId, PacketTuple};
 
-/// The rows of one side: what the identity of an address leaves standing.
+/// The rows of one end: what the identity of an address leaves standing.
 ///
 /// Identities that differ only in sets that the program never mentions share a row; those that have none of them have row zero.
 #[derive(Clone, Debug)]
+#[repr(C)]
 struct Identified {
-    rows: Rows,
     /// Row number, by identity; absent is row zero.
-    by_identity: RowNumbers,
-    /// Sets that the side mentions, each with the bits that mention it.
+    numbers: Numbers,
+    /// What every row leaves standing before the point that decides in any case; kept for the far end.
+    lists: Vec<Shortlist>,
+    rows: Rows,
+    end: End,
+    /// Sets that the end mentions, each with the bits that mention it.
     relevant: Arc<BTreeMap<SetId, Vec<u32>>>,
 }
 
-/// What is needed to add rows to one side, and not to read them.
+/// What is needed to add rows to one end, and not to read them.
 #[derive(Debug, Default)]
-pub(crate) struct SideIndex {
+pub(crate) struct EndIndex {
     rows: RowIndex,
     /// By relevant sets.
     known: HashMap<Box<[SetId]>, u32, foldhash::fast::FixedState>,
 }
 
 impl Identified {
-    fn new(program: &Program, side: impl Fn(&CompiledRule) -> &Side, index: &mut SideIndex) -> Self {
+    fn new(program: &Program, end: End, index: &mut EndIndex) -> Self {
         let mut relevant: BTreeMap<SetId, Vec<u32>> = BTreeMap::new();
         for (bit, point) in (0..).zip(&program.points) {
-            for set in point.rule.iter().flat_map(|rule| side(rule).sets()) {
+            for set in point.rule.iter().flat_map(|rule| end.of(rule).sets()) {
                 relevant.entry(set).or_default().push(bit);
             }
         }
         // Row zero: belongs to nothing. Every other row differs from it only in bits that mention a set of the identity.
         let nothing = Membership::default();
         let mut rows = Rows::new(program.shape);
-        rows.add(&mut index.rows, |bit| may_match(program, &side, bit, &nothing));
+        rows.add(&mut index.rows, |bit| may_match(program, end, bit, &nothing));
         index.known.insert(Box::default(), 0);
-        Self { relevant: Arc::new(relevant), rows, by_identity: RowNumbers::default() }
+        Self { numbers: Numbers::default(), lists: Vec::new(), rows, end, relevant: Arc::new(relevant) }
     }
 
     /// Adds the row of an identity, making it when it is the first of its kind.
     fn learn(
         &mut self,
         program: &Program,
-        side: impl Fn(&CompiledRule) -> &Side,
-        index: &mut SideIndex,
+        index: &mut EndIndex,
         identity: IdentityId,
         membership: &Membership,
     ) {
@@ -69,120 +77,221 @@ impl Identified {
                 let mentioned = relevant.iter().filter_map(|set| self.relevant.get(set)).flatten();
                 let bits = mentioned.map(|bit| {
                     let bit = *bit as usize;
-                    (bit, may_match(program, &side, bit, membership))
+                    (bit, may_match(program, self.end, bit, membership))
                 });
                 let number = self.rows.add_like(&mut index.rows, 0, bits);
                 index.known.insert(relevant.into(), number);
                 number
             }
         };
-        self.by_identity.insert(identity.0, number);
+        self.numbers.insert(identity.0, number);
+    }
+
+    /// Writes the lists of rows that have none yet.
+    fn list(&mut self, program: &Program, stop: usize) {
+        let listed = self.lists.len()..self.rows.len();
+        let fresh = listed.map(|number| {
+            let bits = program.shape.bits_of(self.rows.row(number as u32));
+            Shortlist::new(program, self.end, stop, bits)
+        });
+        self.lists.extend(fresh);
     }
 
     /// Returns the row of an identity of this snapshot.
     #[inline]
     fn row(&self, identity: IdentityId) -> &[Line] {
-        self.rows.row(self.by_identity.get(identity.0))
+        self.rows.row(self.numbers.get(identity.0))
     }
 }
 
-fn may_match(
-    program: &Program,
-    side: &impl Fn(&CompiledRule) -> &Side,
-    bit: usize,
-    membership: &Membership,
-) -> bool {
-    program.points[bit].rule.as_deref().is_none_or(|rule| side(rule).may_match_address(membership))
+fn may_match(program: &Program, end: End, bit: usize, membership: &Membership) -> bool {
+    program.points[bit].rule.as_deref().is_none_or(|rule| end.of(rule).may_match_address(membership))
 }
 
-/// What a packet leaves standing: source, destination, protocol, destination port, source port, ICMP.
+/// What a packet leaves standing: far end, near end, protocol, destination port, source port, ICMP.
 pub(crate) type Standing<'a> = [&'a [Line]; 6];
 
-/// The compiled policy of one direction, shared by every endpoint that is governed alike. What a verdict reads first stands first.
+/// What the far end's identity says about a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Settled {
+    /// All.
+    By(HostVerdict, usize),
+    /// The first point that may decide.
+    From(usize),
+    /// Nothing: the rows know.
+    Open,
+}
+
+/// The compiled policy of one direction, shared by every endpoint that is governed alike. What most packets read is the first line.
 #[derive(Clone, Debug)]
 #[repr(C, align(64))]
 pub(crate) struct Table {
-    pub(crate) program: Arc<Program>,
     /// Number of the first decision point among those of all live tables.
     pub(crate) base: u32,
-    /// Whether it matters who an address is: source, destination.
+    /// The first point that decides whatever reaches it, and its verdict.
+    stop: u32,
+    verdict: HostVerdict,
+    /// Which end is the far one.
+    end: End,
+    /// Whether it matters who an address is: at the far end, at the near one.
     asks_who: [bool; 2],
-    source: Identified,
-    destination: Identified,
+    /// Whether what belongs to nothing meets no point before `stop`.
+    is_closed: bool,
+    far: Identified,
+    near: Identified,
+    pub(crate) program: Arc<Program>,
     pub(crate) epoch: Epoch,
 }
 
 /// What is needed to add rows to a table, and not to read them.
 #[derive(Debug, Default)]
 pub(crate) struct TableIndex {
-    source: SideIndex,
-    destination: SideIndex,
+    far: EndIndex,
+    near: EndIndex,
 }
 
 impl Table {
     pub(crate) fn new(epoch: Epoch, base: u32, program: Program, index: &mut TableIndex) -> Self {
-        let source = Identified::new(&program, |rule| &rule.source, &mut index.source);
-        let destination = Identified::new(&program, |rule| &rule.destination, &mut index.destination);
-        let asks_who = [&source, &destination].map(|side| !side.relevant.is_empty());
-        Self { program: Arc::new(program), base, asks_who, source, destination, epoch }
+        let program = Arc::new(program);
+        let mentioned = |end: End| {
+            let rules = program.points.iter().filter_map(|point| point.rule.as_deref());
+            rules.filter(|rule| end.of(rule).sets().next().is_some()).count()
+        };
+        let is_source = mentioned(End::Source) >= mentioned(End::Destination);
+        let end = if is_source { End::Source } else { End::Destination };
+        let (stop, verdict) = program.certain();
+        let far = Identified::new(&program, end, &mut index.far);
+        let near = Identified::new(&program, end.other(), &mut index.near);
+        let asks_who = [&far, &near].map(|end| !end.relevant.is_empty());
+        let is_closed = program.shape.bits_of(far.rows.row(0)).next().is_none_or(|bit| bit >= stop);
+        let mut table =
+            Self { base, stop: stop as u32, verdict, end, asks_who, is_closed, far, near, program, epoch };
+        table.list();
+        table
+    }
+
+    fn list(&mut self) {
+        self.far.list(&self.program, self.stop as usize);
     }
 
     /// Every set that the table mentions.
     pub(crate) fn sets(&self) -> BTreeSet<SetId> {
-        self.source.relevant.keys().chain(self.destination.relevant.keys()).copied().collect()
+        self.far.relevant.keys().chain(self.near.relevant.keys()).copied().collect()
     }
 
     /// Adds the rows of an identity.
     pub(crate) fn learn(&mut self, index: &mut TableIndex, identity: IdentityId, membership: &Membership) {
-        let Self { program, source, destination, .. } = self;
-        source.learn(program, |rule| &rule.source, &mut index.source, identity, membership);
-        destination.learn(program, |rule| &rule.destination, &mut index.destination, identity, membership);
+        self.far.learn(&self.program, &mut index.far, identity, membership);
+        self.near.learn(&self.program, &mut index.near, identity, membership);
+        self.list();
     }
 
     /// Drops what was kept for identities that are gone.
     pub(crate) fn forget(&mut self, is_gone: impl Fn(u32) -> bool) {
-        self.source.by_identity.retain(|identity| !is_gone(identity));
-        self.destination.by_identity.retain(|identity| !is_gone(identity));
+        self.far.numbers.retain(|identity| !is_gone(identity));
+        self.near.numbers.retain(|identity| !is_gone(identity));
     }
 
-    /// Asks for the table itself, before [`Table::prefetch_numbers`].
-    #[inline]
-    pub(crate) fn prefetch(&self) {
-        margay_accel::prefetch_item(std::slice::from_ref(self), 0);
+    /// Returns the address that [`Table::settle`] needs the identity of; `None` where it does not matter.
+    #[inline(always)]
+    pub(crate) fn far_address(&self, packet: &PacketTuple) -> Option<IpAddr> {
+        self.asks_who[0].then(|| self.end.address(packet))
     }
 
-    /// Whether it matters who an address is, by side: source, destination. Where it does not, nobody needs to look.
-    #[inline]
-    pub(crate) fn asks_who(&self) -> [bool; 2] {
-        self.asks_who
-    }
-
-    /// Asks for what [`Table::prefetch_ports`] reads.
-    #[inline]
-    pub(crate) fn prefetch_numbers(&self, source: IdentityId, destination: IdentityId) {
-        let [asks_source, asks_destination] = self.asks_who;
-        if asks_source {
-            self.source.by_identity.prefetch(source.0);
+    /// Returns the identity of the far end, of those of source and destination.
+    #[inline(always)]
+    pub(crate) fn far_of(&self, [source, destination]: [IdentityId; 2]) -> IdentityId {
+        match self.end {
+            End::Source => source,
+            End::Destination => destination,
         }
-        if asks_destination {
-            self.destination.by_identity.prefetch(destination.0);
+    }
+
+    fn near_of(&self, [source, destination]: [IdentityId; 2]) -> IdentityId {
+        self.far_of([destination, source])
+    }
+
+    /// Whether every packet whose far end belongs to nothing gets [`Table::verdict`].
+    #[inline(always)]
+    pub(crate) fn is_closed(&self) -> bool {
+        self.is_closed
+    }
+
+    /// What a packet meets that agrees with no rule: the verdict, and the point that gives it.
+    #[inline(always)]
+    pub(crate) fn verdict(&self) -> (HostVerdict, usize) {
+        (self.verdict, self.stop as usize)
+    }
+
+    /// Asks for what [`Table::prefetch_list`] reads.
+    #[inline(always)]
+    pub(crate) fn prefetch_number(&self, identity: IdentityId) {
+        self.far.numbers.prefetch(identity.0);
+    }
+
+    /// Returns the number of the far end's row, and asks for its list.
+    #[inline(always)]
+    pub(crate) fn prefetch_list(&self, identity: IdentityId) -> u32 {
+        let number = self.far.numbers.get(identity.0);
+        margay_accel::prefetch_item(&self.far.lists, number as usize);
+        number
+    }
+
+    /// Settles what the far end's identity can settle.
+    #[inline]
+    pub(crate) fn settle(&self, packet: &PacketTuple, identity: IdentityId) -> Settled {
+        if identity == IdentityId(0) && self.is_closed {
+            let (verdict, point) = self.verdict();
+            return Settled::By(verdict, point);
+        }
+        self.settle_by_row(packet, self.far.numbers.get(identity.0))
+    }
+
+    /// The same by the number that [`Table::prefetch_list`] returned.
+    #[inline(always)]
+    pub(crate) fn settle_by_row(&self, packet: &PacketTuple, number: u32) -> Settled {
+        let asked = asked(packet);
+        let Some(list) = self.far.lists.get(number as usize).filter(|_| asked.0 != 0) else {
+            return Settled::Open;
+        };
+        match list.find(asked) {
+            Listed::Nothing => Settled::By(self.verdict, self.stop as usize),
+            Listed::Final(point, allows) => {
+                let verdict = if allows { HostVerdict::Allow } else { HostVerdict::Deny };
+                Settled::By(verdict, usize::from(point))
+            }
+            Listed::First(point) => Settled::From(usize::from(point)),
+            Listed::Unknown => Settled::Open,
+        }
+    }
+
+    /// Returns the row with that number of the far end, and asks for it and for what [`Table::prefetch_ports`] reads.
+    #[inline]
+    pub(crate) fn prefetch_far(&self, number: u32, near: IdentityId) -> &[Line] {
+        if self.asks_who[1] {
+            self.near.numbers.prefetch(near.0);
         }
         margay_accel::prefetch_item(std::slice::from_ref(&*self.program), 0);
+        let row = self.far.rows.row(number);
+        margay_accel::prefetch_item(row, 0);
+        row
     }
 
-    /// Returns the rows of both addresses and asks for them, and for what [`Table::prefetch_port_numbers`] reads.
+    /// Returns the address at the near end; `None` where it does not matter.
+    #[inline(always)]
+    pub(crate) fn near_address(&self, packet: &PacketTuple) -> Option<IpAddr> {
+        self.asks_who[1].then(|| self.end.other().address(packet))
+    }
+
+    /// Returns the row of the near end, and asks for it and for what [`Table::prefetch_port_numbers`] reads.
     #[inline]
-    pub(crate) fn prefetch_ports(
-        &self,
-        packet: &PacketTuple,
-        [source, destination]: [IdentityId; 2],
-    ) -> [&[Line]; 2] {
-        let rows = [self.source.row(source), self.destination.row(destination)];
-        rows.iter().for_each(|row| margay_accel::prefetch_item(row, 0));
+    pub(crate) fn prefetch_ports(&self, packet: &PacketTuple, near: IdentityId) -> &[Line] {
+        let row = self.near.row(near);
+        margay_accel::prefetch_item(row, 0);
         let [source_port, destination_port] = ports(packet);
         self.program.destination_port.iter().for_each(|rows| rows.prefetch(destination_port));
         self.program.source_port.iter().for_each(|rows| rows.prefetch(source_port));
-        rows
+        row
     }
 
     /// Asks for what [`Table::prefetch_rows`] reads.
@@ -193,15 +302,9 @@ impl Table {
         self.program.source_port.iter().for_each(|rows| rows.prefetch_number(source_port));
     }
 
-    /// Puts all rows that the packet leaves standing into `rows`, and asks for those that were not asked for.
+    /// Puts the rows that do not depend on addresses into `rows`, and asks for them.
     #[inline]
-    pub(crate) fn prefetch_rows<'a>(
-        &'a self,
-        packet: &PacketTuple,
-        addresses: &[&'a [Line]; 2],
-        rows: &mut Standing<'a>,
-    ) {
-        (rows[0], rows[1]) = (addresses[0], addresses[1]);
+    pub(crate) fn prefetch_rows<'a>(&'a self, packet: &PacketTuple, rows: &mut Standing<'a>) {
         self.put_ports(packet, rows);
         rows[2..].iter().for_each(|row| margay_accel::prefetch_item(row, 0));
     }
@@ -220,21 +323,23 @@ impl Table {
 
     /// Whether far more rows are kept than `identities` can have.
     pub(crate) fn is_crowded(&self, index: &TableIndex, identities: usize) -> bool {
-        index.source.known.len().max(index.destination.known.len()) > 2 * identities + 256
+        index.far.known.len().max(index.near.known.len()) > 2 * identities + 256
     }
 
     /// Forgets every row but that of belonging to nothing.
     pub(crate) fn start_over(&mut self, index: &mut TableIndex) {
         *index = TableIndex::default();
-        self.source = Identified::new(&self.program, |rule| &rule.source, &mut index.source);
-        self.destination = Identified::new(&self.program, |rule| &rule.destination, &mut index.destination);
+        self.far = Identified::new(&self.program, self.end, &mut index.far);
+        self.near = Identified::new(&self.program, self.end.other(), &mut index.near);
+        self.list();
     }
 
     /// Returns the rows that the packet leaves standing.
     #[inline]
-    pub(crate) fn rows(&self, packet: &PacketTuple, [source, destination]: [IdentityId; 2]) -> Standing<'_> {
+    pub(crate) fn rows(&self, packet: &PacketTuple, identities: [IdentityId; 2]) -> Standing<'_> {
         let mut rows: Standing<'_> = [&[]; 6];
-        (rows[0], rows[1]) = (self.source.row(source), self.destination.row(destination));
+        let (far, near) = (self.far_of(identities), self.near_of(identities));
+        (rows[0], rows[1]) = (self.far.row(far), self.near.row(near));
         self.put_ports(packet, &mut rows);
         rows
     }
