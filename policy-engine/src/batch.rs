@@ -9,9 +9,10 @@
 //! Every step is a loop over the packets that still need it, and asks for what the next one reads. Which packets these are is counted
 //! without a branch: a branch that half of the packets take would cost more than the step.
 
+use crate::compile::endpoints::Gate;
 use crate::compile::rows::Line;
 use crate::compile::table::{Settled, Standing, Table};
-use crate::packet::{HostVerdict, IdentityId};
+use crate::packet::IdentityId;
 use crate::snapshot::{Judgement, Query, Snapshot, judgement};
 
 /// Packets that are on their way together.
@@ -20,9 +21,12 @@ const STAGE: usize = 32;
 /// A packet that needs another step: its place in the batch, and what the step before found.
 #[derive(Clone, Copy, Default)]
 struct Open<'a> {
-    place: usize,
     table: Option<&'a Table>,
+    place: u32,
+    /// The identity of the far end, then the number of its row.
     number: u32,
+    /// The first point that may decide, where a list knows it.
+    first: Option<u16>,
 }
 
 impl Snapshot {
@@ -36,22 +40,22 @@ impl Snapshot {
     }
 
     fn judge_stage(&self, queries: &[Query], out: &mut [Option<Judgement>]) {
-        let mut tables: [Option<&Table>; STAGE] = [None; STAGE];
-        for (query, table) in queries.iter().zip(&mut tables) {
-            *table = self.endpoints.get(&query.endpoint).map(|tables| tables.of(query.direction));
-            if let Some(address) = table.and_then(|table| table.far_address(&query.packet)) {
-                self.addresses.prefetch(address);
+        let mut gates: [Option<&Gate>; STAGE] = [None; STAGE];
+        for (query, gate) in queries.iter().zip(&mut gates) {
+            *gate = self.endpoints.get(query.endpoint, query.direction);
+            if let Some(gate) = gate {
+                gate.table.prefetch();
+                gate.far.iter().for_each(|end| self.addresses.prefetch(end.address(&query.packet)));
             }
         }
         let mut open = [Open::default(); STAGE];
         let mut count = 0;
-        for (place, ((query, table), out)) in queries.iter().zip(tables).zip(&mut *out).enumerate() {
-            *out = None;
-            let Some(table) = table else { continue };
-            let identity = table.far_address(&query.packet).map_or(IdentityId(0), |a| self.identity(a));
-            *out = Some(judgement(table, table.verdict()));
-            open[count % STAGE] = Open { place, table: Some(table), number: identity.0 };
-            count += usize::from(identity != IdentityId(0) || !table.is_closed());
+        for (place, ((query, gate), out)) in (0..).zip(queries.iter().zip(gates).zip(&mut *out)) {
+            *out = gate.map(|gate| gate.default);
+            let Some(gate) = gate else { continue };
+            let identity = gate.far.map_or(IdentityId(0), |end| self.identity(end.address(&query.packet)));
+            open[count % STAGE] = Open { table: Some(&gate.table), place, number: identity.0, first: None };
+            count += usize::from(identity != IdentityId(0) || !gate.is_closed);
         }
         let open = &mut open[..count];
         for Open { table, number, .. } in &*open {
@@ -62,52 +66,44 @@ impl Snapshot {
                 *number = table.prefetch_list(IdentityId(*number));
             }
         }
-        let mut left = [Open::default(); STAGE];
-        let mut firsts = [None; STAGE];
         let mut count = 0;
-        for open in open {
-            let Some(table) = open.table else { continue };
-            match table.settle_by_row(&queries[open.place].packet, open.number) {
-                Settled::By(verdict, point) => out[open.place] = Some(judgement(table, (verdict, point))),
-                settled => {
-                    left[count] = *open;
-                    firsts[count] = match settled {
-                        Settled::From(point) => Some(point),
-                        _ => None,
-                    };
+        for n in 0..open.len() {
+            let Open { table: Some(table), place, number, .. } = open[n] else { continue };
+            let place = place as usize;
+            match table.settle_by_row(&queries[place].packet, number) {
+                Settled::By(verdict, point) => out[place] = Some(judgement(table, (verdict, point))),
+                Settled::From(point) => {
+                    open[count] = Open { first: Some(point), ..open[n] };
+                    count += 1;
+                }
+                Settled::Open => {
+                    open[count] = open[n];
                     count += 1;
                 }
             }
         }
         if count > 0 {
-            self.judge_by_rows(queries, out, &left[..count], &firsts);
+            self.judge_by_rows(queries, out, &open[..count]);
         }
     }
 
-    /// Judges those that no list settled; `firsts` are the first points that may decide, where a list knew them.
+    /// Judges those that no list settled.
     #[inline(never)]
-    fn judge_by_rows(
-        &self,
-        queries: &[Query],
-        out: &mut [Option<Judgement>],
-        open: &[Open<'_>],
-        firsts: &[Option<usize>; STAGE],
-    ) {
+    fn judge_by_rows(&self, queries: &[Query], out: &mut [Option<Judgement>], open: &[Open<'_>]) {
         let nothing: &[Line] = &[];
-        let mut firsts = *firsts;
         let mut near = [IdentityId(0); STAGE];
         let mut rows: [Standing<'_>; STAGE] = [[nothing; 6]; STAGE];
-        let unknown = firsts.map(|first| first.is_none());
+        let mut firsts = [None; STAGE];
         let all = || {
             let open = open.iter().enumerate();
-            open.filter_map(|(n, open)| Some((n, open, open.table?, &queries[open.place].packet)))
+            open.filter_map(|(n, open)| Some((n, open, open.table?, &queries[open.place as usize].packet)))
         };
-        let asked = || all().filter(|(n, ..)| unknown[*n]);
+        let asked = || all().filter(|(_, open, ..)| open.first.is_none());
         for (_, _, table, packet) in asked() {
-            table.near_address(packet).into_iter().for_each(|address| self.addresses.prefetch(address));
+            table.near().into_iter().for_each(|end| self.addresses.prefetch(end.address(packet)));
         }
         for (n, open, table, packet) in asked() {
-            near[n] = table.near_address(packet).map_or(IdentityId(0), |address| self.identity(address));
+            near[n] = table.near().map_or(IdentityId(0), |end| self.identity(end.address(packet)));
             rows[n][0] = table.prefetch_far(open.number, near[n]);
         }
         for (n, _, table, packet) in asked() {
@@ -119,14 +115,13 @@ impl Snapshot {
         for (n, _, table, packet) in asked() {
             table.prefetch_rows(packet, &mut rows[n]);
         }
-        for (n, _, table, _) in asked() {
-            firsts[n] = table.first(&rows[n]);
+        for (n, open, table, _) in all() {
+            firsts[n] = open.first.map_or_else(|| table.first(&rows[n]), |point| Some(usize::from(point)));
         }
         for (n, open, table, packet) in all() {
             let both = || [self.identity(packet.source), self.identity(packet.destination)];
-            let decided: (HostVerdict, usize) =
-                table.decide(packet, both, firsts[n], &self.memberships, |_| ());
-            out[open.place] = Some(judgement(table, decided));
+            let decided = table.decide(packet, both, firsts[n], &self.memberships, |_| ());
+            out[open.place as usize] = Some(judgement(table, decided));
         }
     }
 }

@@ -157,7 +157,7 @@ impl Snapshot {
     /// Returns the epoch of the endpoint's table in `direction`, or `None` when the endpoint is unknown (treat as closed).
     #[inline]
     pub fn epoch(&self, endpoint: EndpointId, direction: Direction) -> Option<Epoch> {
-        self.endpoints.get(&endpoint).map(|tables| tables.of(direction).epoch)
+        self.endpoints.table(endpoint, direction).map(|table| table.epoch)
     }
 
     /// Judges one leg. An endpoint that the snapshot does not know gets `None`; the caller drops under a name of its own.
@@ -167,8 +167,8 @@ impl Snapshot {
         direction: Direction,
         packet: &PacketTuple,
     ) -> Option<Judgement> {
-        let table = self.endpoints.get(&endpoint)?.of(direction);
-        let far = table.far_address(packet).map_or(IdentityId(0), |address| self.identity(address));
+        let table = self.endpoints.table(endpoint, direction)?;
+        let far = table.far().map_or(IdentityId(0), |end| self.identity(end.address(packet)));
         let both = || [self.identity(packet.source), self.identity(packet.destination)];
         Some(judgement(table, self.judged(table, packet, far, both)))
     }
@@ -189,7 +189,7 @@ impl Snapshot {
             None => self.identity(address),
         };
         let identities = [known(source, packet.source), known(destination, packet.destination)];
-        let table = self.endpoints.get(&endpoint)?.of(direction);
+        let table = self.endpoints.table(endpoint, direction)?;
         Some(judgement(table, self.judged(table, packet, table.far_of(identities), || identities)))
     }
 
@@ -197,7 +197,7 @@ impl Snapshot {
     pub fn logs(&self, endpoint: EndpointId, direction: Direction, packet: &PacketTuple) -> Vec<RuleRef> {
         let mut logs = Vec::new();
         let identities = [self.identity(packet.source), self.identity(packet.destination)];
-        if let Some(table) = self.endpoints.get(&endpoint).map(|tables| tables.of(direction)) {
+        if let Some(table) = self.endpoints.table(endpoint, direction) {
             self.ask(table, packet, identities, |bit| logs.push(RuleRef(table.base + bit as u32)));
         }
         logs
@@ -226,7 +226,7 @@ impl Snapshot {
 
     /// Returns the local endpoints that policy knows, in order.
     pub fn endpoints(&self) -> Vec<EndpointId> {
-        let mut endpoints: Vec<_> = self.endpoints.iter().map(|(endpoint, _)| *endpoint).collect();
+        let mut endpoints: Vec<_> = self.endpoints.ids().collect();
         endpoints.sort_unstable();
         endpoints
     }
@@ -259,7 +259,7 @@ impl Snapshot {
 
     /// Returns where verdicts of an endpoint and direction can change.
     pub fn boundaries(&self, endpoint: EndpointId, direction: Direction) -> Option<Boundaries> {
-        Some(self.endpoints.get(&endpoint)?.of(direction).program.boundaries())
+        Some(self.endpoints.table(endpoint, direction)?.program.boundaries())
     }
 
     /// Returns the first address of every interval of addresses, with the identity of its addresses: a partition of both families, in
@@ -297,9 +297,9 @@ impl Snapshot {
             let _ = fmt::Write::write_fmt(&mut text, line);
         };
         for endpoint in self.endpoints() {
-            let Some(tables) = self.endpoints.get(&endpoint) else { continue };
             for direction in [Direction::Ingress, Direction::Egress] {
-                for line in tables.of(direction).program.describe(&set) {
+                let table = self.endpoints.table(endpoint, direction);
+                for line in table.iter().flat_map(|table| table.program.describe(&set)) {
                     add(format_args!("{endpoint:?} {direction:?} {line}\n"));
                 }
             }
@@ -341,7 +341,7 @@ impl Snapshot {
     ) -> (HostVerdict, usize) {
         match table.settle(packet, far) {
             Settled::By(verdict, point) => (verdict, point),
-            Settled::From(point) => table.decide(packet, both, Some(point), &self.memberships, |_| ()),
+            Settled::From(point) => table.decide(packet, both, Some(point.into()), &self.memberships, |_| ()),
             Settled::Open => self.ask(table, packet, both(), |_| ()),
         }
     }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashSet};
 
 use super::addresses::Addresses;
-use super::endpoints::{EndpointTables, Endpoints};
+use super::endpoints::Endpoints;
 use super::failsafe;
 use super::lists::{ListKey, ListOwner, ListSource, Lists};
 use super::policies::Policies;
@@ -588,7 +588,7 @@ impl Compiler {
                     let ingress = at((Context::Normal, Direction::Ingress));
                     let egress = at((Context::Normal, Direction::Egress));
                     if let Some((ingress, egress)) = ingress.zip(egress) {
-                        endpoints.insert(*id, EndpointTables { ingress, egress });
+                        endpoints.insert(*id, ingress, egress);
                     }
                 }
                 (Subject::Host(id), Some((endpoint, _))) => {
@@ -617,15 +617,15 @@ impl Compiler {
 }
 
 fn same_tables(a: &Snapshot, b: &Snapshot) -> bool {
-    let epochs = |tables: &EndpointTables| [tables.ingress.epoch, tables.egress.epoch];
+    let epoch = |tables: &Snapshot, id, direction| tables.endpoints.table(id, direction).map(|table| table.epoch);
     let all = |tables: &HostTables| {
         tables.tables.each_ref().map(|pair| pair.each_ref().map(|table| table.as_ref().map(|t| t.epoch)))
     };
     a.endpoints.len() == b.endpoints.len()
         && a.hosts.len() == b.hosts.len()
-        && a.endpoints
-            .iter()
-            .all(|(id, left)| b.endpoints.get(id).is_some_and(|right| epochs(left) == epochs(right)))
+        && a.endpoints.ids().all(|id| {
+            [Direction::Ingress, Direction::Egress].into_iter().all(|way| epoch(a, id, way) == epoch(b, id, way))
+        })
         && a.hosts.iter().all(|(id, left)| {
             b.hosts
                 .get(id)

@@ -3,55 +3,78 @@
 use std::sync::Arc;
 
 use super::numbers::Numbers;
+use super::shortlist::End;
 use super::table::Table;
 use crate::packet::{Direction, EndpointId};
+use crate::snapshot::{Judgement, judgement};
 
-/// The tables of one endpoint.
+/// What a packet reads of its table first.
 #[derive(Clone, Debug)]
-pub(crate) struct EndpointTables {
-    pub(crate) ingress: Arc<Table>,
-    pub(crate) egress: Arc<Table>,
+pub(crate) struct Gate {
+    pub(crate) table: Arc<Table>,
+    /// The first decision point that decides whatever reaches it: its number, and what it says.
+    pub(crate) default: Judgement,
+    /// The end whose address the table asks for; `None` where it does not matter who an address is.
+    pub(crate) far: Option<End>,
+    /// Whether what belongs to nothing at that end always gets `default`.
+    pub(crate) is_closed: bool,
 }
 
-impl EndpointTables {
-    #[inline(always)]
-    pub(crate) fn of(&self, direction: Direction) -> &Table {
-        match direction {
-            Direction::Ingress => &self.ingress,
-            Direction::Egress => &self.egress,
+impl Gate {
+    fn new(table: Arc<Table>) -> Self {
+        Self {
+            default: judgement(&table, table.verdict()),
+            far: table.far(),
+            is_closed: table.is_closed(),
+            table,
         }
     }
 }
 
-/// All of them, side by side.
+/// One endpoint: a cache line.
+#[derive(Clone, Debug)]
+#[repr(align(64))]
+struct Entry {
+    gates: [Gate; 2],
+    endpoint: EndpointId,
+}
+
+/// All of them, side by side: there are few, so a worker has them near.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Endpoints {
-    /// Place in `all`, plus one.
+    /// Place in `entries`, plus one.
     places: Numbers,
-    all: Vec<(EndpointId, EndpointTables)>,
+    entries: Vec<Entry>,
 }
 
 impl Endpoints {
     /// Adds an endpoint that is not there yet.
-    pub(crate) fn insert(&mut self, endpoint: EndpointId, tables: EndpointTables) {
-        self.all.push((endpoint, tables));
-        self.places.insert(endpoint.0, self.all.len() as u32);
+    pub(crate) fn insert(&mut self, endpoint: EndpointId, ingress: Arc<Table>, egress: Arc<Table>) {
+        let gates = [Gate::new(ingress), Gate::new(egress)];
+        self.entries.push(Entry { gates, endpoint });
+        self.places.insert(endpoint.0, self.entries.len() as u32);
     }
 
-    /// Returns the tables of an endpoint.
+    /// Returns what a packet of the endpoint meets.
     #[inline(always)]
-    pub(crate) fn get(&self, endpoint: &EndpointId) -> Option<&EndpointTables> {
+    pub(crate) fn get(&self, endpoint: EndpointId, direction: Direction) -> Option<&Gate> {
         let place = (self.places.get(endpoint.0) as usize).wrapping_sub(1);
-        self.all.get(place).map(|(_, tables)| tables)
+        self.entries.get(place).map(|entry| &entry.gates[usize::from(direction == Direction::Egress)])
+    }
+
+    /// Returns the table of an endpoint.
+    #[inline(always)]
+    pub(crate) fn table(&self, endpoint: EndpointId, direction: Direction) -> Option<&Table> {
+        self.get(endpoint, direction).map(|gate| &*gate.table)
     }
 
     /// Number of endpoints.
     pub(crate) fn len(&self) -> usize {
-        self.all.len()
+        self.entries.len()
     }
 
-    /// Shows every endpoint with its tables.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&EndpointId, &EndpointTables)> {
-        self.all.iter().map(|(endpoint, tables)| (endpoint, tables))
+    /// Returns every endpoint.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = EndpointId> {
+        self.entries.iter().map(|entry| entry.endpoint)
     }
 }

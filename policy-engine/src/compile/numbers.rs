@@ -40,8 +40,8 @@ impl Numbers {
             let bucket = &self.buckets[at];
             // All places are looked at, without a branch: which one it is nobody can predict. A free place adds nothing.
             let mut number = 0;
-            for place in 0..PLACES {
-                number |= if bucket.keys[place] == key { bucket.numbers[place] } else { 0 };
+            for (found, of) in bucket.keys.iter().zip(&bucket.numbers) {
+                number |= of & u32::from(*found == key).wrapping_neg();
             }
             if number != 0 || bucket.numbers[PLACES - 1] == 0 {
                 return number;

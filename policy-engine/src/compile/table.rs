@@ -4,7 +4,6 @@
 //! what leaves. Its identity comes first, because a [`Shortlist`] usually settles the rest.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -117,7 +116,7 @@ pub(crate) enum Settled {
     /// All.
     By(HostVerdict, usize),
     /// The first point that may decide.
-    From(usize),
+    From(u16),
     /// Nothing: the rows know.
     Open,
 }
@@ -192,10 +191,16 @@ impl Table {
         self.near.numbers.retain(|identity| !is_gone(identity));
     }
 
-    /// Returns the address that [`Table::settle`] needs the identity of; `None` where it does not matter.
+    /// Returns the end whose identity [`Table::settle`] needs; `None` where it does not matter.
     #[inline(always)]
-    pub(crate) fn far_address(&self, packet: &PacketTuple) -> Option<IpAddr> {
-        self.asks_who[0].then(|| self.end.address(packet))
+    pub(crate) fn far(&self) -> Option<End> {
+        self.asks_who[0].then_some(self.end)
+    }
+
+    /// Asks for what [`Table::prefetch_number`] reads.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self) {
+        margay_accel::prefetch_item(std::slice::from_ref(&self.far.numbers), 0);
     }
 
     /// Returns the identity of the far end, of those of source and destination.
@@ -260,7 +265,7 @@ impl Table {
                 let verdict = if allows { HostVerdict::Allow } else { HostVerdict::Deny };
                 Settled::By(verdict, usize::from(point))
             }
-            Listed::First(point) => Settled::From(usize::from(point)),
+            Listed::First(point) => Settled::From(point),
             Listed::Unknown => Settled::Open,
         }
     }
@@ -277,10 +282,10 @@ impl Table {
         row
     }
 
-    /// Returns the address at the near end; `None` where it does not matter.
+    /// Returns the near end; `None` where it does not matter who that is.
     #[inline(always)]
-    pub(crate) fn near_address(&self, packet: &PacketTuple) -> Option<IpAddr> {
-        self.asks_who[1].then(|| self.end.other().address(packet))
+    pub(crate) fn near(&self) -> Option<End> {
+        self.asks_who[1].then(|| self.end.other())
     }
 
     /// Returns the row of the near end, and asks for it and for what [`Table::prefetch_port_numbers`] reads.
