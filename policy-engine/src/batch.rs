@@ -10,13 +10,11 @@
 //! without a branch: a branch that half of the packets take would cost more than the step.
 
 use crate::compile::endpoints::Gate;
+use crate::compile::lookup::{Lookup, STAGE};
 use crate::compile::rows::Line;
 use crate::compile::table::{Settled, Standing, Table};
 use crate::packet::IdentityId;
 use crate::snapshot::{Judgement, Query, Snapshot, judgement};
-
-/// Packets that are on their way together.
-const STAGE: usize = 32;
 
 /// A packet that needs another step: its place in the batch, and what the step before found.
 #[derive(Clone, Copy, Default)]
@@ -45,15 +43,23 @@ impl Snapshot {
             *gate = self.endpoints.get(query.endpoint, query.direction);
             if let Some(gate) = gate {
                 gate.table.prefetch();
-                gate.far.iter().for_each(|end| self.addresses.prefetch(end.address(&query.packet)));
+                gate.far.iter().for_each(|end| self.addresses.prefetch_page(end.address(&query.packet)));
             }
         }
+        let mut lookup = Lookup::new(&self.addresses);
+        for (place, (query, gate)) in queries.iter().zip(gates).enumerate() {
+            match gate.and_then(|gate| gate.far) {
+                Some(end) => lookup.begin(place, end.address(&query.packet)),
+                None => lookup.nothing(place),
+            }
+        }
+        let identities = lookup.finish(queries.len());
         let mut open = [Open::default(); STAGE];
         let mut count = 0;
-        for (place, ((query, gate), out)) in (0..).zip(queries.iter().zip(gates).zip(&mut *out)) {
+        for (place, (gate, out)) in (0u32..).zip(gates.iter().zip(&mut *out)) {
             *out = gate.map(|gate| gate.default);
             let Some(gate) = gate else { continue };
-            let identity = gate.far.map_or(IdentityId(0), |end| self.identity(end.address(&query.packet)));
+            let identity = identities[place as usize % STAGE];
             open[count % STAGE] = Open { table: Some(&gate.table), place, number: identity.0, first: None };
             count += usize::from(identity != IdentityId(0) || !gate.is_closed);
         }
@@ -100,7 +106,7 @@ impl Snapshot {
         };
         let asked = || all().filter(|(_, open, ..)| open.first.is_none());
         for (_, _, table, packet) in asked() {
-            table.near().into_iter().for_each(|end| self.addresses.prefetch(end.address(packet)));
+            table.near().into_iter().for_each(|end| self.addresses.prefetch_page(end.address(packet)));
         }
         for (n, open, table, packet) in asked() {
             near[n] = table.near().map_or(IdentityId(0), |end| self.identity(end.address(packet)));

@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use crate::compile::addresses::Addresses;
 use crate::compile::endpoints::Endpoints;
+use crate::compile::lookup::{Lookup, STAGE};
 use crate::compile::paged::Paged;
 use crate::compile::sets::{Membership, SetId, SetKey, set_of};
 use crate::compile::table::{Settled, Table};
@@ -144,13 +145,11 @@ impl Snapshot {
     ///
     /// Shape: `out` has the length of `addresses`.
     pub fn identities(&self, addresses: &[IpAddr], out: &mut [IdentityId]) {
-        const STAGE: usize = 32;
+        let mut lookup = Lookup::new(&self.addresses);
         for (addresses, out) in addresses.chunks(STAGE).zip(out.chunks_mut(STAGE)) {
             addresses.iter().for_each(|address| self.addresses.prefetch_page(*address));
-            addresses.iter().for_each(|address| self.addresses.prefetch(*address));
-            for (address, out) in addresses.iter().zip(out) {
-                *out = self.identity(*address);
-            }
+            addresses.iter().enumerate().for_each(|(place, address)| lookup.begin(place, *address));
+            out.copy_from_slice(&lookup.finish(addresses.len())[..out.len()]);
         }
     }
 

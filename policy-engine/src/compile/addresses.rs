@@ -178,20 +178,24 @@ impl Addresses {
         self.meanings.get(self.cell(address))
     }
 
-    /// Asks for what [`Addresses::prefetch`] will read.
-    #[inline]
+    /// Returns what a cell is, by its number.
+    #[inline(always)]
+    pub(crate) fn meaning(&self, cell: u32) -> IdentityId {
+        self.meanings.get(CellId(cell))
+    }
+
+    /// Asks for what [`Addresses::page`] reads.
+    #[inline(always)]
     pub(crate) fn prefetch_page(&self, address: IpAddr) {
         if let IpAddr::V4(address) = address {
             self.v4.prefetch_page(u32::from(address));
         }
     }
 
-    /// Asks for what [`Addresses::cell`] will read.
-    #[inline]
-    pub(crate) fn prefetch(&self, address: IpAddr) {
-        if let IpAddr::V4(address) = address {
-            self.v4.prefetch(u32::from(address));
-        }
+    /// Returns the page of an IPv4 address, for [`super::lookup`].
+    #[inline(always)]
+    pub(crate) fn page(&self, address: u32) -> &[u32] {
+        self.v4.page(address)
     }
 
     /// Shows every cell that some address has to `see`, some of them often.

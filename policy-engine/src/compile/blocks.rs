@@ -22,7 +22,8 @@ pub(crate) const DIRECT: u32 = 1 << 30;
 const SMALL: u32 = 1 << 30;
 /// A block with a bit per value.
 const LARGE: u32 = 1 << 31;
-const OFFSET: u32 = (1 << 27) - 1;
+/// The bits of a block's name that say where in the page it begins.
+pub(crate) const OFFSET: u32 = (1 << 27) - 1;
 
 /// Intervals of the values of one byte while their block is made: where they begin, and what they are.
 #[derive(Debug, Default)]
@@ -108,19 +109,25 @@ fn not_above(bytes: u64, value: u8) -> usize {
 /// Finds the word of `value` in `block`.
 #[inline]
 pub(crate) fn in_block(page: &[u32], block: u32, value: u8) -> u32 {
+    page[place_in_block(page, block, value)]
+}
+
+/// Finds where the word of `value` in `block` is.
+#[inline(always)]
+pub(crate) fn place_in_block(page: &[u32], block: u32, value: u8) -> usize {
     let offset = (block & OFFSET) as usize;
     if block & LARGE == 0 {
         let count = (block >> 27 & 7) as usize + 1;
-        let words = &page[offset..offset + 2 + count];
+        let words = &page[offset..offset + 2];
         let starts = u64::from(words[0]) | u64::from(words[1]) << 32;
         // Starts beyond the last are zero: they count for every value, and as many as there are.
-        words[2 + not_above(starts, value) - (8 - count) - 1]
+        offset + 2 + not_above(starts, value) - (8 - count) - 1
     } else {
-        let words = &page[offset..];
+        let words = &page[offset..offset + 10];
         let word = usize::from(value >> 5);
         let before = (u64::from(words[8]) | u64::from(words[9]) << 32) >> (8 * word);
         let upto = words[word] & (u32::MAX >> (31 - (value & 31)));
-        words[10 + (before as u8) as usize + upto.count_ones() as usize - 1]
+        offset + 10 + (before as u8) as usize + upto.count_ones() as usize - 1
     }
 }
 

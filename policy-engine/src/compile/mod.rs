@@ -24,6 +24,7 @@ pub(crate) mod endpoints;
 pub(crate) mod failsafe;
 pub(crate) mod identities;
 pub(crate) mod lists;
+pub(crate) mod lookup;
 pub(crate) mod numbers;
 pub(crate) mod paged;
 pub(crate) mod pods;

@@ -38,20 +38,19 @@ impl V4 {
     /// Returns what the address is.
     #[inline]
     pub(crate) fn cell(&self, address: u32) -> CellId {
-        let page = &*self.root[(address >> 24) as usize][(address >> 16 & 255) as usize];
-        CellId(blocks::find(page, address as u16))
+        CellId(blocks::find(self.page(address), address as u16))
     }
 
-    /// Asks for what [`V4::prefetch`] reads.
+    /// Returns the page of an address.
+    #[inline(always)]
+    pub(crate) fn page(&self, address: u32) -> &[u32] {
+        &self.root[(address >> 24) as usize][(address >> 16 & 255) as usize]
+    }
+
+    /// Asks for what [`V4::page`] reads.
     #[inline]
     pub(crate) fn prefetch_page(&self, address: u32) {
         margay_accel::prefetch_item(&self.root[(address >> 24) as usize][..], (address >> 16 & 255) as usize);
-    }
-
-    /// Asks for the page of an address, so that [`V4::cell`] finds it near.
-    #[inline]
-    pub(crate) fn prefetch(&self, address: u32) {
-        margay_accel::prefetch_item(&self.root[(address >> 24) as usize][(address >> 16 & 255) as usize], 0);
     }
 
     /// Brings everything within `prefixes` up to date with the store; they are in order and do not overlap. What was replaced by what is
