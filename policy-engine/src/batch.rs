@@ -12,6 +12,7 @@
 use crate::compile::endpoints::Gate;
 use crate::compile::lookup::{Lookup, STAGE};
 use crate::compile::rows::Line;
+use crate::compile::shortlist::asked;
 use crate::compile::table::{Settled, Standing, Table};
 use crate::packet::IdentityId;
 use crate::snapshot::{Judgement, Query, Snapshot, judgement};
@@ -20,11 +21,13 @@ use crate::snapshot::{Judgement, Query, Snapshot, judgement};
 #[derive(Clone, Copy, Default)]
 struct Open<'a> {
     table: Option<&'a Table>,
-    place: u32,
     /// The identity of the far end, then the number of its row.
     number: u32,
+    /// What a shortlist is asked.
+    asked: (u16, u16),
     /// The first point that may decide, where a list knows it.
     first: Option<u16>,
+    place: u8,
 }
 
 impl Snapshot {
@@ -41,9 +44,9 @@ impl Snapshot {
         let mut gates: [Option<&Gate>; STAGE] = [None; STAGE];
         for (query, gate) in queries.iter().zip(&mut gates) {
             *gate = self.endpoints.get(query.endpoint, query.direction);
-            if let Some(gate) = gate {
-                gate.table.prefetch();
-                gate.far.iter().for_each(|end| self.addresses.prefetch_page(end.address(&query.packet)));
+            gate.iter().for_each(|gate| gate.table.prefetch());
+            if let Some(end) = gate.and_then(|gate| gate.far) {
+                self.addresses.prefetch_page(end.address(&query.packet));
             }
         }
         let mut lookup = Lookup::new(&self.addresses);
@@ -56,16 +59,20 @@ impl Snapshot {
         let identities = lookup.finish(queries.len());
         let mut open = [Open::default(); STAGE];
         let mut count = 0;
-        for (place, (gate, out)) in (0u32..).zip(gates.iter().zip(&mut *out)) {
+        for (place, ((gate, identity), out)) in (0u8..).zip(gates.iter().zip(identities).zip(&mut *out)) {
             *out = gate.map(|gate| gate.default);
             let Some(gate) = gate else { continue };
-            let identity = identities[place as usize % STAGE];
-            open[count % STAGE] = Open { table: Some(&gate.table), place, number: identity.0, first: None };
+            open[count % STAGE] =
+                Open { table: Some(&gate.table), number: identity.0, place, ..Open::default() };
             count += usize::from(identity != IdentityId(0) || !gate.is_closed);
         }
         let open = &mut open[..count];
         for Open { table, number, .. } in &*open {
             table.iter().for_each(|table| table.prefetch_number(IdentityId(*number)));
+        }
+        // What needs no far memory is done while the lines are on their way.
+        for open in &mut *open {
+            open.asked = asked(&queries[usize::from(open.place)].packet);
         }
         for Open { table, number, .. } in &mut *open {
             if let Some(table) = table {
@@ -74,10 +81,11 @@ impl Snapshot {
         }
         let mut count = 0;
         for n in 0..open.len() {
-            let Open { table: Some(table), place, number, .. } = open[n] else { continue };
-            let place = place as usize;
-            match table.settle_by_row(&queries[place].packet, number) {
-                Settled::By(verdict, point) => out[place] = Some(judgement(table, (verdict, point))),
+            let Open { table: Some(table), place, number, asked, .. } = open[n] else { continue };
+            match table.settle_by_row(asked, number) {
+                Settled::By(verdict, point) => {
+                    out[usize::from(place)] = Some(judgement(table, (verdict, point)));
+                }
                 Settled::From(point) => {
                     open[count] = Open { first: Some(point), ..open[n] };
                     count += 1;
@@ -102,7 +110,9 @@ impl Snapshot {
         let mut firsts = [None; STAGE];
         let all = || {
             let open = open.iter().enumerate();
-            open.filter_map(|(n, open)| Some((n, open, open.table?, &queries[open.place as usize].packet)))
+            open.filter_map(|(n, open)| {
+                Some((n, open, open.table?, &queries[usize::from(open.place)].packet))
+            })
         };
         let asked = || all().filter(|(_, open, ..)| open.first.is_none());
         for (_, _, table, packet) in asked() {
@@ -127,7 +137,7 @@ impl Snapshot {
         for (n, open, table, packet) in all() {
             let both = || [self.identity(packet.source), self.identity(packet.destination)];
             let decided = table.decide(packet, both, firsts[n], &self.memberships, |_| ());
-            out[open.place as usize] = Some(judgement(table, decided));
+            out[usize::from(open.place)] = Some(judgement(table, decided));
         }
     }
 }

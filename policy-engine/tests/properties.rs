@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use margay_policy_engine::engine::{Change, Engine};
 use margay_policy_engine::model::{NamespacedName, Object};
 use margay_policy_engine::packet::{Direction, EndpointId, PacketTuple, Verdict};
-use margay_policy_engine::snapshot::Attribution;
+use margay_policy_engine::snapshot::{Attribution, Query};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence};
@@ -41,6 +41,28 @@ fn decisions(judge: &Judge, packets: &[PacketTuple]) -> Vec<Option<(Verdict, Att
     all
 }
 
+/// Asked all at once, of every endpoint and of one that nobody knows, the answers are the same.
+fn in_one_go(judge: &Judge, packets: &[PacketTuple]) -> Result<(), TestCaseError> {
+    let mut endpoints = judge.snapshot.endpoints();
+    endpoints.push(EndpointId(4_000_000_000));
+    let mut queries = Vec::new();
+    for packet in packets {
+        for endpoint in &endpoints {
+            let query = |direction| Query { endpoint: *endpoint, direction, packet: *packet };
+            queries.extend([query(Ingress), query(Egress)]);
+        }
+    }
+    let nobody = judge.snapshot.judge(EndpointId(4_000_000_000), Ingress, &packets[0]);
+    prop_assert_eq!(nobody, None);
+    let mut out = vec![None; queries.len()];
+    judge.snapshot.judge_batch(&queries, &mut out);
+    for (query, judged) in queries.iter().zip(out) {
+        let alone = judge.snapshot.judge(query.endpoint, query.direction, &query.packet);
+        prop_assert_eq!(judged, alone, "{:?}", query);
+    }
+    Ok(())
+}
+
 fn engine_of(changes: &[Change]) -> Engine {
     let mut engine = Engine::new();
     changes.iter().cloned().for_each(|change| engine.apply(change));
@@ -68,6 +90,7 @@ proptest! {
         let mut chance = Chance::new(&more);
         let packets: Vec<PacketTuple> = (0..PACKETS).map(|_| chance.packet()).collect();
         decisions(&judge, &packets);
+        in_one_go(&judge, &packets)?;
     }
 }
 

@@ -617,14 +617,17 @@ impl Compiler {
 }
 
 fn same_tables(a: &Snapshot, b: &Snapshot) -> bool {
-    let epoch = |tables: &Snapshot, id, direction| tables.endpoints.table(id, direction).map(|table| table.epoch);
+    let epoch =
+        |tables: &Snapshot, id, direction| tables.endpoints.table(id, direction).map(|table| table.epoch);
     let all = |tables: &HostTables| {
         tables.tables.each_ref().map(|pair| pair.each_ref().map(|table| table.as_ref().map(|t| t.epoch)))
     };
     a.endpoints.len() == b.endpoints.len()
         && a.hosts.len() == b.hosts.len()
         && a.endpoints.ids().all(|id| {
-            [Direction::Ingress, Direction::Egress].into_iter().all(|way| epoch(a, id, way) == epoch(b, id, way))
+            [Direction::Ingress, Direction::Egress]
+                .into_iter()
+                .all(|way| epoch(a, id, way) == epoch(b, id, way))
         })
         && a.hosts.iter().all(|(id, left)| {
             b.hosts

@@ -97,15 +97,21 @@ pub(crate) enum Listed {
 /// shortlist can answer.
 #[inline(always)]
 pub(crate) fn asked(packet: &PacketTuple) -> (u16, u16) {
-    let class = match packet.protocol {
-        TCP => 1,
-        UDP => 2,
-        SCTP => 4,
-        _ => 0,
-    };
+    let class = u16::from(CLASS[usize::from(packet.protocol)]);
     let class = if packet.destination.is_ipv4() { class } else { class << PROTOCOLS.len() };
     packet.destination_port.map_or((0, 0), |port| (class, port))
 }
+
+/// The class of every protocol of IPv4, as a bit: looked up, because packets of TCP and UDP come mixed as they like.
+static CLASS: [u8; 256] = {
+    let mut classes = [0; 256];
+    let mut class = 0;
+    while class < PROTOCOLS.len() {
+        classes[PROTOCOLS[class] as usize] = 1 << class;
+        class += 1;
+    }
+    classes
+};
 
 /// Intervals of ports: the first, and how many come after it.
 type Intervals = SmallVec<[(u16, u16); 4]>;
@@ -113,7 +119,7 @@ type Intervals = SmallVec<[(u16, u16); 4]>;
 /// Returns what the lanes of a point hold beside its number; `None` when lanes cannot hold it.
 fn lanes(program: &Program, bit: usize, end: End) -> Option<(u16, Intervals)> {
     let (point, step) = (&program.points[bit], program.steps[bit]);
-    let Some(rule) = point.rule.as_deref() else { return None };
+    let rule = point.rule.as_deref()?;
     let other = end.other().of(rule);
     // What address and port mean together is confirmed where the point is met.
     if !other.inside.is_empty() || !other.outside.is_empty() || rule.source.has_port_criteria() {
@@ -126,7 +132,8 @@ fn lanes(program: &Program, bit: usize, end: End) -> Option<(u16, Intervals)> {
         _ => 0,
     };
     if rule.may_match_icmp(IcmpView::Other) {
-        let both = [true, false].into_iter().flat_map(|is_ipv4| PROTOCOLS.map(|protocol| (is_ipv4, protocol)));
+        let both =
+            [true, false].into_iter().flat_map(|is_ipv4| PROTOCOLS.map(|protocol| (is_ipv4, protocol)));
         for (class, (is_ipv4, protocol)) in both.enumerate() {
             classes |= u16::from(rule.matches_protocol(is_ipv4, protocol)) << class;
         }
@@ -245,5 +252,160 @@ impl Shortlist {
             port.wrapping_sub(self.first[lane]) <= self.beyond[lane] && self.classes[lane] & class != 0
         };
         (0..LANES).map(|lane| u32::from(agrees(lane)) << lane).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use ipnet::IpNet;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::super::program::{End, Part, Program};
+    use super::super::rules::{CompiledRule, RuleList};
+    use super::super::sets::{Membership, Sets};
+    use super::super::table::{Settled, Table, TableIndex};
+    use super::{LANES, Shortlist};
+    use crate::model::{Action, Entity, PortMatch, Rule, TierDefault};
+    use crate::packet::{Epoch, HostVerdict, IdentityId, PacketTuple};
+    use crate::snapshot::Attribution;
+
+    const NETS: [&str; 4] = ["10.0.0.0/8", "10.1.0.0/16", "192.0.2.0/24", "198.51.100.7/32"];
+
+    fn ports(ranges: &[(u16, u16)]) -> Vec<PortMatch> {
+        ranges.iter().map(|(first, more)| PortMatch::Range { first: *first, last: first + more }).collect()
+    }
+
+    fn nets(number: usize) -> Vec<IpNet> {
+        NETS.get(number).map(|net| net.parse().unwrap()).into_iter().collect()
+    }
+
+    /// A table of these rules, for identities of which the one numbered `n` is in the sets that the bits of `n` name.
+    fn table(rules: &[Rule]) -> Table {
+        let mut sets = Sets::default();
+        let by_net: Vec<_> = (0..NETS.len()).map(|net| sets.nets(&nets(net))).collect();
+        let named = Attribution {
+            tier: "t".to_owned(),
+            kind: String::new(),
+            namespace: String::new(),
+            name: "p".to_owned(),
+            rule: 0,
+        };
+        let rules =
+            rules.iter().filter_map(|rule| CompiledRule::compile(rule, named.clone(), false, &mut sets));
+        let list = Arc::new(RuleList { number: 0, rules: rules.map(Arc::new).collect() });
+        let tier = Part::Tier { name: "t".to_owned(), default_action: TierDefault::Deny, lists: vec![list] };
+        let mut index = TableIndex::default();
+        let mut table = Table::new(Epoch(1), 0, Program::build(&[tier, Part::End(End::Deny)]), &mut index);
+        for identity in 1..1u32 << NETS.len() {
+            let bits = by_net.iter().enumerate().filter(|(bit, _)| identity >> bit & 1 == 1);
+            let membership = Membership { sets: bits.map(|(_, set)| *set).collect(), triples: Vec::new() };
+            table.learn(&mut index, IdentityId(identity), &membership);
+        }
+        table
+    }
+
+    fn packet(is_ipv4: bool, protocol: u8, port: Option<u16>) -> PacketTuple {
+        let address = if is_ipv4 { [10, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() };
+        PacketTuple {
+            source: address,
+            destination: address,
+            protocol,
+            source_port: port,
+            destination_port: port,
+            icmp: None,
+        }
+    }
+
+    fn rule() -> impl Strategy<Value = Rule> {
+        let range = || vec((0u16..40, 0u16..6), 0..3);
+        let protocol = || prop::option::weighted(0.6, prop::sample::select(vec![1u8, 6, 17, 132, 47]));
+        let action =
+            prop::sample::select(vec![Action::Allow, Action::Allow, Action::Deny, Action::Log, Action::Pass]);
+        let narrow = prop::option::weighted(0.1, 0u16..40);
+        (action, protocol(), protocol(), 0..6usize, 0..40usize, range(), range(), narrow).prop_map(
+            |(action, protocol, not_protocol, near, far, wanted, unwanted, source_port)| Rule {
+                protocol,
+                not_protocol,
+                source: Entity {
+                    nets: nets(near),
+                    ports: ports(&source_port.map(|port| (port, 9)).into_iter().collect::<Vec<_>>()),
+                    ..Entity::default()
+                },
+                destination: Entity {
+                    nets: nets(far),
+                    ports: ports(&wanted),
+                    not_ports: ports(&unwanted),
+                    ..Entity::default()
+                },
+                ..Rule::everything(action)
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// What a list settles is what the rows say, for every packet.
+        #[test]
+        fn lists_and_rows_agree(rules in vec(rule(), 0..12)) {
+            let table = table(&rules);
+            for identity in 0..1u32 << NETS.len() {
+                let both = [IdentityId(identity); 2];
+                for (is_ipv4, protocol) in [(true, 6), (false, 6), (true, 17), (false, 132), (true, 1), (true, 47)] {
+                    for port in (0..50).map(Some).chain([Some(u16::MAX), None]) {
+                        let packet = packet(is_ipv4, protocol, port);
+                        let by_rows = table.first(&table.rows(&packet, both));
+                        match table.settle(&packet, IdentityId(identity)) {
+                            Settled::By(verdict, point) => {
+                                prop_assert_eq!(by_rows, Some(point));
+                                prop_assert_eq!(table.program.steps[point].outcome.verdict(), Some(verdict));
+                            }
+                            Settled::From(point) => prop_assert_eq!(by_rows, Some(usize::from(point))),
+                            Settled::Open => {}
+                        }
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn all_lanes_at_once_are_one_after_the_other(
+            lanes in vec((0u16..9, 0u16..9, 0u16..8), LANES),
+            shift in prop::sample::select(vec![0u16, 0x7ffc, 0xfffc]),
+        ) {
+            let mut list = Shortlist::default();
+            for (lane, (first, beyond, classes)) in lanes.into_iter().enumerate() {
+                list.first[lane] = first.wrapping_add(shift);
+                (list.beyond[lane], list.classes[lane]) = (beyond, classes << (3 * (lane % 2)));
+            }
+            for port in (0..24).map(|port: u16| port.wrapping_add(shift)) {
+                for class in 0..6 {
+                    prop_assert_eq!(list.hits(1 << class, port), list.hits_one_by_one(1 << class, port));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn few_rules_about_an_address_are_settled_and_many_are_left_to_the_rows() {
+        let about = |net, port| Rule {
+            protocol: Some(6),
+            source: Entity { nets: nets(net), ..Entity::default() },
+            destination: Entity { ports: ports(&[(port, 0)]), ..Entity::default() },
+            ..Rule::everything(Action::Allow)
+        };
+        let mut rules: Vec<Rule> = (0..LANES as u16).map(|n| about(0, 80 + n)).collect();
+        rules.extend((0..=LANES as u16).map(|n| about(1, 80 + n)));
+        let table = table(&rules);
+        let settle = |identity, port| table.settle(&packet(true, 6, Some(port)), IdentityId(identity));
+        let denied = Settled::By(HostVerdict::Deny, rules.len());
+        assert_eq!(settle(1, 87), Settled::By(HostVerdict::Allow, 7));
+        assert_eq!(settle(1, 88), denied);
+        assert_eq!(settle(2, 87), Settled::Open);
+        assert_eq!(settle(0, 87), denied);
+        assert!(table.is_closed());
     }
 }

@@ -249,13 +249,12 @@ impl Table {
             let (verdict, point) = self.verdict();
             return Settled::By(verdict, point);
         }
-        self.settle_by_row(packet, self.far.numbers.get(identity.0))
+        self.settle_by_row(asked(packet), self.far.numbers.get(identity.0))
     }
 
     /// The same by the number that [`Table::prefetch_list`] returned.
     #[inline(always)]
-    pub(crate) fn settle_by_row(&self, packet: &PacketTuple, number: u32) -> Settled {
-        let asked = asked(packet);
+    pub(crate) fn settle_by_row(&self, asked: (u16, u16), number: u32) -> Settled {
         let Some(list) = self.far.lists.get(number as usize).filter(|_| asked.0 != 0) else {
             return Settled::Open;
         };
