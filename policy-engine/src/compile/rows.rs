@@ -69,7 +69,7 @@ impl Shape {
     /// Returns the bits of a row, in order.
     pub(crate) fn bits_of(self, row: &[Line]) -> impl Iterator<Item = usize> {
         let words = row[self.summary()..].iter().flat_map(|line| line.0).enumerate();
-        words.flat_map(|(number, mut word)| {
+        words.filter(|(_, word)| *word != 0).flat_map(|(number, mut word)| {
             std::iter::from_fn(move || {
                 let bit = (word != 0).then(|| number * WORD + word.trailing_zeros() as usize);
                 word &= word.wrapping_sub(1);

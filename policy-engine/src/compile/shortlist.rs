@@ -15,7 +15,7 @@
 
 use std::net::IpAddr;
 
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use super::program::{Outcome, Program};
 use super::rows::IcmpView;
@@ -114,7 +114,7 @@ static CLASS: [u8; 256] = {
 };
 
 /// Intervals of ports: the first, and how many come after it.
-type Intervals = SmallVec<[(u16, u16); 4]>;
+type Intervals = SmallVec<[(u16, u16); 2]>;
 
 /// Returns what the lanes of a point hold beside its number; `None` when lanes cannot hold it.
 fn lanes(program: &Program, bit: usize, end: End) -> Option<(u16, Intervals)> {
@@ -132,17 +132,26 @@ fn lanes(program: &Program, bit: usize, end: End) -> Option<(u16, Intervals)> {
         _ => 0,
     };
     if rule.may_match_icmp(IcmpView::Other) {
-        let both =
-            [true, false].into_iter().flat_map(|is_ipv4| PROTOCOLS.map(|protocol| (is_ipv4, protocol)));
-        for (class, (is_ipv4, protocol)) in both.enumerate() {
-            classes |= u16::from(rule.matches_protocol(is_ipv4, protocol)) << class;
-        }
+        let of = |is_ipv4| {
+            let named =
+                (0..).zip(PROTOCOLS).filter(|(_, protocol)| rule.matches_protocol(is_ipv4, *protocol));
+            named.fold(0, |classes, (class, _)| classes | 1 << class)
+        };
+        classes |= of(true) | of(false) << PROTOCOLS.len();
     }
     Some((classes, intervals(&rule.destination)))
 }
 
 /// Returns the destination ports that may satisfy the side.
 fn intervals(side: &Side) -> Intervals {
+    // Most rules name no port, or one interval.
+    if side.not_ports.ranges.is_empty() {
+        match side.ports.ranges.as_slice() {
+            _ if side.may_match_unnamed_port() => return smallvec![(0, u16::MAX)],
+            [(first, last)] if first <= last => return smallvec![(*first, last - first)],
+            _ => {}
+        }
+    }
     let ends = side.port_ranges().flat_map(|(first, last)| [Some(first), last.checked_add(1)]).flatten();
     let mut starts: SmallVec<[u16; 8]> = ends.chain([0]).collect();
     starts.sort_unstable();
