@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use clap::Parser;
 use gtmpl::{Context, FuncError, Template, Value as Go};
@@ -158,6 +160,47 @@ fn every_value_of_the_chart_reaches_the_objects() {
     let inside: Value =
         serde_json::from_str(map["data"]["margay.json"].as_str().expect("text")).expect("JSON");
     assert_eq!(inside, super::dashboard::dashboard());
+}
+
+/// With the engine that helm has inside, where Go is installed.
+#[test]
+fn the_engine_of_go_renders_the_same() {
+    let files = chart::tree();
+    let templates = files.iter().filter(|(path, _)| path.starts_with("chart/margay/templates/"));
+    let changes = [
+        ("podMonitor.enabled", json!(true)),
+        ("dashboard.enabled", json!(true)),
+        ("uninstall.nodes", json!(3)),
+    ];
+    let mut compared = 0;
+    for values in [values(&[]), values(&changes)] {
+        for (path, text) in templates.clone() {
+            let question =
+                json!({ "Template": text, "Data": { "Values": values, "Release": { "Namespace": "net" } } });
+            let mut go = std::process::Command::new("go");
+            go.args(["run", "src/install/render.go"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+            let child = go.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+            let Ok(mut child) = child else {
+                println!(
+                    "SKIPPED the_engine_of_go_renders_the_same: needs the program go (package golang-go)"
+                );
+                return;
+            };
+            let mut ear = child.stdin.take().expect("piped");
+            ear.write_all(question.to_string().as_bytes()).expect("asked");
+            drop(ear);
+            let output = child.wait_with_output().expect("ends");
+            assert!(output.status.success(), "{path}: {}", String::from_utf8_lossy(&output.stderr));
+            let objects: Vec<Value> = split_documents(&String::from_utf8_lossy(&output.stdout), "")
+                .into_iter()
+                .map(|document| document.expect("an object").0)
+                .collect();
+            assert_eq!(objects, render(text, &values), "{path}");
+            compared += objects.len();
+        }
+    }
+    let agent = manifests::agent(&Settings::default()).len();
+    assert_eq!(compared, 2 * agent + 3, "every object of both settings");
 }
 
 /// With helm itself, where it is installed.
