@@ -150,6 +150,10 @@ fn an_api_that_is_not_installed_is_waited_for() {
     api.create("/api/v1/namespaces", &namespace("shop"));
     let mut world = World::of(&api);
     assert!(world.problems.is_empty(), "{:?}", world.problems);
+    // What an older Calico left is not read, and that is said.
+    crds::install_old_calico(&api);
+    world.restart();
+    world.wait_for("the warning", |world| world.complete && world.problem("crd.projectcalico.org").is_some());
     let before = world.requests();
     world.idle(Duration::from_secs(3));
     let after = world.requests();
@@ -160,4 +164,5 @@ fn an_api_that_is_not_installed_is_waited_for() {
     let waited =
         world.wait_for("the new kind", |world| world.model.policies.contains_key(&policy_key("web")));
     assert!(waited < Duration::from_secs(50), "{waited:?}");
+    assert!(world.problem("crd.projectcalico.org").is_none(), "{:?}", world.problems);
 }

@@ -49,8 +49,8 @@ pub(super) struct Desk {
     pub served: BTreeMap<KindId, Served>,
     /// Names of nodes.
     pub nodes: BTreeSet<String>,
-    /// What keeps the writer from writing, by what it wanted to write.
-    pub complaints: BTreeMap<String, String>,
+    /// What is wrong beside the objects, by what it is about: what keeps the writer from writing, APIs that are not read.
+    pub complaints: BTreeMap<String, Problem>,
     /// They changed since they were collected.
     pub has_new_complaints: bool,
     /// The picture is complete: what is not here is not there.
@@ -69,6 +69,17 @@ impl SharedDesk {
 }
 
 impl Desk {
+    /// Notes what is wrong about `what`, or that nothing is; returns whether that is news.
+    pub fn complain(&mut self, what: &str, problem: Option<Problem>) -> bool {
+        let is_news = self.complaints.get(what) != problem.as_ref();
+        match problem {
+            Some(problem) => drop(self.complaints.insert(what.to_owned(), problem)),
+            None => drop(self.complaints.remove(what)),
+        }
+        self.has_new_complaints |= is_news;
+        is_news
+    }
+
     /// Notes how an object stands; `None` when there is nothing to say about it (any more).
     pub fn note(&mut self, ident: &Ident, standing: Option<Standing>) {
         let is_news = match standing {

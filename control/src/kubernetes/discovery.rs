@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use kube::Client;
 
-use super::kinds::KindId;
+use super::kinds::{CALICO, KindId};
 use super::trouble::Trouble;
 
 /// Where one kind is listed and watched.
@@ -32,6 +32,8 @@ pub(super) struct Offer {
     pub served: BTreeMap<KindId, Served>,
     /// Kinds of which nothing can be said.
     pub unknown: BTreeMap<KindId, Trouble>,
+    /// The server has Calico's objects under the group of its old definitions, and not under the one that is read.
+    pub has_old_calico: bool,
 }
 
 /// Asks about `kinds`. Errors: the server does not even say which groups it has.
@@ -49,7 +51,8 @@ pub(super) async fn discover(
         .map(|group| (group.name.as_str(), group.versions.iter().map(|v| v.version.as_str()).collect()))
         .collect();
     let mut resources = BTreeMap::new();
-    let mut offer = Offer::default();
+    let has_old_calico = offered.contains_key("crd.projectcalico.org") && !offered.contains_key(CALICO);
+    let mut offer = Offer { has_old_calico, ..Offer::default() };
     for id in kinds {
         let kind = id.kind();
         let versions = kind.versions.iter().filter(|version| {

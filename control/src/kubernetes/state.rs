@@ -383,7 +383,7 @@ impl State {
             desk.complaints.values().cloned().collect::<Vec<_>>()
         };
         let mut problems = self.notices.clone();
-        problems.extend(complaints.into_iter().map(|text| Problem::of_file(SOURCE, Severity::Warning, text)));
+        problems.extend(complaints);
         if self.told_earlier && !self.complete {
             let reason = "the API server was not heard since the start: the last complete picture on disk is in force until it is";
             problems.push(Problem::of_file(SOURCE, Severity::Error, reason));

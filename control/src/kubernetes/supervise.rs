@@ -14,7 +14,9 @@ use super::desk::SharedDesk;
 use super::discovery::{Offer, discover};
 use super::follow::{Event, Follower, Shared};
 use super::kinds::{KINDS, KindId};
+use super::state::SOURCE;
 use super::trouble::Trouble;
+use crate::problem::{Problem, Severity};
 
 /// How often kinds that are not there are asked for.
 const MISSING: Duration = Duration::from_secs(30);
@@ -45,7 +47,8 @@ pub(super) async fn supervise(client: Client, shared: Arc<Shared>, desk: SharedD
         };
         let (events, wait) = match offer {
             Ok(offer) => {
-                let Offer { served, unknown } = offer;
+                let Offer { served, unknown, has_old_calico } = offer;
+                desk.open().complain("crd.projectcalico.org", has_old_calico.then(old_calico));
                 let mut events = vec![(None, Event::Connected)];
                 for kind in &missing {
                     if let Some(trouble) = unknown.get(kind) {
@@ -105,6 +108,13 @@ pub(super) async fn supervise(client: Client, shared: Arc<Shared>, desk: SharedD
             }
         }
     }
+}
+
+/// What the one who moves from Calico has to know.
+fn old_calico() -> Problem {
+    let reason = "the API server has objects of crd.projectcalico.org, which are not read, and no projectcalico.org/v3: policies among them are \
+                  not in force; install the definitions of projectcalico.org/v3 and move the objects there";
+    Problem::of_file(SOURCE, Severity::Error, reason)
 }
 
 /// Asks whether the server is through with its start: before that it does not know its own CRDs, and an API that is installed looks as if

@@ -53,6 +53,17 @@ fn open(group: &str, version: &str, kind: &str, plural: &str) -> Value {
     })
 }
 
+/// Installs one of the definitions that an older Calico has.
+pub fn install_old_calico(api: &ApiServer) {
+    let group = "crd.projectcalico.org";
+    let crd = open(group, "v1", "GlobalNetworkPolicy", "globalnetworkpolicies");
+    api.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", &crd);
+    let path = format!("/apis/{group}/v1/globalnetworkpolicies");
+    while api.request("GET", &path, "application/json", None).0 != 200 {
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// Installs the CRDs of `groups` and waits until they are served.
 pub fn install(api: &ApiServer, groups: &[&str]) {
     let admin = ADMIN_KINDS.iter().map(|(version, kind, plural)| open(ADMIN, version, kind, plural));

@@ -35,7 +35,9 @@ use super::discovery::Served;
 use super::follow::Shared;
 use super::kinds::KindId;
 use super::picture::Ident;
+use super::state::SOURCE;
 use super::trouble::Trouble;
+use crate::problem::{Problem, Severity};
 use lease::Lease;
 
 /// Field manager of conditions.
@@ -284,29 +286,25 @@ impl Writer {
 
     /// Names what keeps us from writing, until it does not.
     fn settle_complaint(&self, what: &str, trouble: Option<&Trouble>) {
-        let mut desk = self.desk.open();
         let text = match trouble {
             Some(Trouble::Forbidden(reason)) => {
-                format!("status cannot be written: a right is missing, grant it to the agent: {reason}")
+                Some(format!("status cannot be written: a right is missing, grant it to the agent: {reason}"))
             }
-            Some(Trouble::Refused(reason)) => {
-                format!(
-                    "status cannot be written: the API server refuses it, check that its CRDs are those of this version: {reason}"
-                )
-            }
+            Some(Trouble::Refused(reason)) => Some(format!(
+                "status cannot be written: the API server refuses it, check that its CRDs are those of this version: {reason}"
+            )),
             Some(trouble) => {
                 tracing::debug!(what, reason = trouble.reason(), "a write was not taken");
                 return;
             }
-            None => {
-                desk.has_new_complaints |= desk.complaints.remove(what).is_some();
-                return;
-            }
+            None => None,
         };
-        if desk.complaints.get(what) != Some(&text) {
-            tracing::warn!("{text}");
-            desk.complaints.insert(what.to_owned(), text);
-            desk.has_new_complaints = true;
+        let problem = text.map(|text| Problem::of_file(SOURCE, Severity::Warning, text));
+        let words = problem.as_ref().map(|problem| problem.reason.clone());
+        if self.desk.open().complain(what, problem)
+            && let Some(words) = words
+        {
+            tracing::warn!("{words}");
         }
     }
 }
