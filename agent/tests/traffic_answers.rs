@@ -203,3 +203,48 @@ fn pm_32_9_who_is_rejected_hears_so_at_once() {
     }
     lab.books_balance();
 }
+
+/// Name of the node's end of a pod's interface.
+fn device_of(lab: &Lab, node: &str, pod: &str) -> String {
+    let link = lab.must(pod, &["ip", "-o", "link", "show", "eth0"]);
+    let index = link.split("eth0@if").nth(1).and_then(|rest| rest.split(':').next()).expect("a veth");
+    let links = lab.must(node, &["ip", "-o", "link"]);
+    let line = links.lines().find(|line| line.split(':').next() == Some(index)).expect("its other end");
+    let name = line.split(": ").nth(1).and_then(|name| name.split('@').next()).expect("a name");
+    name.to_owned()
+}
+
+#[test]
+fn whoever_sends_learns_what_a_pod_can_take() {
+    let name = "whoever_sends_learns_what_a_pod_can_take";
+    if skipped(name, &["ping"]) {
+        return;
+    }
+    let lab = Lab::up("k", PODS);
+    let everybody = ["shop/web", "shop/far", "node1", "node2"];
+    for from in everybody {
+        for address in lab.addresses("shop/db") {
+            assert!(within(3, || lab.pings(from, &address)), "{from} to {address}{}", lab.diagnosis());
+        }
+    }
+    let device = device_of(&lab, "node1", "shop/db");
+    lab.must("node1", &["ip", "link", "set", &device, "mtu", "1300"]);
+    lab.must("shop/db", &["ip", "link", "set", "eth0", "mtu", "1300"]);
+    for from in everybody {
+        for address in lab.addresses("shop/db") {
+            let learns = || {
+                let ping =
+                    ["ping", "-n", "-c", "2", "-i", "0.2", "-W", "1", "-M", "do", "-s", "1400", &address];
+                let output = lab.exec(from, &ping);
+                let said = [output.stdout, output.stderr].concat();
+                !output.status.success() && String::from_utf8_lossy(&said).contains("1300")
+            };
+            assert!(within(5, learns), "{from} to {address}{}", lab.diagnosis());
+            let route = lab.must(from, &["ip", "route", "get", &address]);
+            assert!(route.contains("mtu 1300"), "{from}'s kernel remembers the size: {route}");
+            let fits = ["ping", "-n", "-c", "1", "-W", "1", "-M", "do", "-s", "1250", &address];
+            assert!(within(3, || lab.exec(from, &fits).status.success()), "{from} to {address}, what fits");
+        }
+    }
+    lab.books_balance();
+}

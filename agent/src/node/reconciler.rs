@@ -426,12 +426,16 @@ impl Reconciler {
             .collect();
         fill_topology(&view, &ours, &mut builder);
         for port in &mut builder.ports {
-            // An uplink's address and MTU follow the kernel's.
-            if matches!(port.kind, PortKind::Uplink)
-                && let Some(link) = self.devices.get(&port.index).and_then(|device| view.links.get(device))
-            {
-                port.mac = link.mac.unwrap_or(port.mac);
-                port.mtu = link.mtu;
+            let link = self.devices.get(&port.index).and_then(|device| view.links.get(device));
+            let Some(link) = link else { continue };
+            // An uplink's address and MTU follow the kernel's; of a pod's port the MTU, for no more than that gets through its veth.
+            match port.kind {
+                PortKind::Uplink => {
+                    port.mac = link.mac.unwrap_or(port.mac);
+                    port.mtu = link.mtu;
+                }
+                PortKind::Pod { .. } => port.mtu = link.mtu,
+                PortKind::Host { .. } => {}
             }
         }
         let (mut sources, mut cidrs) = (Vec::new(), BTreeSet::new());
