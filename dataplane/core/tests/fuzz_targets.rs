@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
-const TARGETS: [(&str, fn(&[u8])); 5] = [
+/// What judges an input.
+type Body = fn(&[u8]);
+
+const TARGETS: [(&str, Body); 5] = [
     ("parsing", targets::parsing),
     ("quoting", targets::quoting),
     ("discovery", targets::discovery),
