@@ -260,6 +260,41 @@ fn without_the_api_server_flows_go_on_and_a_node_starts_from_the_last_picture_pm
 }
 
 #[test]
+fn nodes_that_come_go_and_change_their_address_take_their_routes_with_them() {
+    if skipped("nodes_that_come_go_and_change_their_address_take_their_routes_with_them", &["nsenter"]) {
+        return;
+    }
+    let mut cluster = Cluster::up_with("routes", rights::grant);
+    let here = cluster.run("node1", "here", &json!({ "app": "here" }), None);
+    let there = cluster.run("node2", "there", &json!({ "app": "there" }), None);
+    let remote = ["10.99.1.0/24", "fd99:0:0:1::/64"];
+    let has_routes = |cluster: &Cluster| {
+        let list = |family: &str| cluster.lab.must("node1", &["ip", family, "route", "show", "dev", "mgy0"]);
+        let text = list("-4") + &list("-6");
+        remote.map(|cidr| text.contains(cidr))
+    };
+    let reaches =
+        |cluster: &Cluster| there.addresses.iter().all(|address| cluster.lab.pings(&here.netns, address));
+    assert!(within(10, || reaches(&cluster)), "both families, by the podCIDRs of the Nodes");
+    assert_eq!(has_routes(&cluster), [true, true]);
+
+    let path = "/api/v1/nodes/node2";
+    let node = cluster.api.get(path);
+    cluster.api.delete(path);
+    assert!(within(5, || has_routes(&cluster) == [false, false]), "{}", cluster.log("node1"));
+    assert!(within(5, || !reaches(&cluster)));
+    // It comes back, and is said to be elsewhere before it is where it is.
+    cluster.api.create("/api/v1/nodes", &json!({ "metadata": { "name": "node2" }, "spec": node["spec"] }));
+    let status = format!("{path}/status");
+    let wrong = json!([{ "type": "InternalIP", "address": "198.18.0.77" }]);
+    cluster.api.patch(&status, &json!({ "status": { "addresses": wrong } }));
+    assert!(within(5, || has_routes(&cluster) == [true, true]));
+    assert!(!reaches(&cluster), "nobody is at that address");
+    cluster.api.patch(&status, &json!({ "status": { "addresses": node["status"]["addresses"] } }));
+    assert!(within(10, || reaches(&cluster)), "{}", cluster.lab.diagnosis());
+}
+
+#[test]
 fn a_missing_right_is_named_in_log_and_status_and_the_agent_waits_for_it() {
     if skipped("a_missing_right_is_named_in_log_and_status_and_the_agent_waits_for_it", &["nsenter"]) {
         return;

@@ -457,3 +457,6 @@ fn in_force(entry: Entry) -> Option<Object> {
 fn key_of(ident: &Ident) -> Option<ObjectKey> {
     judge(ident, ident.document()).map(|entry| entry.key)
 }
+
+#[cfg(test)]
+mod tests;

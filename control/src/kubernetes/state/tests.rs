@@ -1,0 +1,222 @@
+//! Whatever cuts, lists and restarts lie between, what is in force is a function of the objects that were seen and of the picture on disk.
+
+use std::collections::BTreeMap;
+
+use margay_policy_engine::model::{Action, Model, Order, PolicyKey, PolicyKind};
+use proptest::prelude::*;
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::*;
+use crate::kubernetes::kinds::CALICO;
+
+/// How an object is written.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Form {
+    Valid(u16),
+    Invalid,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Somebody writes an object; the watch tells it if there is one.
+    Write(u8, Form),
+    /// Somebody deletes it.
+    Delete(u8),
+    /// The watch is lost.
+    Lose,
+    /// Everything is listed again, so many objects a page.
+    List(u8),
+    /// The agent starts anew; it may have to begin with the picture on disk.
+    Restart { alone: bool, page: u8 },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let form = prop_oneof![2 => any::<u16>().prop_map(Form::Valid), 1 => Just(Form::Invalid)];
+    let step = prop_oneof![
+        8 => (0..6u8, form).prop_map(|(object, form)| Step::Write(object, form)),
+        3 => (0..6u8).prop_map(Step::Delete),
+        1 => Just(Step::Lose),
+        1 => (1..4u8).prop_map(Step::List),
+        1 => (any::<bool>(), 1..4u8).prop_map(|(alone, page)| Step::Restart { alone, page }),
+    ];
+    proptest::collection::vec(step, 1..60)
+}
+
+fn policies() -> KindId {
+    KindId::all().find(|id| id.kind().group == CALICO && id.kind().kind == "NetworkPolicy").unwrap()
+}
+
+struct World {
+    folder: TempDir,
+    state: State,
+    model: Model,
+    /// What the server has: version and form.
+    server: BTreeMap<u8, (u64, Form)>,
+    version: u64,
+    watches: bool,
+    /// What should be in force: the last valid form seen, or `None` for a closed form.
+    expected: BTreeMap<u8, Option<u16>>,
+}
+
+impl World {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open(folder.path(), SharedDesk::default()).unwrap();
+        let mut world = Self {
+            folder,
+            state,
+            model: Model::with_builtins(),
+            server: BTreeMap::new(),
+            version: 0,
+            watches: false,
+            expected: BTreeMap::new(),
+        };
+        world.begin(3);
+        world
+    }
+
+    fn kept(&self, object: u8) -> Kept {
+        let (version, form) = self.server[&object];
+        let (selector, order) = match form {
+            Form::Valid(order) => ("all()", order),
+            Form::Invalid => ("(((", 0),
+        };
+        policies().kind().document(json!({
+            "metadata": { "name": format!("p{object}"), "namespace": "shop", "resourceVersion": version.to_string() },
+            "spec": { "selector": selector, "order": order, "types": ["Ingress"], "ingress": [{ "action": "Allow" }] },
+        }))
+    }
+
+    fn take(&mut self, kind: KindId, event: Event) {
+        let mut changes = Vec::new();
+        self.state.take((Some(kind), event), &mut changes);
+        self.apply(changes);
+    }
+
+    fn apply(&mut self, changes: Vec<Change>) {
+        for change in changes {
+            match change {
+                Change::Upsert(object) => self.model.insert(object),
+                Change::Delete(key) => self.model.remove(&key),
+                other => panic!("{other:?} from a source"),
+            }
+        }
+    }
+
+    /// Everything else is not there, and the policies are listed.
+    fn begin(&mut self, page: u8) {
+        KindId::all().filter(|kind| *kind != policies()).for_each(|kind| self.take(kind, Event::Unserved));
+        self.list(page);
+    }
+
+    fn see(&mut self, object: u8) {
+        let before = self.expected.get(&object).copied().flatten();
+        let now = match self.server[&object].1 {
+            Form::Valid(order) => Some(order),
+            Form::Invalid => before,
+        };
+        self.expected.insert(object, now);
+    }
+
+    fn list(&mut self, page: u8) {
+        self.take(policies(), Event::Listing);
+        let objects: Vec<u8> = self.server.keys().copied().collect();
+        for part in objects.chunks(usize::from(page)) {
+            let part = part.iter().map(|object| self.kept(*object)).collect();
+            self.take(policies(), Event::Page(part));
+        }
+        self.take(policies(), Event::Listed);
+        self.expected.retain(|object, _| self.server.contains_key(object));
+        objects.into_iter().for_each(|object| self.see(object));
+        self.watches = true;
+    }
+
+    fn step(&mut self, step: &Step) {
+        match step {
+            Step::Write(object, form) => {
+                self.version += 1;
+                self.server.insert(*object, (self.version, *form));
+                if self.watches {
+                    let kept = self.kept(*object);
+                    self.take(policies(), Event::Applied(kept.into()));
+                    self.see(*object);
+                }
+            }
+            Step::Delete(object) if self.server.contains_key(object) => {
+                let kept = self.kept(*object);
+                self.server.remove(object);
+                if self.watches {
+                    self.take(policies(), Event::Deleted(kept.into()));
+                    self.expected.remove(object);
+                }
+            }
+            Step::Delete(_) => {}
+            Step::Lose => self.watches = false,
+            Step::List(page) => self.list(*page),
+            Step::Restart { alone, page } => {
+                self.state.store(true);
+                let before = std::mem::replace(&mut self.model, Model::with_builtins());
+                self.state = State::open(self.folder.path(), SharedDesk::default()).unwrap();
+                if *alone {
+                    let earlier = self.state.earlier().unwrap_or_default();
+                    self.apply(earlier);
+                    assert_eq!(self.model, before, "the picture on disk is what was in force");
+                }
+                self.begin(*page);
+            }
+        }
+        self.state.store(false);
+    }
+
+    fn check(&self) {
+        assert_eq!(self.model.policies.len(), self.expected.len(), "{:?}", self.expected);
+        for (object, form) in &self.expected {
+            let name = format!("p{object}");
+            let key = PolicyKey { kind: PolicyKind::NetworkPolicy, namespace: Some("shop".to_owned()), name };
+            let policy = &self.model.policies[&key];
+            match form {
+                Some(order) => assert_eq!(policy.order, Order(f64::from(*order)), "{object}"),
+                None => assert!(
+                    policy.ingress.iter().all(|rule| rule.action == Action::Deny),
+                    "{object}: {policy:?}"
+                ),
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_is_in_force_depends_on_what_was_seen_and_on_the_disk_alone(steps in steps()) {
+        let mut world = World::new();
+        for step in &steps {
+            world.step(step);
+            if world.watches {
+                world.check();
+            }
+        }
+        world.list(2);
+        world.check();
+    }
+}
+
+#[test]
+fn an_api_that_goes_away_takes_nothing_with_it_also_across_a_restart() {
+    let mut world = World::new();
+    world.step(&Step::Write(1, Form::Valid(7)));
+    world.take(policies(), Event::Unserved);
+    world.check();
+    let told = world.state.problems().unwrap_or_default();
+    assert!(told.iter().any(|problem| problem.reason.contains("any more")), "{told:?}");
+    world.state.store(true);
+    world.state = State::open(world.folder.path(), SharedDesk::default()).unwrap();
+    world.model = Model::with_builtins();
+    KindId::all().for_each(|kind| world.take(kind, Event::Unserved));
+    assert!(world.state.is_complete());
+    world.check();
+    // It is there again, and empty: now its objects are gone.
+    world.server.clear();
+    world.list(1);
+    world.check();
+}
