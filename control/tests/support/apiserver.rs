@@ -43,6 +43,15 @@ fn assets() -> &'static Path {
     })
 }
 
+/// Whether the server is one that drops a second address family unless told otherwise; newer ones do not know the switch any more.
+fn wants_dual_stack() -> bool {
+    let output =
+        Command::new(assets().join("kube-apiserver")).arg("--version").output().expect("run kube-apiserver");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let minor = text.split('.').nth(1).and_then(|minor| minor.parse::<u32>().ok());
+    minor.is_some_and(|minor| minor < 23)
+}
+
 fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|l| l.local_addr()).expect("a free port").port()
 }
@@ -200,6 +209,9 @@ openssl ec -in sa.key -pubout -out sa.pub
             "--disable-admission-plugins=ServiceAccount".to_owned(),
             "--allow-privileged=true".to_owned(),
         ]);
+        if wants_dual_stack() {
+            command.arg("--feature-gates=IPv6DualStack=true");
+        }
         self.server = Some(self.spawn(command, "apiserver.log"));
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
