@@ -166,6 +166,8 @@ pub struct CounterReport {
     pub flow_misses: u64,
     /// Flows judged again.
     pub flow_rejudged: u64,
+    /// Flows put out, unanswered, to make room for new ones.
+    pub flow_evicted: u64,
     /// Flows alive.
     pub flows: u64,
     /// Drops by reason, zeros included.
@@ -186,6 +188,7 @@ impl From<&Counters> for CounterReport {
             flow_hits: counters.flow_hits,
             flow_misses: counters.flow_misses,
             flow_rejudged: counters.flow_rejudged,
+            flow_evicted: counters.flow_evicted,
             flows: counters.flows,
             drops: DropReason::ALL.iter().map(|r| (r.as_str().to_owned(), counters.dropped(*r))).collect(),
         }

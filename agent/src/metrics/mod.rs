@@ -165,6 +165,7 @@ pub fn render(status: &StatusReport) -> Result<String, std::fmt::Error> {
     );
     count("flow_hits", "Packets answered by a remembered flow", counters.flow_hits);
     count("flow_misses", "Packets judged by policy tables", counters.flow_misses);
+    count("flow_evicted", "Unanswered flows put out for new ones", counters.flow_evicted);
     count("flow_rejudged", "Flows judged again because policy changed", counters.flow_rejudged);
 
     let drops = counters.drops.iter().map(|(reason, count)| (vec![("reason", reason.clone())], *count));

@@ -101,6 +101,8 @@ pub struct Counters {
     pub flow_misses: u64,
     /// Flows judged again because a snapshot changed what they were judged by.
     pub flow_rejudged: u64,
+    /// Flows put out, unanswered, to make room for new ones.
+    pub flow_evicted: u64,
     /// Flows alive.
     pub flows: u64,
     /// Drops by reason; index is the reason's number.
@@ -122,6 +124,7 @@ impl Default for Counters {
             flow_hits: 0,
             flow_misses: 0,
             flow_rejudged: 0,
+            flow_evicted: 0,
             flows: 0,
             drops: [0; DropReason::ALL.len()],
         }
@@ -161,6 +164,7 @@ impl std::ops::AddAssign<&Counters> for Counters {
             flow_hits,
             flow_misses,
             flow_rejudged,
+            flow_evicted,
             flows,
             drops,
         } = other;
@@ -176,6 +180,7 @@ impl std::ops::AddAssign<&Counters> for Counters {
         self.flow_hits += flow_hits;
         self.flow_misses += flow_misses;
         self.flow_rejudged += flow_rejudged;
+        self.flow_evicted += flow_evicted;
         self.flows += flows;
         for (sum, part) in self.drops.iter_mut().zip(drops) {
             *sum += part;

@@ -76,7 +76,7 @@ pub(crate) enum Command {
 /// A worker's counters, stored by it once a burst, read by anyone.
 #[derive(Debug)]
 pub struct SharedCounters {
-    plain: [AtomicU64; 13],
+    plain: [AtomicU64; 14],
     drops: Vec<AtomicU64>,
     /// Times that the thread woke from sleep.
     pub wakeups: AtomicU64,
@@ -127,6 +127,7 @@ impl SharedCounters {
             c.flows,
             c.taken,
             c.handed_over,
+            c.flow_evicted,
         ];
         for (to, value) in self.plain.iter().zip(values) {
             to.store(value, Relaxed);
@@ -153,6 +154,7 @@ impl SharedCounters {
             flows,
             taken,
             handed_over,
+            evicted,
         ] =
             std::array::from_fn(|at| self.plain[at].load(Relaxed));
         counters.received = received;
@@ -168,6 +170,7 @@ impl SharedCounters {
         counters.flows = flows;
         counters.taken = taken;
         counters.handed_over = handed_over;
+        counters.flow_evicted = evicted;
         for (to, from) in counters.drops.iter_mut().zip(&self.drops) {
             *to = from.load(Relaxed);
         }

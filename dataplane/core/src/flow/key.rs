@@ -96,6 +96,22 @@ impl FlowKey {
         Self::new((ip.source, source), (ip.destination, destination), ip.protocol)
     }
 
+    /// Returns the key with these parts, the lower end first.
+    #[inline(always)]
+    pub fn of_parts(addresses: [u128; 2], ports: [u16; 2], protocol: u8) -> Self {
+        Self { addresses, ports, protocol }
+    }
+
+    /// Returns both addresses, the lower end's first.
+    pub fn addresses(&self) -> [u128; 2] {
+        self.addresses
+    }
+
+    /// Returns both ports, the lower end's first.
+    pub fn ports(&self) -> [u16; 2] {
+        self.ports
+    }
+
     /// Returns (sender, receiver) when `side` sends.
     pub fn ends(&self, side: Side) -> (End, End) {
         let [low, high] = [0, 1].map(|at| End { address: self.addresses[at], port: self.ports[at] });

@@ -11,17 +11,23 @@
 //! **Where it came from.** The sanity stage is a pure function of topology, port, Ethernet source, addresses and ports. A flow remembers
 //! per direction which (port, source, topology) passed it, and only exactly those are spared a second check.
 //!
-//! Memory: 256 bytes an entry, the first three of its four cache lines are all that a known packet touches. Entries live in a slab, the
-//! index holds 32-bit slots; both are reserved for `max_flows` at the start, so nothing is ever moved or hashed again.
+//! Memory: 128 bytes an entry, two cache lines: the first says whether a packet may pass and how it leaves, the second counts it and holds
+//! what a judgement rests on. Ways out and senders are named, not copied ([`interned`]). With 8 to 16 bytes of index that is at most 144 bytes
+//! a flow. Entries live in a slab whose room is reserved for `max_flows` at the start, so nothing is ever moved or hashed again.
+//!
+//! **Under attack.** A flow is *settled* once its other end has answered. Only flows that are not may be put out for new ones, oldest first,
+//! and a port that opens too many puts out its own ([`table`]): a flood costs the flows of its own port, never a conversation.
 
+pub mod interned;
 pub mod key;
 pub mod table;
 pub mod tcp;
 
+pub use interned::{Id, Interned};
 pub use key::{FlowKey, Side};
 pub use table::FlowTable;
 
-use margay_policy_engine::packet::{EndpointId, Epoch, Generation, IdentityId};
+use margay_policy_engine::packet::{EndpointId, IdentityId};
 use margay_policy_engine::snapshot::RuleRef;
 use margay_wire::MacAddr;
 
@@ -36,8 +42,8 @@ use tcp::TcpState;
 pub struct Leg {
     /// The endpoint whose policy decided.
     pub endpoint: EndpointId,
-    /// Epoch of its table.
-    pub epoch: Epoch,
+    /// Low half of the epoch of its table; no flow sleeps through 2^32 changes.
+    pub epoch: u32,
 }
 
 /// What a flow was judged by.
@@ -53,8 +59,8 @@ pub struct JudgedBy {
     pub destination: IdentityId,
 }
 
-/// The way out in one direction; good while the topology has the generation it was found under.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The way out in one direction, under one topology.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Path {
     /// Port to leave by.
     pub port: PortIndex,
@@ -70,19 +76,15 @@ pub struct Path {
     pub second_leg: bool,
     /// The worker that sends it.
     pub worker: WorkerIndex,
-    /// Low half of the topology's generation that it was found under.
-    pub topology: u32,
 }
 
-/// Whose packets of one direction have passed the sanity stage.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Whose packets of one direction have passed the sanity stage, under one topology.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Arrival {
     /// The port.
-    pub port: u16,
+    pub port: PortIndex,
     /// The Ethernet source.
     pub mac: MacAddr,
-    /// Low half of the topology's generation; zero is none.
-    pub topology: u32,
 }
 
 /// Connection state by protocol.
@@ -97,14 +99,40 @@ pub enum State {
     },
 }
 
-/// One flow.
+/// Packets and bytes in one direction: 40 and 56 bits of one number, so that a packet costs one addition.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally([u32; 3]);
+
+impl Tally {
+    const PACKET: u64 = 1 << 56;
+
+    #[inline(always)]
+    fn add(&mut self, bytes: u16) {
+        let [low, middle, high] = self.0;
+        let sum = u64::from(low) | u64::from(middle) << 32;
+        let (sum, carry) = sum.overflowing_add(Self::PACKET | u64::from(bytes));
+        self.0 = [sum as u32, (sum >> 32) as u32, high.wrapping_add(carry.into())];
+    }
+
+    fn packets(self) -> u64 {
+        u64::from(self.0[2]) << 8 | u64::from(self.0[1] >> 24)
+    }
+
+    fn bytes(self) -> u64 {
+        u64::from(self.0[1] & 0xff_ffff) << 32 | u64::from(self.0[0])
+    }
+}
+
+/// Stands for "no endpoint" and "no rule"; nothing has such a number.
+const NONE: u32 = u32::MAX;
+
+/// One flow, as its worker keeps it.
 #[derive(Clone, Debug)]
 #[repr(C, align(64))]
 pub struct Flow {
-    /// Both ends, in order.
-    pub key: FlowKey,
-    /// When it is forgotten unless packets come.
-    pub expires: Nanos,
+    addresses: [u128; 2],
+    ports: [u16; 2],
+    protocol: u8,
     /// Which end opened it.
     pub opener: Side,
     /// Connection state.
@@ -113,24 +141,198 @@ pub struct Flow {
     pub approved: bool,
     /// The first leg is another worker's.
     pub second: bool,
-    /// Ways out: from the opener, towards the opener.
-    pub paths: [Option<Path>; 2],
-    /// Snapshot that last confirmed it.
-    pub snapshot: Generation,
-    /// Topology that last confirmed it.
-    pub topology: u64,
-    /// Packets by direction.
-    pub packets: [u64; 2],
-    /// IP bytes by direction.
-    pub bytes: [u64; 2],
-    /// Who has passed the sanity stage, by direction.
-    pub arrivals: [Arrival; 2],
+    refused_for: Option<DropReason>,
     /// ICMP type and code of the opening packet, for judging again.
     pub icmp: Option<(u8, u8)>,
-    /// What it was judged by.
-    pub judged_by: JudgedBy,
-    /// Who refused it, while it is not approved; `RuleRef(u32::MAX)` where no rule did.
-    pub refusal: Option<(DropReason, RuleRef)>,
+    /// Who has passed the sanity stage, by direction; names of the present topology only.
+    pub arrivals: [Id; 2],
+    /// Ways out: from the opener, towards the opener; names of the present topology only.
+    pub paths: [Id; 2],
+    /// The port whose packet opened it here.
+    port: PortIndex,
+    expires: u32,
+    /// Low half of the generation of the snapshot that last confirmed it.
+    pub snapshot: u32,
+    // Second line.
+    /// Low half of the generation of the topology that last confirmed it.
+    pub topology: u32,
+    /// Neighbours in the list of its port's flows that are not settled.
+    links: [u32; 2],
+    tallies: [Tally; 2],
+    endpoints: [u32; 2],
+    epochs: [u32; 2],
+    identities: [IdentityId; 2],
+    refused_by: u32,
 }
 
-const _: () = assert!(size_of::<Flow>() == 256, "a flow is four cache lines");
+const _: () = assert!(size_of::<Flow>() == 128, "a flow is two cache lines");
+
+/// What a flow begins with.
+#[derive(Clone, Copy, Debug)]
+pub struct Opening {
+    /// Both ends, in order.
+    pub key: FlowKey,
+    /// Which end opened it.
+    pub opener: Side,
+    /// Connection state.
+    pub state: State,
+    /// ICMP type and code of the opening packet.
+    pub icmp: Option<(u8, u8)>,
+    /// The first leg is another worker's.
+    pub second: bool,
+    /// The port that the opening packet came from.
+    pub port: PortIndex,
+    /// Low halves of the generations of snapshot and topology.
+    pub under: (u32, u32),
+    /// What it was judged by.
+    pub judged_by: JudgedBy,
+}
+
+/// Time in steps of 2^24 ns (17 ms), which is all that lifetimes need; a u32 of them is two years.
+fn steps(time: Nanos) -> u32 {
+    (time.0 >> 24) as u32
+}
+
+impl Flow {
+    /// Returns an approved flow that has counted no packet.
+    pub fn new(opening: &Opening) -> Self {
+        let Opening { key, opener, state, icmp, second, port, under, judged_by } = *opening;
+        let mut flow = Self {
+            addresses: key.addresses(),
+            ports: key.ports(),
+            protocol: key.protocol,
+            opener,
+            state,
+            approved: true,
+            second,
+            refused_for: None,
+            icmp,
+            arrivals: [Id::default(); 2],
+            paths: [Id::default(); 2],
+            port,
+            expires: 0,
+            snapshot: under.0,
+            topology: under.1,
+            links: [table::UNLISTED; 2],
+            tallies: [Tally::default(); 2],
+            endpoints: [NONE; 2],
+            epochs: [0; 2],
+            identities: [IdentityId::default(); 2],
+            refused_by: NONE,
+        };
+        flow.confirm(under, judged_by, None);
+        flow
+    }
+
+    /// Returns both ends and the protocol.
+    #[inline(always)]
+    pub fn key(&self) -> FlowKey {
+        FlowKey::of_parts(self.addresses, self.ports, self.protocol)
+    }
+
+    /// Returns what it was judged by.
+    pub fn judged_by(&self) -> JudgedBy {
+        let leg = |at: usize| {
+            let endpoint = EndpointId(self.endpoints[at]);
+            (endpoint.0 != NONE).then_some(Leg { endpoint, epoch: self.epochs[at] })
+        };
+        let [source, destination] = self.identities;
+        JudgedBy { egress: leg(0), ingress: leg(1), source, destination }
+    }
+
+    /// Notes a judgement: under which generations, by what, and who refused if somebody did. What it remembers of an older topology ends.
+    pub fn confirm(
+        &mut self,
+        under: (u32, u32),
+        by: JudgedBy,
+        refusal: Option<(DropReason, Option<RuleRef>)>,
+    ) {
+        if self.topology != under.1 {
+            self.arrivals = [Id::default(); 2];
+            self.paths = [Id::default(); 2];
+        }
+        (self.snapshot, self.topology) = under;
+        let legs = [by.egress, by.ingress];
+        self.endpoints = legs.map(|leg| leg.map_or(NONE, |leg| leg.endpoint.0));
+        self.epochs = legs.map(|leg| leg.map_or(0, |leg| leg.epoch));
+        self.identities = [by.source, by.destination];
+        self.approved = refusal.is_none();
+        self.refused_for = refusal.map(|(reason, _)| reason);
+        self.refused_by = refusal.and_then(|(_, rule)| rule).map_or(NONE, |rule| rule.0);
+    }
+
+    /// Returns who refused it, while it is not approved.
+    pub fn refusal(&self) -> Option<(DropReason, Option<RuleRef>)> {
+        Some((self.refused_for?, (self.refused_by != NONE).then_some(RuleRef(self.refused_by))))
+    }
+
+    /// Returns whether its time is over.
+    #[inline(always)]
+    pub fn is_over(&self, now: Nanos) -> bool {
+        steps(now) >= self.expires
+    }
+
+    /// Lets it live for `lifetime` from now on.
+    #[inline(always)]
+    pub fn live_on(&mut self, now: Nanos, lifetime: Nanos) {
+        self.expires = steps(now + lifetime) + 1;
+    }
+
+    /// Returns the time until it is forgotten if nothing more comes.
+    pub fn expires_in(&self, now: Nanos) -> Nanos {
+        Nanos(u64::from(self.expires) << 24) - now
+    }
+
+    /// Counts a packet.
+    #[inline(always)]
+    pub fn count(&mut self, direction: usize, bytes: u16) {
+        self.tallies[direction & 1].add(bytes);
+    }
+
+    /// Returns the packets and bytes of one direction: 0 from the opener, 1 towards it.
+    pub fn counted(&self, direction: usize) -> (u64, u64) {
+        let tally = self.tallies[direction & 1];
+        (tally.packets(), tally.bytes())
+    }
+
+    /// Returns whether it stands among those that may be put out.
+    #[inline(always)]
+    pub fn is_listed(&self) -> bool {
+        self.links[1] != table::UNLISTED
+    }
+
+    /// Returns whether the other end has answered: such a flow is never put out for a new one.
+    #[inline(always)]
+    pub fn is_settled(&self) -> bool {
+        match self.state {
+            State::Tcp(tcp) => tcp.is_established(),
+            State::Other { answered } => answered,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tally_counts_packets_and_bytes_past_32_bits() {
+        let mut tally = Tally::default();
+        let (mut packets, mut bytes) = (0u64, 0u64);
+        for round in 0..300_000u64 {
+            let len = (round * 7 % 65_536) as u16;
+            tally.add(len);
+            packets += 1;
+            bytes += u64::from(len);
+        }
+        assert_eq!((tally.packets(), tally.bytes()), (packets, bytes));
+        assert!(bytes > u64::from(u32::MAX));
+        let mut tally = Tally([u32::MAX, 0xffff_ffff, 0]);
+        tally.add(0);
+        assert_eq!(
+            (tally.packets(), tally.bytes()),
+            (256, (1 << 56) - 1),
+            "the carry reaches the third part"
+        );
+    }
+}

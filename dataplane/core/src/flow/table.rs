@@ -1,9 +1,17 @@
-//! The flow table of one worker: a slab of entries and an index over it.
+//! The flow table of one worker: a slab of entries, an index over it, and a list of the flows that may be put out.
 //!
-//! The index is an open-addressed array with linear probing, at most half full; an entry is 32 bits of the hash beside a slot number.
-//! It is our own because a known packet must be able to say "I shall look here" ahead of time ([`FlowTable::prefetch_index`],
+//! The index is an open-addressed array with linear probing, at most half full; an entry is 8 bits of the hash beside a slot number. It is
+//! our own because a known packet must be able to say "I shall look here" ahead of time ([`FlowTable::prefetch_index`],
 //! [`FlowTable::prefetch_flow`]), which library maps do not offer. Both parts are reserved in full at the start, on huge pages where the
-//! kernel has them: 16 bytes a possible flow for the index at once, the slab's pages as flows come. No packet ever pays for growth.
+//! kernel has them: 8 to 16 bytes a possible flow for the index at once, the slab's pages as flows come. No packet ever pays for growth.
+//!
+//! **Who is put out for a new flow.** Flows whose other end has not answered stand in a list of the port that opened them, oldest first.
+//!
+//! 1. A port with [`FlowTable::budget`] such flows, a quarter of the table, puts out its own oldest.
+//! 2. In a full table the port with the most such flows puts out its oldest.
+//! 3. In a full table in which every flow has been answered there is no room.
+//!
+//! So a flow that was answered is never put out, and who scans or floods loses his own half-open flows first.
 
 use std::hash::BuildHasher;
 
@@ -12,28 +20,54 @@ use margay_accel::{advise_huge_pages, prefetch_item};
 
 use super::{Flow, FlowKey};
 use crate::time::Nanos;
+use crate::topology::PortIndex;
+
+/// No slot: the end of a list.
+const NIL: u32 = u32::MAX;
+/// Stands in both links of a flow that is in no list.
+pub(super) const UNLISTED: u32 = u32::MAX - 1;
+/// Bits of an index entry that are the slot, plus one.
+const SLOT_BITS: u32 = 24;
+const SLOT_MASK: u32 = (1 << SLOT_BITS) - 1;
+
+/// The flows of one port that are not settled, oldest first.
+#[derive(Clone, Copy, Debug)]
+struct List {
+    first: u32,
+    last: u32,
+    count: u32,
+}
+
+const EMPTY: List = List { first: NIL, last: NIL, count: 0 };
 
 /// Flows of one worker.
 #[derive(Debug)]
 pub struct FlowTable {
-    /// `hash high half << 32 | slot + 1`, or zero.
-    index: Vec<u64>,
+    /// `hash high bits << 24 | slot + 1`, or zero.
+    index: Vec<u32>,
     mask: usize,
     slab: Vec<Option<Flow>>,
     free: Vec<u32>,
     limit: usize,
     hasher: FixedState,
     sweep: usize,
+    /// By index of the port.
+    open: Vec<List>,
+    evicted: u64,
 }
 
-fn entry(hash: u64, slot: u32) -> u64 {
-    (hash & !0xffff_ffff) | (u64::from(slot) + 1)
+#[inline(always)]
+fn tag(hash: u64) -> u32 {
+    (hash >> 32) as u32 & !SLOT_MASK
 }
 
 impl FlowTable {
+    /// Most flows of one worker.
+    pub const MOST: usize = SLOT_MASK as usize - 1;
+
     /// Returns an empty table for at most `limit` flows. `seed` decides the hash: a secret one keeps senders from choosing collisions.
     pub fn new(limit: usize, seed: u64) -> Self {
-        let limit = limit.clamp(1, 1 << 30);
+        let limit = limit.clamp(1, Self::MOST);
         let size = (limit * 2).next_power_of_two();
         let (mut index, mut slab) = (Vec::with_capacity(size), Vec::with_capacity(limit));
         advise_huge_pages(index.spare_capacity_mut());
@@ -47,6 +81,8 @@ impl FlowTable {
             limit,
             hasher: FixedState::with_seed(seed),
             sweep: 0,
+            open: Vec::new(),
+            evicted: 0,
         }
     }
 
@@ -58,6 +94,21 @@ impl FlowTable {
     /// Returns whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Returns how many flows without an answer one port may have open.
+    pub fn budget(&self) -> usize {
+        (self.limit / 4).max(1)
+    }
+
+    /// Returns how many flows were put out for new ones.
+    pub fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// Returns how many flows without an answer `port` has open.
+    pub fn unsettled(&self, port: PortIndex) -> usize {
+        self.open.get(usize::from(port.0)).map_or(0, |list| list.count as usize)
     }
 
     /// Returns the hash of `key` in this table.
@@ -75,9 +126,9 @@ impl FlowTable {
     /// Brings near the flow that `hash` most likely means.
     #[inline]
     pub fn prefetch_flow(&self, hash: u64) {
-        let at = self.index[hash as usize & self.mask];
-        if at >> 32 == hash >> 32 {
-            prefetch_item(&self.slab, (at as u32).wrapping_sub(1) as usize);
+        let entry = self.index[hash as usize & self.mask];
+        if entry & !SLOT_MASK == tag(hash) {
+            prefetch_item(&self.slab, ((entry & SLOT_MASK) as usize).wrapping_sub(1));
         }
     }
 
@@ -90,8 +141,8 @@ impl FlowTable {
             if entry == 0 {
                 return None;
             }
-            let slot = entry as u32 - 1;
-            if entry >> 32 == hash >> 32 && self.flow(slot).is_some_and(|flow| flow.key == *key) {
+            let slot = (entry & SLOT_MASK) - 1;
+            if entry & !SLOT_MASK == tag(hash) && self.flow(slot).is_some_and(|flow| flow.key() == *key) {
                 return Some(slot);
             }
             at = (at + 1) & self.mask;
@@ -104,21 +155,33 @@ impl FlowTable {
         self.slab.get(slot as usize)?.as_ref()
     }
 
-    /// Returns the flow in `slot` for changing; its key must stay.
+    /// Returns the flow in `slot` for changing. Say [`FlowTable::settle`] when it has become settled.
     #[inline]
     pub fn flow_mut(&mut self, slot: u32) -> Option<&mut Flow> {
         self.slab.get_mut(slot as usize)?.as_mut()
     }
 
-    /// Adds `flow`, in place of one with the same key. Returns its slot, or `None` when the table is full.
+    /// Adds `flow`, in place of one with the same key. Returns its slot, or `None` when there is no room (see the module).
     pub fn insert(&mut self, flow: Flow) -> Option<u32> {
-        let hash = self.hash(&flow.key);
-        if let Some(slot) = self.find(&flow.key, hash) {
+        let key = flow.key();
+        let hash = self.hash(&key);
+        let (port, settled) = (flow.port, flow.is_settled());
+        if let Some(slot) = self.find(&key, hash) {
+            self.unlist(slot);
             self.slab[slot as usize] = Some(flow);
+            if !settled {
+                self.list(slot, port);
+            }
             return Some(slot);
         }
+        if !settled && self.unsettled(port) >= self.budget() {
+            self.evict(usize::from(port.0));
+        }
         if self.len() >= self.limit {
-            return None;
+            let most = (0..self.open.len()).max_by_key(|port| self.open[*port].count)?;
+            if !self.evict(most) {
+                return None;
+            }
         }
         let slot = match self.free.pop() {
             Some(slot) => {
@@ -134,16 +197,30 @@ impl FlowTable {
         while self.index[at] != 0 {
             at = (at + 1) & self.mask;
         }
-        self.index[at] = entry(hash, slot);
+        self.index[at] = tag(hash) | (slot + 1);
+        if !settled {
+            self.list(slot, port);
+        }
         Some(slot)
+    }
+
+    /// Puts out the oldest flow of a port that has no answer; `false` when there is none.
+    fn evict(&mut self, port: usize) -> bool {
+        let Some(first) = self.open.get(port).map(|list| list.first).filter(|first| *first != NIL) else {
+            return false;
+        };
+        self.remove(first);
+        self.evicted += 1;
+        true
     }
 
     /// Forgets the flow in `slot`.
     pub fn remove(&mut self, slot: u32) {
+        self.unlist(slot);
         let Some(flow) = self.slab.get_mut(slot as usize).and_then(Option::take) else { return };
         self.free.push(slot);
-        let hash = self.hash(&flow.key);
-        let wanted = entry(hash, slot);
+        let hash = self.hash(&flow.key());
+        let wanted = tag(hash) | (slot + 1);
         let mut hole = hash as usize & self.mask;
         while self.index[hole] != wanted {
             if self.index[hole] == 0 {
@@ -159,8 +236,8 @@ impl FlowTable {
             if entry == 0 {
                 break;
             }
-            let Some(flow) = self.flow(entry as u32 - 1) else { continue };
-            let home = self.hash(&flow.key) as usize & self.mask;
+            let Some(flow) = self.flow((entry & SLOT_MASK) - 1) else { continue };
+            let home = self.hash(&flow.key()) as usize & self.mask;
             let from_home = at.wrapping_sub(home) & self.mask;
             let from_hole = at.wrapping_sub(hole) & self.mask;
             if from_home >= from_hole {
@@ -171,13 +248,51 @@ impl FlowTable {
         self.index[hole] = 0;
     }
 
+    /// Takes the flow in `slot`, which is settled now, out of those that may be put out.
+    #[cold]
+    pub fn settle(&mut self, slot: u32) {
+        self.unlist(slot);
+    }
+
+    fn list(&mut self, slot: u32, port: PortIndex) {
+        let at = usize::from(port.0);
+        if self.open.len() <= at {
+            self.open.resize(at + 1, EMPTY);
+        }
+        let last = self.open[at].last;
+        if let Some(flow) = self.flow_mut(slot) {
+            flow.links = [last, NIL];
+        }
+        match self.flow_mut(last) {
+            Some(before) => before.links[1] = slot,
+            None => self.open[at].first = slot,
+        }
+        self.open[at].last = slot;
+        self.open[at].count += 1;
+    }
+
+    fn unlist(&mut self, slot: u32) {
+        let Some(flow) = self.flow_mut(slot).filter(|flow| flow.is_listed()) else { return };
+        let (at, [before, after]) = (usize::from(flow.port.0), flow.links);
+        flow.links = [UNLISTED; 2];
+        match self.flow_mut(before) {
+            Some(flow) => flow.links[1] = after,
+            None => self.open[at].first = after,
+        }
+        match self.flow_mut(after) {
+            Some(flow) => flow.links[0] = before,
+            None => self.open[at].last = before,
+        }
+        self.open[at].count -= 1;
+    }
+
     /// Forgets flows whose time is over, looking at `budget` slots from where the last call stopped.
     pub fn expire(&mut self, now: Nanos, budget: usize) {
         for _ in 0..budget.min(self.slab.len()) {
             if self.sweep >= self.slab.len() {
                 self.sweep = 0;
             }
-            if self.slab[self.sweep].as_ref().is_some_and(|flow| flow.expires <= now) {
+            if self.slab[self.sweep].as_ref().is_some_and(|flow| flow.is_over(now)) {
                 self.remove(self.sweep as u32);
             }
             self.sweep += 1;
@@ -191,80 +306,4 @@ impl FlowTable {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::flow::{Arrival, JudgedBy, Side, State};
-    use proptest::prelude::*;
-    use std::collections::BTreeMap;
-    use std::net::{IpAddr, Ipv4Addr};
-
-    fn flow(number: u16) -> Flow {
-        let end = |last: u8, port| (IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)), port);
-        let (key, opener) = FlowKey::new(end(1, number), end(2, 80), 17);
-        Flow {
-            key,
-            expires: Nanos(u64::from(number)),
-            opener,
-            state: State::Other { answered: false },
-            approved: true,
-            second: false,
-            paths: [None; 2],
-            snapshot: Default::default(),
-            topology: 0,
-            packets: [0; 2],
-            bytes: [0; 2],
-            arrivals: [Arrival::default(); 2],
-            icmp: None,
-            judged_by: JudgedBy::default(),
-            refusal: None,
-        }
-    }
-
-    #[test]
-    fn a_full_table_says_so_and_takes_again_after_a_removal() {
-        let mut table = FlowTable::new(4, 1);
-        let slots: Vec<_> = (0..4).map(|n| table.insert(flow(n)).expect("room")).collect();
-        assert_eq!(table.insert(flow(9)), None);
-        assert_eq!(table.insert(flow(2)), Some(slots[2]), "the same key replaces");
-        table.remove(slots[1]);
-        assert_eq!(table.len(), 3);
-        assert!(table.insert(flow(9)).is_some());
-        assert_eq!(flow(0).opener, Side::Low);
-    }
-
-    proptest! {
-        /// Any sequence of insertions, removals and expiries leaves what a map would hold, in a table small enough to collide.
-        #[test]
-        fn agrees_with_a_map(steps in prop::collection::vec((0u8..3, 0u16..24), 0..300), seed in any::<u64>()) {
-            let mut table = FlowTable::new(16, seed);
-            let mut map: BTreeMap<u16, ()> = BTreeMap::new();
-            for (step, number) in steps {
-                match step {
-                    0 => {
-                        let fits = map.len() < 16 || map.contains_key(&number);
-                        prop_assert_eq!(table.insert(flow(number)).is_some(), fits);
-                        if fits {
-                            map.insert(number, ());
-                        }
-                    }
-                    1 => {
-                        let key = flow(number).key;
-                        if let Some(slot) = table.find(&key, table.hash(&key)) {
-                            table.remove(slot);
-                        }
-                        map.remove(&number);
-                    }
-                    _ => {
-                        table.expire(Nanos(u64::from(number)), 16);
-                        map.retain(|n, ()| u64::from(*n) > u64::from(number));
-                    }
-                }
-                prop_assert_eq!(table.len(), map.len());
-                for n in 0..24 {
-                    let key = flow(n).key;
-                    prop_assert_eq!(table.find(&key, table.hash(&key)).is_some(), map.contains_key(&n));
-                }
-            }
-        }
-    }
-}
+mod tests;

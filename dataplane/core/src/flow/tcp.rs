@@ -1,54 +1,69 @@
 //! As much of TCP's state as a firewall needs (policy model 13.5; RFC 9293 §3.3.2).
 
+use std::fmt;
+
 use margay_wire::parse::tcp_flags::{ACK, FIN, RST, SYN};
 
 use crate::time::Nanos;
 
-/// State of a TCP flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TcpState {
-    /// Both ends have spoken.
-    pub established: bool,
-    /// FIN seen from the opener, from the other end.
-    pub fin: [bool; 2],
-    /// RST seen from either.
-    pub reset: bool,
+/// State of a TCP flow, in one byte.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct TcpState(u8);
+
+/// Both ends have spoken.
+const ESTABLISHED: u8 = 1;
+/// FIN seen from the opener, from the other end.
+const FINS: [u8; 2] = [2, 4];
+const BOTH_FINS: u8 = 2 | 4;
+/// RST seen from either.
+const RESET: u8 = 8;
+
+impl fmt::Debug for TcpState {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.write_str(self.as_str())
+    }
 }
 
 impl TcpState {
     /// State after an opening SYN.
-    pub const OPENING: Self = Self { established: false, fin: [false; 2], reset: false };
+    pub const OPENING: Self = Self(0);
     /// State of a flow adopted in the middle.
-    pub const ADOPTED: Self = Self { established: true, fin: [false; 2], reset: false };
+    pub const ADOPTED: Self = Self(ESTABLISHED);
 
     /// Takes a segment from the opener (`direction` 0) or towards it (1).
     #[inline]
     pub fn observe(&mut self, direction: usize, flags: u8) {
         if flags & RST != 0 {
-            self.reset = true;
+            self.0 |= RESET;
             return;
         }
         if direction == 1 && flags & ACK != 0 {
-            self.established = true;
+            self.0 |= ESTABLISHED;
         }
         if flags & FIN != 0 {
-            self.fin[direction & 1] = true;
+            self.0 |= FINS[direction & 1];
         }
+    }
+
+    /// Returns whether both ends have spoken.
+    #[inline]
+    pub fn is_established(&self) -> bool {
+        self.0 & ESTABLISHED != 0
     }
 
     /// Returns whether a bare SYN may begin the connection anew.
     pub fn is_over(&self) -> bool {
-        self.reset || self.fin == [true; 2]
+        self.0 & RESET != 0 || self.0 & BOTH_FINS == BOTH_FINS
     }
 
     /// Returns how long the flow is remembered after its last packet (policy model 13.5).
     #[inline]
     pub fn timeout(&self) -> Nanos {
-        if self.reset {
+        if self.0 & RESET != 0 {
             Nanos::from_secs(40)
-        } else if self.fin == [true; 2] {
+        } else if self.0 & BOTH_FINS == BOTH_FINS {
             Nanos::from_secs(30)
-        } else if self.established {
+        } else if self.is_established() {
             Nanos::from_secs(3600)
         } else {
             Nanos::from_secs(20)
@@ -57,11 +72,11 @@ impl TcpState {
 
     /// Returns the state in a word.
     pub fn as_str(&self) -> &'static str {
-        if self.reset {
+        if self.0 & RESET != 0 {
             "reset"
-        } else if self.fin != [false; 2] {
+        } else if self.0 & BOTH_FINS != 0 {
             "closing"
-        } else if self.established {
+        } else if self.is_established() {
             "established"
         } else {
             "syn_sent"

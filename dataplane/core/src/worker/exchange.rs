@@ -105,6 +105,7 @@ impl<F: Frame> Worker<F> {
         parcels: &mut Vec<Handover<F>>,
         out: &mut Output<F>,
     ) {
+        self.name_anew(view.topology);
         let burst = fast::Burst::taken(view, now);
         let mut plain = [fast::Plain::NONE; BURST];
         while !parcels.is_empty() {

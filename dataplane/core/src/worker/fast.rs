@@ -23,24 +23,25 @@ use crate::topology::PortIndex;
 pub(super) struct Burst {
     /// Our address on the port; `None` when the port is gone.
     mac: Option<MacAddr>,
-    port: u16,
+    port: PortIndex,
     snapshot: Generation,
-    topology: u64,
+    /// As flows remember snapshot and topology.
+    under: (u32, u32),
     now: Nanos,
 }
 
 impl Burst {
     /// For packets that other workers gave us, from any port.
     pub(super) fn taken(view: View<'_>, now: Nanos) -> Self {
-        Self { mac: None, port: 0, snapshot: generation(view), topology: view.topology.generation(), now }
+        Self { mac: None, port: PortIndex(0), snapshot: generation(view), under: view.under(), now }
     }
 
     pub(super) fn new(view: View<'_>, now: Nanos, port: PortIndex) -> Self {
         Self {
             mac: view.topology.port(port).map(|port| port.mac),
-            port: port.0,
+            port,
             snapshot: generation(view),
-            topology: view.topology.generation(),
+            under: view.under(),
             now,
         }
     }
@@ -111,20 +112,21 @@ impl<F: Frame> Worker<F> {
         let slot = self.flows.find(&read.key, read.hash)?;
         let flow = self.flows.flow_mut(slot)?;
         let direction = usize::from(read.side != flow.opener);
-        let path = flow.paths[direction]?;
-        let topology = burst.topology as u32;
-        let known = flow.approved
-            && flow.expires > burst.now
-            && flow.snapshot == burst.snapshot
-            && flow.topology == burst.topology
-            && path.topology == topology
-            && topology != 0;
+        let holds = flow.approved
+            && !flow.is_over(burst.now)
+            && (flow.snapshot, flow.topology) == burst.under
+            // The first answer settles the flow: the long way knows how.
+            && !(direction == 1 && flow.is_listed());
+        if !holds {
+            return None;
+        }
+        let path = self.paths.get(flow.paths[direction])?;
         let welcome = match errand {
             None => {
                 let ethernet = frame.data().first_chunk::<ETHERNET_LEN>()?;
                 let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, ..] = *ethernet;
                 let mac = MacAddr([s0, s1, s2, s3, s4, s5]);
-                flow.arrivals[direction] == Arrival { port: burst.port, mac, topology }
+                self.arrivals.get(flow.arrivals[direction]) == Some(&Arrival { port: burst.port, mac })
                     && Some(MacAddr([d0, d1, d2, d3, d4, d5])) == burst.mac
             }
             Some(Errand::Judge(first)) => {
@@ -133,7 +135,7 @@ impl<F: Frame> Worker<F> {
             Some(Errand::Take) => true,
             Some(Errand::Send) => false,
         };
-        if !(known && welcome) {
+        if !welcome {
             return None;
         }
         let me = self.config.index;

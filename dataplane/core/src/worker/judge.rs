@@ -98,7 +98,9 @@ pub fn evidence(view: View<'_>, tuple: &PacketTuple, parties: &Parties) -> Optio
     }
     let snapshot = view.snapshot?;
     let leg = |endpoint: Option<EndpointId>, direction| match endpoint {
-        Some(endpoint) => snapshot.epoch(endpoint, direction).map(|epoch| Some(Leg { endpoint, epoch })),
+        Some(endpoint) => {
+            snapshot.epoch(endpoint, direction).map(|epoch| Some(Leg { endpoint, epoch: epoch.0 as u32 }))
+        }
         None => Some(None),
     };
     Some(JudgedBy {

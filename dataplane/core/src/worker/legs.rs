@@ -13,13 +13,13 @@
 //! * The first leg was judged under another snapshot: both are judged here, so no packet is judged by halves of two.
 
 use margay_policy_engine::packet::PacketTuple;
-use margay_policy_engine::snapshot::{RuleRef, Snapshot};
+use margay_policy_engine::snapshot::Snapshot;
 use margay_wire::parse::tcp_flags;
 use margay_wire::{Fragment, IpHeaders, Transport};
 
 use super::judge::Parties;
 use super::{Dropped, Passing, PolicyChangeFlowAction, Prepared, View, Worker, generation, judge, other};
-use crate::flow::{Arrival, Flow, FlowKey, State, key, tcp};
+use crate::flow::{Flow, FlowKey, Opening, State, key, tcp};
 use crate::frame::Frame;
 use crate::output::Output;
 use crate::time::Nanos;
@@ -87,7 +87,7 @@ impl<F: Frame> Worker<F> {
         let side = prepared.side;
         let flow = self.flows.flow(slot).ok_or(DropReason::InvalidState)?;
         let direction = usize::from(side != flow.opener);
-        if flow.expires <= now {
+        if flow.is_over(now) {
             self.flows.remove(slot);
             return Ok(Known::Unknown);
         }
@@ -100,9 +100,7 @@ impl<F: Frame> Worker<F> {
         if passing.told().is_some_and(|told| told.forward != (direction == 0)) {
             return Ok(Known::Unknown);
         }
-        if (flow.snapshot, flow.topology) != (generation(view), view.topology.generation())
-            && !self.revalidate(view, slot)
-        {
+        if (flow.snapshot, flow.topology) != view.under() && !self.revalidate(view, slot) {
             return Ok(Known::Unknown);
         }
         let flow = self.flows.flow(slot).ok_or(DropReason::InvalidState)?;
@@ -115,7 +113,7 @@ impl<F: Frame> Worker<F> {
         let Some(flow) = self.flows.flow(slot) else { return false };
         let tuple = flow.tuple();
         let parties = Parties::of(view.topology, &tuple).at(self.config.index);
-        let old = flow.judged_by;
+        let old = flow.judged_by();
         if !parties.are(&old) {
             self.flows.remove(slot);
             return false;
@@ -123,24 +121,19 @@ impl<F: Frame> Worker<F> {
         let renewed = judge::unchanged(view, &old, &tuple);
         let keep = self.config.policy_change == PolicyChangeFlowAction::Keep && flow.approved;
         let (refusal, judged_by) = if renewed || keep {
-            (flow.refusal, old)
+            (flow.refusal(), old)
         } else {
             self.counters.flow_rejudged += 1;
             match judge::judge(view, &self.config, &tuple, &parties) {
                 Ok(judged_by) => (None, judged_by),
                 Err(refused) => {
                     let by = judge::evidence(view, &tuple, &parties).unwrap_or(old);
-                    (Some((refused.reason, refused.rule.unwrap_or(NO_RULE))), by)
+                    (Some((refused.reason, refused.rule)), by)
                 }
             }
         };
-        let generation = generation(view);
         if let Some(flow) = self.flows.flow_mut(slot) {
-            flow.approved = refusal.is_none();
-            flow.refusal = refusal;
-            flow.judged_by = judged_by;
-            flow.snapshot = generation;
-            flow.topology = view.topology.generation();
+            flow.confirm(view.under(), judged_by, refusal);
         }
         true
     }
@@ -170,7 +163,7 @@ impl<F: Frame> Worker<F> {
         };
         let told = passing.told().filter(|_| !is_tcp || in_mid_flow);
         let (opener, judged_by) = if let Some(told) = told {
-            let spoken = matches!(told.state, State::Tcp(tcp) if tcp.established);
+            let spoken = matches!(told.state, State::Tcp(tcp) if tcp.is_established());
             let met = self.flows.find(&key, self.flows.hash(&key)).is_some();
             if in_mid_flow && !spoken && !met {
                 return Err(DropReason::InvalidState.into());
@@ -211,59 +204,50 @@ impl<F: Frame> Worker<F> {
             return Err(DropReason::InvalidState.into());
         };
         let direction = usize::from(side != opener);
-        let snapshot = generation(view);
-        let topology = view.topology.generation();
         if let Some(slot) = self.flows.find(&key, self.flows.hash(&key))
             && let Some(flow) = self.flows.flow_mut(slot)
             && flow.opener == opener
             && matches!(flow.state, State::Tcp(state) if !state.is_over())
         {
             // A repeated SYN of a connection that lives: approved again, state kept.
-            (flow.approved, flow.refusal) = (true, None);
-            (flow.judged_by, flow.snapshot, flow.topology) = (judged_by, snapshot, topology);
+            flow.confirm(view.under(), judged_by, None);
             return Ok((slot, direction));
         }
-        let flow = Flow {
+        let mut flow = Flow::new(&Opening {
             key,
             opener,
-            icmp: tuple.icmp,
-            approved: true,
-            second: passing.told().is_some(),
-            refusal: None,
-            arrivals: [Arrival::default(); 2],
-            judged_by,
-            snapshot,
-            topology,
             state,
-            expires: now,
-            paths: [None; 2],
-            packets: [0; 2],
-            bytes: [0; 2],
-        };
+            icmp: tuple.icmp,
+            second: passing.told().is_some(),
+            port: port.index,
+            under: view.under(),
+            judged_by,
+        });
+        // It lives until the packet that opens it is observed, and then by that.
+        flow.live_on(now, Nanos(0));
         let slot = self.flows.insert(flow).ok_or(DropReason::FlowTableFull)?;
         self.counters.flows = self.flows.len() as u64;
+        self.counters.flow_evicted = self.flows.evicted();
         Ok((slot, direction))
     }
 }
 
-/// Stands for "no rule" in a flow's refusal; no snapshot has so many.
-const NO_RULE: RuleRef = RuleRef(u32::MAX);
-
 impl Flow {
     /// Returns who refused it.
     pub(super) fn refused(&self) -> Dropped {
-        let (reason, rule) = self.refusal.unwrap_or((DropReason::NoPolicyYet, NO_RULE));
-        Dropped { reason, rule: (rule != NO_RULE).then_some(rule), error: None }
+        let (reason, rule) = self.refusal().unwrap_or((DropReason::NoPolicyYet, None));
+        Dropped { reason, rule, error: None }
     }
 
     /// Returns the opening packet as policy saw it.
     pub(super) fn tuple(&self) -> PacketTuple {
-        let (from, to) = self.key.ends(self.opener);
-        let ported = self.key.has_ports();
+        let key = self.key();
+        let (from, to) = key.ends(self.opener);
+        let ported = key.has_ports();
         PacketTuple {
             source: key::address(from.address),
             destination: key::address(to.address),
-            protocol: self.key.protocol,
+            protocol: key.protocol,
             source_port: ported.then_some(from.port),
             destination_port: ported.then_some(to.port),
             icmp: self.icmp,
@@ -290,8 +274,7 @@ impl Flow {
         flags: u8,
         now: Nanos,
     ) {
-        self.packets[direction] += 1;
-        self.bytes[direction] += u64::from(total_len);
+        self.count(direction, total_len);
         let lifetime = match &mut self.state {
             State::Tcp(tcp) => {
                 if flags != 0 {
@@ -310,6 +293,6 @@ impl Flow {
                 }
             }
         };
-        self.expires = now + lifetime;
+        self.live_on(now, lifetime);
     }
 }

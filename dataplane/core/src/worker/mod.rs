@@ -39,7 +39,7 @@ use margay_policy_engine::packet::Generation;
 use margay_policy_engine::snapshot::{RuleRef, Snapshot};
 use margay_wire::{Fragment, IpHeaders, Packet, ParseError, Parsed, icmp, parse};
 
-use crate::flow::{Arrival, FlowKey, FlowTable, Side};
+use crate::flow::{Arrival, FlowKey, FlowTable, Interned, Path, Side};
 use crate::frame::Frame;
 use crate::handover::{Errand, FirstLeg, Handover};
 use crate::output::Output;
@@ -63,6 +63,14 @@ pub struct View<'a> {
     pub snapshot: Option<&'a Snapshot>,
     /// Ports, routes and neighbours.
     pub topology: &'a Topology,
+}
+
+impl View<'_> {
+    /// Returns what flows remember of it: the low halves of both generations. No flow sleeps through 2^32 of either.
+    #[inline(always)]
+    fn under(&self) -> (u32, u32) {
+        (generation(*self).0 as u32, self.topology.generation() as u32)
+    }
 }
 
 /// Why a packet ended, and what its sender is told.
@@ -165,6 +173,10 @@ pub struct Worker<F> {
     config: WorkerConfig,
     counters: Counters,
     flows: FlowTable,
+    /// What flows remember by name; names end with the topology that they were given under.
+    arrivals: Interned<Arrival>,
+    paths: Interned<Path>,
+    named_under: u64,
     fragments: Fragments<F>,
     waiting: Vec<Waiting<F>>,
     started: Nanos,
@@ -185,6 +197,9 @@ impl<F: Frame> Worker<F> {
             config,
             counters: Counters::default(),
             flows,
+            arrivals: Interned::default(),
+            paths: Interned::default(),
+            named_under: 0,
             fragments,
             waiting: Vec::new(),
             started: now,
@@ -207,6 +222,7 @@ impl<F: Frame> Worker<F> {
         frame: F,
         out: &mut Output<F>,
     ) {
+        self.name_anew(view.topology);
         let prepared = self.prepare(frame.data());
         self.complete(view, now, port, frame, &prepared, out);
     }
@@ -223,6 +239,7 @@ impl<F: Frame> Worker<F> {
         frames: &mut Vec<F>,
         out: &mut Output<F>,
     ) {
+        self.name_anew(view.topology);
         let burst = fast::Burst::new(view, now, port);
         let mut plain = [fast::Plain::NONE; BURST];
         while !frames.is_empty() {
@@ -248,6 +265,16 @@ impl<F: Frame> Worker<F> {
                     None => self.handle_frame(view, now, port, frame, out),
                 }
             }
+        }
+    }
+
+    /// Lets go of what was remembered by name when the topology is another one.
+    #[inline]
+    fn name_anew(&mut self, topology: &Topology) {
+        if topology.generation() != self.named_under {
+            self.named_under = topology.generation();
+            self.arrivals.clear();
+            self.paths.clear();
         }
     }
 
@@ -350,15 +377,15 @@ impl<F: Frame> Worker<F> {
             Packet::Ip(ip) => ip,
             Packet::Arp(arp) => return self.answer_arp(view, port, frame, parsed, arp),
         };
-        let topology = view.topology.generation() as u32;
-        let arrival = Arrival { port: index.0, mac: parsed.source, topology };
+        let arrival = Arrival { port: index, mac: parsed.source };
         let known = self.flows.find(&prepared.key, prepared.hash);
         // Only flows with ports: an ICMP key does not tell a ping from a router advertisement.
         let checked = prepared.key.has_ports()
             && ip.fragment == Fragment::None
             && parsed.destination == port.mac
             && known.and_then(|slot| self.flows.flow(slot)).is_some_and(|flow| {
-                flow.arrivals[usize::from(prepared.side != flow.opener)] == arrival && topology != 0
+                let remembered = flow.arrivals[usize::from(prepared.side != flow.opener)];
+                flow.topology == view.under().1 && self.arrivals.get(remembered) == Some(&arrival)
             });
         if !checked {
             match sanity::addresses(view.topology, &self.config, port, parsed, ip)? {
@@ -413,15 +440,19 @@ impl<F: Frame> Worker<F> {
         let Passing { view, now, port, ip, .. } = *passing;
         let flow = self.flows.flow_mut(slot).ok_or(DropReason::InvalidState)?;
         flow.observe(direction, ip, now);
-        if let Some(arrival) = passing.arrival {
-            flow.arrivals[direction] = arrival;
+        if flow.is_listed() && flow.is_settled() {
+            self.flows.settle(slot);
         }
-        let topology = view.topology.generation() as u32;
-        let path = match flow.paths[direction] {
-            Some(path) if path.topology == topology => path,
-            _ => match path::resolve(view.topology, self.config.index, port, ip.destination)? {
+        let flow = self.flows.flow_mut(slot).ok_or(DropReason::InvalidState)?;
+        if let Some(arrival) = passing.arrival {
+            flow.arrivals[direction] = self.arrivals.id(arrival);
+        }
+        let state = flow.state;
+        let path = match self.paths.get(flow.paths[direction]) {
+            Some(path) => *path,
+            None => match path::resolve(view.topology, self.config.index, port, ip.destination)? {
                 path::Next::Ready(path) => {
-                    flow.paths[direction] = Some(path);
+                    flow.paths[direction] = self.paths.id(path);
                     path
                 }
                 path::Next::Unresolved(path, next_hop) => {
@@ -429,7 +460,7 @@ impl<F: Frame> Worker<F> {
                 }
             },
         };
-        let first = FirstLeg { forward: direction == 0, state: flow.state, generation: generation(view) };
+        let first = FirstLeg { forward: direction == 0, state, generation: generation(view) };
         self.leave(passing, &path, Errand::Judge(first), frame, out)
     }
 
@@ -461,6 +492,7 @@ impl<F: Frame> Worker<F> {
     /// Does what time demands: expires flows (a bounded number a call), lets go of packets that waited too long, and sends those
     /// whose neighbour became known. Call it about every 10 ms, and once after a new topology.
     pub fn handle_timeout(&mut self, view: View<'_>, now: Nanos, out: &mut Output<F>) {
+        self.name_anew(view.topology);
         self.flows.expire(now, 4096);
         self.counters.flows = self.flows.len() as u64;
         self.expire_fragments(view, now, out);

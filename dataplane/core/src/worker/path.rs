@@ -103,6 +103,5 @@ fn path(
         decrement_ttl,
         second_leg: matches!(port.kind, PortKind::Pod { .. }),
         worker: topology.spread().carrier(me, port),
-        topology: topology.generation() as u32,
     }
 }

@@ -53,7 +53,7 @@ impl<F: Frame> Worker<F> {
             if records.len() == limit {
                 return (records, Some(slot));
             }
-            if let Some(flow) = self.flows.flow(slot as u32).filter(|flow| flow.expires > now && !flow.second)
+            if let Some(flow) = self.flows.flow(slot as u32).filter(|flow| !flow.is_over(now) && !flow.second)
             {
                 records.push(flow.record(view, now));
             }
@@ -75,7 +75,7 @@ impl Flow {
 
     fn record(&self, view: View<'_>, now: Nanos) -> FlowRecord {
         let tuple = self.tuple();
-        let (from, to) = self.key.ends(self.opener);
+        let (from, to) = self.key().ends(self.opener);
         let by = |endpoint: Option<EndpointId>, direction: Direction| {
             let snapshot = view.snapshot?;
             let judgement = snapshot.judge(endpoint?, direction, &tuple)?;
@@ -85,13 +85,13 @@ impl Flow {
         FlowRecord {
             source: tuple.source,
             destination: tuple.destination,
-            protocol: self.key.protocol,
+            protocol: self.key().protocol,
             source_port: from.port,
             destination_port: to.port,
             state: self.state_in_words(),
-            forward: (self.packets[0], self.bytes[0]),
-            reverse: (self.packets[1], self.bytes[1]),
-            expires_in: self.expires - now,
+            forward: self.counted(0),
+            reverse: self.counted(1),
+            expires_in: self.expires_in(now),
             egress: by(egress, Direction::Egress),
             ingress: by(ingress, Direction::Ingress),
         }

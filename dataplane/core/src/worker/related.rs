@@ -1,6 +1,5 @@
 //! ICMP errors belong to the flow that they quote.
 
-use margay_policy_engine::snapshot::Snapshot;
 use margay_wire::parse::parse_quoted;
 use margay_wire::{Fragment, icmp};
 
@@ -24,21 +23,18 @@ impl<F: Frame> Worker<F> {
         let quoted = parse_quoted(frame.data(), ip).map_err(|_| DropReason::IcmpUnrelated)?;
         let (key, side) = FlowKey::of(&quoted);
         let slot = self.flows.find(&key, self.flows.hash(&key)).ok_or(DropReason::IcmpUnrelated)?;
-        let generation = view.snapshot.map(Snapshot::generation).unwrap_or_default();
         let flow = self.flows.flow(slot).ok_or(DropReason::IcmpUnrelated)?;
-        if flow.expires <= now {
+        if flow.is_over(now) {
             return Err(DropReason::IcmpUnrelated.into());
         }
-        if (flow.snapshot, flow.topology) != (generation, view.topology.generation())
-            && !self.revalidate(view, slot)
-        {
+        if (flow.snapshot, flow.topology) != view.under() && !self.revalidate(view, slot) {
             return Err(DropReason::IcmpUnrelated.into());
         }
         let flow = self.flows.flow(slot).ok_or(DropReason::IcmpUnrelated)?;
         let direction = usize::from(side != flow.opener);
         let from_pod = matches!(port.kind, PortKind::Pod { .. });
         let told_the_truth = ip.destination == quoted.source
-            && flow.packets[direction] > 0
+            && flow.counted(direction).0 > 0
             && (!from_pod || quoted.destination == ip.source)
             && !matches!(quoted.fragment, Fragment::Later { .. });
         if !told_the_truth {

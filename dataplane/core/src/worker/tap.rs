@@ -247,7 +247,9 @@ impl<F: Frame> Worker<F> {
             }
             _ => None,
         };
-        let path = flow.and_then(|flow| flow.paths[usize::from(prepared.side != flow.opener)]);
+        let path = flow
+            .filter(|flow| flow.topology == view.under().1)
+            .and_then(|flow| self.paths.get(flow.paths[usize::from(prepared.side != flow.opener)]).copied());
         let state = flow.map(|flow| flow.state_in_words());
         for tap in &mut self.taps.taps {
             let filter = &tap.filter;

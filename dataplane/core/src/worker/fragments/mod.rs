@@ -95,7 +95,7 @@ impl<F: Frame> Worker<F> {
         out: &mut Output<F>,
     ) -> Result<(Ending, FlowKey), Dropped> {
         let leg = self.leg(passing, prepared, known, out)?;
-        let key = self.flows.flow(leg.0).ok_or(DropReason::InvalidState)?.key;
+        let key = self.flows.flow(leg.0).ok_or(DropReason::InvalidState)?.key();
         Ok((self.depart(passing, leg, frame, out)?, key))
     }
 
@@ -159,8 +159,7 @@ impl<F: Frame> Worker<F> {
         if sanity::addresses(view.topology, &self.config, port, &parsed, ip)? == Class::ForUs {
             return Err(DropReason::FragmentForGateway.into());
         }
-        let topology = view.topology.generation() as u32;
-        let arrival = Arrival { port: index.0, mac: parsed.source, topology };
+        let arrival = Arrival { port: index, mac: parsed.source };
         let arrival = errand.is_none().then_some(arrival);
         self.follow(&Passing { view, now, port, ip, arrival, errand }, flow, prepared, frame, out)
     }
