@@ -15,7 +15,7 @@
 //! what a judgement rests on. Ways out and senders are named, not copied ([`interned`]). With 8 to 16 bytes of index that is at most 144 bytes
 //! a flow. Entries live in a slab whose room is reserved for `max_flows` at the start, so nothing is ever moved or hashed again.
 //!
-//! **Under attack.** A flow is *settled* once its other end has answered. Only flows that are not may be put out for new ones, oldest first,
+//! **Under attack.** A flow is *settled* from its other end's first answer to its end. Only flows that are not may be put out for new ones, oldest first,
 //! and a port that opens too many puts out its own ([`table`]): a flood costs the flows of its own port, never a conversation.
 
 pub mod interned;
@@ -295,17 +295,23 @@ impl Flow {
         (tally.packets(), tally.bytes())
     }
 
+    /// Returns whether it stands among those that may be put out, or not, against what its state says.
+    #[inline(always)]
+    pub fn is_misplaced(&self) -> bool {
+        self.is_listed() == self.is_settled()
+    }
+
     /// Returns whether it stands among those that may be put out.
     #[inline(always)]
     pub fn is_listed(&self) -> bool {
         self.links[1] != table::UNLISTED
     }
 
-    /// Returns whether the other end has answered: such a flow is never put out for a new one.
+    /// Returns whether the other end has answered and neither has ended it: such a flow is never put out for a new one.
     #[inline(always)]
     pub fn is_settled(&self) -> bool {
         match self.state {
-            State::Tcp(tcp) => tcp.is_established(),
+            State::Tcp(tcp) => tcp.is_established() && !tcp.is_over(),
             State::Other { answered } => answered,
         }
     }

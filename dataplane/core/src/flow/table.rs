@@ -5,13 +5,14 @@
 //! [`FlowTable::prefetch_flow`]), which library maps do not offer. Both parts are reserved in full at the start, on huge pages where the
 //! kernel has them: 8 to 16 bytes a possible flow for the index at once, the slab's pages as flows come. No packet ever pays for growth.
 //!
-//! **Who is put out for a new flow.** Flows whose other end has not answered stand in a list of the port that opened them, oldest first.
+//! **Who is put out for a new flow.** Flows whose other end has not answered, and connections that are over, stand in a list of the port
+//! that opened them, oldest first.
 //!
 //! 1. A port with [`FlowTable::budget`] such flows, a quarter of the table, puts out its own oldest.
 //! 2. In a full table the port with the most such flows puts out its oldest.
-//! 3. In a full table in which every flow has been answered there is no room.
+//! 3. In a full table of settled flows there is no room.
 //!
-//! So a flow that was answered is never put out, and who scans or floods loses his own half-open flows first.
+//! So a conversation is never put out, and who scans or floods loses his own half-open flows first.
 
 use std::hash::BuildHasher;
 
@@ -96,7 +97,7 @@ impl FlowTable {
         self.len() == 0
     }
 
-    /// Returns how many flows without an answer one port may have open.
+    /// Returns how many flows that are not settled one port may have.
     pub fn budget(&self) -> usize {
         (self.limit / 4).max(1)
     }
@@ -106,7 +107,7 @@ impl FlowTable {
         self.evicted
     }
 
-    /// Returns how many flows without an answer `port` has open.
+    /// Returns how many flows that are not settled `port` has.
     pub fn unsettled(&self, port: PortIndex) -> usize {
         self.open.get(usize::from(port.0)).map_or(0, |list| list.count as usize)
     }
@@ -155,7 +156,7 @@ impl FlowTable {
         self.slab.get(slot as usize)?.as_ref()
     }
 
-    /// Returns the flow in `slot` for changing. Say [`FlowTable::settle`] when it has become settled.
+    /// Returns the flow in `slot` for changing. Say [`FlowTable::resort`] when [`Flow::is_misplaced`].
     #[inline]
     pub fn flow_mut(&mut self, slot: u32) -> Option<&mut Flow> {
         self.slab.get_mut(slot as usize)?.as_mut()
@@ -204,7 +205,7 @@ impl FlowTable {
         Some(slot)
     }
 
-    /// Puts out the oldest flow of a port that has no answer; `false` when there is none.
+    /// Puts out the oldest flow of a port that is not settled; `false` when there is none.
     fn evict(&mut self, port: usize) -> bool {
         let Some(first) = self.open.get(port).map(|list| list.first).filter(|first| *first != NIL) else {
             return false;
@@ -248,10 +249,16 @@ impl FlowTable {
         self.index[hole] = 0;
     }
 
-    /// Takes the flow in `slot`, which is settled now, out of those that may be put out.
+    /// Takes the flow in `slot` out of those that may be put out, or behind the last of them, as its state says.
     #[cold]
-    pub fn settle(&mut self, slot: u32) {
-        self.unlist(slot);
+    pub fn resort(&mut self, slot: u32) {
+        let Some(flow) = self.flow(slot) else { return };
+        let (port, settled, listed) = (flow.port, flow.is_settled(), flow.is_listed());
+        match (settled, listed) {
+            (true, true) => self.unlist(slot),
+            (false, false) => self.list(slot, port),
+            _ => {}
+        }
     }
 
     fn list(&mut self, slot: u32, port: PortIndex) {

@@ -6,6 +6,7 @@
 //! and the packet goes the long way, which decides the same for the packets that this one takes: a test sends both ways and compares.
 
 use margay_policy_engine::packet::Generation;
+use margay_wire::parse::tcp_flags;
 use margay_wire::quick::{self, Quick};
 use margay_wire::{ETHERNET_LEN, MacAddr, checksum};
 
@@ -115,8 +116,9 @@ impl<F: Frame> Worker<F> {
         let holds = flow.approved
             && !flow.is_over(burst.now)
             && (flow.snapshot, flow.topology) == burst.under
-            // The first answer settles the flow: the long way knows how.
-            && !(direction == 1 && flow.is_listed());
+            // A first answer, or an end, may change who is put out for new flows: the long way knows how.
+            && !(direction == 1 && flow.is_listed())
+            && quick.tcp_flags & (tcp_flags::FIN | tcp_flags::RST) == 0;
         if !holds {
             return None;
         }

@@ -440,8 +440,8 @@ impl<F: Frame> Worker<F> {
         let Passing { view, now, port, ip, .. } = *passing;
         let flow = self.flows.flow_mut(slot).ok_or(DropReason::InvalidState)?;
         flow.observe(direction, ip, now);
-        if flow.is_listed() && flow.is_settled() {
-            self.flows.settle(slot);
+        if flow.is_misplaced() {
+            self.flows.resort(slot);
         }
         let flow = self.flows.flow_mut(slot).ok_or(DropReason::InvalidState)?;
         if let Some(arrival) = passing.arrival {

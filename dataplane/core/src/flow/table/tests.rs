@@ -25,7 +25,7 @@ fn flow(number: u16, port: u16) -> Flow {
 
 fn answer(table: &mut FlowTable, slot: u32) {
     table.flow_mut(slot).expect("it lives").state = State::Other { answered: true };
-    table.settle(slot);
+    table.resort(slot);
 }
 
 fn holds(table: &FlowTable, number: u16) -> bool {
