@@ -584,8 +584,7 @@ mod properties {
 /// The short way of a burst and the long way of single frames decide and write the same.
 mod both_ways {
     use super::*;
-    use margay_core::frame::MemoryFrame;
-    use margay_core::{Frame, PortIndex, View};
+    use margay_core::PortIndex;
     use proptest::prelude::*;
 
     fn packet(
@@ -653,12 +652,7 @@ mod both_ways {
                 for _ in 0..repeat {
                     single.extend(one.send(port, &bytes).unwrap_or_default());
                 }
-                let view = View { snapshot: other.snapshot.as_deref(), topology: &other.topology };
-                let mut frames: Vec<_> = (0..repeat).map(|_| MemoryFrame::new(&bytes)).collect();
-                other.worker.handle_burst(view, other.now, port, &mut frames, &mut other.out);
-                let burst: Vec<_> = other.out.transmit.drain(..).map(|(port, f)| (port, f.data().to_vec())).collect();
-                other.out.events.clear();
-                other.out.recycle.clear();
+                let burst = other.burst(port, &vec![bytes.clone(); repeat]);
                 prop_assert_eq!(single, burst);
                 prop_assert_eq!(one.worker.counters(), other.worker.counters());
             }
