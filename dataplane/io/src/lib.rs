@@ -27,6 +27,13 @@
 mod atomics {
     pub use std::sync::atomic::{AtomicBool, Ordering, fence};
 }
+mod shared {
+    pub use arc_swap::ArcSwapOption;
+    pub use std::sync::atomic::{AtomicU64, Ordering};
+    pub use std::sync::{Arc, Mutex, PoisonError};
+
+    pub type Cache<T> = arc_swap::Cache<Arc<ArcSwapOption<T>>, Option<Arc<T>>>;
+}
 pub mod dataplane;
 pub mod doze;
 pub mod engine;

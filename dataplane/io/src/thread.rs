@@ -155,8 +155,7 @@ impl SharedCounters {
             taken,
             handed_over,
             evicted,
-        ] =
-            std::array::from_fn(|at| self.plain[at].load(Relaxed));
+        ] = std::array::from_fn(|at| self.plain[at].load(Relaxed));
         counters.received = received;
         counters.forwarded = forwarded;
         counters.answered = answered;
