@@ -42,6 +42,7 @@ pub mod memory;
 pub mod netlink;
 pub mod publish;
 pub mod rings;
+pub mod spec;
 pub mod steer;
 pub mod thread;
 #[allow(unsafe_code)]
