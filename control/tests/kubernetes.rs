@@ -31,10 +31,14 @@ fn every_kind_is_followed_from_the_first_list_on() {
             "metadata": { "name": "closed" }, "spec": { "podSelector": {} },
         }),
     );
-    api.create("/apis/discovery.k8s.io/v1beta1/namespaces/shop/endpointslices", &json!({
+    let slice = json!({
         "metadata": { "name": "web-1", "labels": { "kubernetes.io/service-name": "web" } }, "addressType": "IPv4",
         "endpoints": [{ "addresses": ["10.244.1.2"] }], "ports": [{ "port": 80 }],
-    }));
+    });
+    // Kubernetes before 1.21 has the older version only, and 1.25 has it no more.
+    let slices = |version: &str| format!("/apis/discovery.k8s.io/{version}/namespaces/shop/endpointslices");
+    let is_old = api.request("GET", &slices("v1"), "application/json", None).0 == 404;
+    api.create(&slices(if is_old { "v1beta1" } else { "v1" }), &slice);
     let mut world = World::of(&api);
     assert_eq!(world.batches, 1, "nothing is told before everything is known");
     assert!(world.problems.is_empty(), "{:?}", world.problems);
