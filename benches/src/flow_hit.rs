@@ -40,7 +40,8 @@ pub fn measure(
         worker.handle_frame(view, now, B, MemoryFrame::new(&answer(flow)), &mut out);
         out.transmit.clear();
     }
-    assert_eq!(worker.counters().forwarded, 2 * flows as u64, "every flow was allowed");
+    // An answer may come from a port that pods may not send to; its flow is there all the same.
+    assert_eq!(worker.counters().flows, flows as u64, "every flow was allowed");
     let order = shuffled(flows);
     const BURST: usize = 32;
     const BURSTS: usize = 32;

@@ -65,9 +65,9 @@ fn under_attack(attack: impl Fn(&mut Dice, u64) -> (PortIndex, Vec<u8>)) -> (f64
         let (port, frame) = attack(&mut dice, turn);
         // What the attacker gets does not matter.
         let _ = node.send(port, &frame);
-        if turn % 4 == 0 {
+        if turn.is_multiple_of(4) {
             let (inside, outside) = victim((dice.draw() % u64::from(VICTIMS)) as u16);
-            let reply = dice.draw() % 2 == 0;
+            let reply = dice.draw().is_multiple_of(2);
             let result = match reply {
                 true => node.send(UPLINK, &tcp(UPLINK, outside, inside, ACK)),
                 false => node.send(POD_B, &tcp(POD_B, inside, outside, ACK)),
@@ -75,7 +75,7 @@ fn under_attack(attack: impl Fn(&mut Dice, u64) -> (PortIndex, Vec<u8>)) -> (f64
             sent += 1;
             lost += u64::from(result.is_err());
         }
-        if turn % 16 == 0 {
+        if turn.is_multiple_of(16) {
             let call = ((ip("10.0.1.3"), dice.port()), (dice.stranger(), 443));
             let there = node.send(POD_B, &tcp(POD_B, call.0, call.1, SYN)).is_ok();
             let back = node.send(UPLINK, &tcp(UPLINK, call.1, call.0, SYN | ACK)).is_ok();
@@ -84,7 +84,7 @@ fn under_attack(attack: impl Fn(&mut Dice, u64) -> (PortIndex, Vec<u8>)) -> (f64
             opened += 1;
             refused += u64::from(!(there && back));
         }
-        if turn % 100 == 0 {
+        if turn.is_multiple_of(100) {
             node.tick(Nanos::from_millis(10));
         }
         assert!(node.worker.counters().flows <= FLOWS as u64, "memory is bounded");
@@ -141,7 +141,7 @@ fn a_flood_of_fragments_costs_others_nothing() {
         let mut frame = build::udp(Node::macs(POD_A), from, (dice.stranger(), dice.port()), &[7; 64]);
         // The first fragment of a datagram that never ends, or a later one of a datagram that never began.
         frame[18..20].copy_from_slice(&(turn as u16).to_be_bytes());
-        let place: u16 = if turn % 2 == 0 { 0x2000 } else { 0x2001 };
+        let place: u16 = if turn.is_multiple_of(2) { 0x2000 } else { 0x2001 };
         frame[20..22].copy_from_slice(&place.to_be_bytes());
         frame[24..26].fill(0);
         let sum = margay_wire::checksum::of(&frame[14..34]);
