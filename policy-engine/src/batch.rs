@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   all      endpoint ─▶ table, address's page │ identity          what belongs to nothing is settled here, where tables allow it
-//!   open     row of the identity               │ its shortlist     most are settled here
+//!   open     shortlist of the identity         │                   most are settled here
 //!   unlisted rows of near end, ports, protocol │ AND, decision
 //! ```
 //!
@@ -68,21 +68,18 @@ impl Snapshot {
         }
         let open = &mut open[..count];
         for Open { table, number, .. } in &*open {
-            table.iter().for_each(|table| table.prefetch_number(IdentityId(*number)));
+            table.iter().for_each(|table| table.prefetch_list(IdentityId(*number)));
         }
         // What needs no far memory is done while the lines are on their way.
         for open in &mut *open {
             open.asked = asked(&queries[usize::from(open.place)].packet);
         }
-        for Open { table, number, .. } in &mut *open {
-            if let Some(table) = table {
-                *number = table.prefetch_list(IdentityId(*number));
-            }
-        }
         let mut count = 0;
         for n in 0..open.len() {
             let Open { table: Some(table), place, number, asked, .. } = open[n] else { continue };
-            match table.settle_by_row(asked, number) {
+            let list = table.list(IdentityId(number));
+            open[n].number = list.row();
+            match table.settle_by(asked, list) {
                 Settled::By(verdict, point) => {
                     out[usize::from(place)] = Some(judgement(table, (verdict, point)));
                 }

@@ -16,7 +16,7 @@ use super::shapes::{Decisions, PODS, SOURCES, scaled};
 
 const RULES: usize = 100_000;
 const PACKETS: usize = 1 << 18;
-const BATCH: usize = 32;
+const BATCH: usize = 64;
 const SAMPLES: usize = 2_000;
 
 /// Pods that share a policy beside their own: few, so that a pod has some five hundred rules; and many, so that it has some two thousand.
@@ -55,7 +55,7 @@ fn decisions(group: usize, counts: bool) -> Result<()> {
     println!("   {:.1} % of the packets are allowed", 100.0 * allowed as f64 / PACKETS as f64);
 
     let ours = batched(&snapshot, &world.packets);
-    line("cold decision, batches of 32", ours, "ns", want(Want::AtMost(60.0, 35.0)));
+    line("cold decision, batches of 64", ours, "ns", want(Want::AtMost(60.0, 35.0)));
     let single = single(&world.packets, judge);
     line("cold decision, one that waits for the one before it, p50", median(&single), "ns", Want::Nothing);
     line("the same, p99", percentile(&single, 0.99), "ns", want(Want::AtMost(f64::INFINITY, 400.0)));
@@ -64,7 +64,7 @@ fn decisions(group: usize, counts: bool) -> Result<()> {
         Err(why) => skipped("peer: DPDK ACL", why),
         Ok(acl) => {
             for (set, ns) in &acl.sets {
-                line(&format!("peer: DPDK ACL, {set}, batches of 32"), *ns, "ns", Want::Nothing);
+                line(&format!("peer: DPDK ACL, {set}, batches of 64"), *ns, "ns", Want::Nothing);
             }
             line("peer: DPDK ACL, built, as for any change", acl.build, "ms", Want::Nothing);
             let best = acl.sets.values().copied().fold(f64::INFINITY, f64::min);

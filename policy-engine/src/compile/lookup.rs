@@ -14,7 +14,7 @@ use super::blocks::{DIRECT, OFFSET, place_in_block};
 use crate::packet::IdentityId;
 
 /// Most addresses on their way together.
-pub(crate) const STAGE: usize = 32;
+pub(crate) const STAGE: usize = 64;
 
 /// Look-ups on their way.
 pub(crate) struct Lookup<'a> {

@@ -5,13 +5,15 @@
 //!
 //! ```text
 //!   first port   ─┐
-//!   ports beyond ─┼─ eight lanes, compared all at once with the packet's port and class; the first that agrees is the first point
+//!   ports beyond ─┼─ seven lanes, compared all at once with the packet's port and class; the first that agrees is the first point
 //!   classes      ─┤  (class: family and one of TCP, UDP, SCTP)
 //!   point        ─┘
+//!   identity       whose list it is
+//!   row            its row, for what the list does not say
 //! ```
 //!
 //! A point takes a lane per interval of ports. Points that look at more than the address, the class and the destination port cannot be
-//! written so, and more than eight lanes do not fit: such a row has a lane that agrees with everything and says "ask the rows".
+//! written so, and more than seven lanes do not fit: such a row has a lane that agrees with everything and says "ask the rows".
 
 use std::net::IpAddr;
 
@@ -22,7 +24,7 @@ use super::rows::IcmpView;
 use super::rules::{CompiledRule, SCTP, Side, TCP, UDP};
 use crate::packet::PacketTuple;
 
-const LANES: usize = 8;
+const LANES: usize = 7;
 
 /// Every class.
 const CLASSES: u16 = (1 << (2 * PROTOCOLS.len())) - 1;
@@ -74,11 +76,16 @@ impl End {
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(64))]
 pub(crate) struct Shortlist {
-    first: [u16; LANES],
-    beyond: [u16; LANES],
-    classes: [u16; LANES],
-    point: [u16; LANES],
+    /// By lane: first ports, ports beyond, classes, points.
+    lanes: [u16; 4 * LANES],
+    identity: u32,
+    row: u32,
 }
+
+/// Where each kind of number begins.
+const BEYOND: usize = LANES;
+const CLASS_AT: usize = 2 * LANES;
+const POINT: usize = 3 * LANES;
 
 /// What a shortlist says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,8 +196,7 @@ impl Shortlist {
                 return Self::unknown();
             }
             for (first, beyond) in intervals {
-                (list.first[lane], list.beyond[lane]) = (first, beyond);
-                (list.classes[lane], list.point[lane]) = (classes, point);
+                list.set(lane, [first, beyond, classes, point]);
                 lane += 1;
             }
         }
@@ -199,8 +205,20 @@ impl Shortlist {
 
     fn unknown() -> Self {
         let mut list = Self::default();
-        (list.beyond[0], list.classes[0], list.point[0]) = (u16::MAX, CLASSES, UNKNOWN);
+        list.set(0, [0, u16::MAX, CLASSES, UNKNOWN]);
         list
+    }
+
+    fn set(&mut self, lane: usize, numbers: [u16; 4]) {
+        for (at, number) in [0, BEYOND, CLASS_AT, POINT].into_iter().zip(numbers) {
+            self.lanes[at + lane] = number;
+        }
+    }
+
+    /// Returns the number of the row that the list is an extract of.
+    #[inline(always)]
+    pub(crate) fn row(&self) -> u32 {
+        self.row
     }
 
     /// Returns what the list says of a packet with this class, which is not zero, and port.
@@ -210,9 +228,9 @@ impl Shortlist {
         if hits == 0 {
             return Listed::Nothing;
         }
-        let lane = hits.trailing_zeros() as usize & (LANES - 1);
-        let point = self.point[lane];
-        match self.classes[lane] & (ALLOW | DENY) {
+        let lane = (hits.trailing_zeros() as usize).min(LANES - 1);
+        let point = self.lanes[POINT + lane];
+        match self.lanes[CLASS_AT + lane] & (ALLOW | DENY) {
             0 if point == UNKNOWN => Listed::Unknown,
             0 => Listed::First(point),
             action => Listed::Final(point, action == ALLOW),
@@ -235,16 +253,17 @@ impl Shortlist {
             _mm_and_si128, _mm_andnot_si128, _mm_cmpeq_epi16, _mm_movemask_epi8, _mm_packs_epi16,
             _mm_set1_epi16, _mm_setr_epi16, _mm_setzero_si128, _mm_sub_epi16, _mm_subs_epu16,
         };
-        let load = |lanes: &[u16; LANES]| {
-            let [a, b, c, d, e, f, g, h] = lanes.map(u16::cast_signed);
+        // Eight numbers: those of the lanes, and one that belongs to what follows.
+        let load = |at: usize| {
+            let [a, b, c, d, e, f, g, h] = std::array::from_fn(|lane| self.lanes[at + lane].cast_signed());
             _mm_setr_epi16(a, b, c, d, e, f, g, h)
         };
         let zero = _mm_setzero_si128();
-        let distance = _mm_sub_epi16(_mm_set1_epi16(port.cast_signed()), load(&self.first));
-        let is_near = _mm_cmpeq_epi16(_mm_subs_epu16(distance, load(&self.beyond)), zero);
-        let classes = _mm_and_si128(load(&self.classes), _mm_set1_epi16(class.cast_signed()));
+        let distance = _mm_sub_epi16(_mm_set1_epi16(port.cast_signed()), load(0));
+        let is_near = _mm_cmpeq_epi16(_mm_subs_epu16(distance, load(BEYOND)), zero);
+        let classes = _mm_and_si128(load(CLASS_AT), _mm_set1_epi16(class.cast_signed()));
         let agrees = _mm_andnot_si128(_mm_cmpeq_epi16(classes, zero), is_near);
-        _mm_movemask_epi8(_mm_packs_epi16(agrees, zero)).cast_unsigned()
+        _mm_movemask_epi8(_mm_packs_epi16(agrees, zero)).cast_unsigned() & ((1 << LANES) - 1)
     }
 
     /// A bit for every lane that agrees.
@@ -258,9 +277,86 @@ impl Shortlist {
     #[cfg(any(test, not(target_arch = "x86_64")))]
     fn hits_one_by_one(&self, class: u16, port: u16) -> u32 {
         let agrees = |lane: usize| {
-            port.wrapping_sub(self.first[lane]) <= self.beyond[lane] && self.classes[lane] & class != 0
+            port.wrapping_sub(self.lanes[lane]) <= self.lanes[BEYOND + lane]
+                && self.lanes[CLASS_AT + lane] & class != 0
         };
         (0..LANES).map(|lane| u32::from(agrees(lane)) << lane).sum()
+    }
+}
+
+/// The lists of a table's identities: a hash table that is at most half full, so that mostly the first line looked at is the one. (Fuller
+/// ones are smaller and were slower: whether another line is to be looked at, nobody can predict.)
+#[derive(Clone, Debug)]
+pub(crate) struct Shortlists {
+    /// A power of two of them. A free one has row zero.
+    places: Box<[Shortlist]>,
+    len: usize,
+    /// Of identities that belong to nothing the table mentions; row zero.
+    nothing: Shortlist,
+}
+
+impl Shortlists {
+    /// Returns lists of which only that of belonging to nothing is there.
+    pub(crate) fn new(nothing: Shortlist) -> Self {
+        Self { places: vec![Shortlist::default(); 2].into(), len: 0, nothing }
+    }
+
+    #[inline(always)]
+    fn home(&self, identity: u32) -> usize {
+        // Fibonacci hashing: the high bits are the well-mixed ones.
+        let mixed = u64::from(identity).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        mixed as usize & (self.places.len() - 1)
+    }
+
+    /// Returns the list of an identity.
+    #[inline(always)]
+    pub(crate) fn get(&self, identity: u32) -> &Shortlist {
+        let mut at = self.home(identity);
+        loop {
+            let list = &self.places[at];
+            if list.row == 0 {
+                return &self.nothing;
+            }
+            if list.identity == identity {
+                return list;
+            }
+            at = (at + 1) & (self.places.len() - 1);
+        }
+    }
+
+    /// Asks for what [`Shortlists::get`] reads.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, identity: u32) {
+        margay_accel::prefetch_item(&self.places, self.home(identity));
+    }
+
+    /// Sets the list of an identity, which is an extract of `row`; that of row zero is what absent ones have, and is not stored.
+    pub(crate) fn insert(&mut self, identity: u32, row: u32, list: &Shortlist) {
+        if row == 0 {
+            return;
+        }
+        if 2 * (self.len + 1) > self.places.len() {
+            self.rebuild(2 * self.places.len(), |_| true);
+        }
+        let mut at = self.home(identity);
+        while self.places[at].row != 0 && self.places[at].identity != identity {
+            at = (at + 1) & (self.places.len() - 1);
+        }
+        self.len += usize::from(self.places[at].row == 0);
+        self.places[at] = Shortlist { identity, row, ..*list };
+    }
+
+    /// Forgets every identity that `keeps` does not keep.
+    pub(crate) fn retain(&mut self, keeps: impl Fn(u32) -> bool) {
+        self.rebuild(self.places.len(), keeps);
+    }
+
+    fn rebuild(&mut self, places: usize, keeps: impl Fn(u32) -> bool) {
+        let old = std::mem::replace(&mut self.places, vec![Shortlist::default(); places].into());
+        self.len = 0;
+        for list in old.iter().filter(|list| list.row != 0 && keeps(list.identity)) {
+            self.insert(list.identity, list.row, list);
+        }
     }
 }
 
@@ -276,7 +372,7 @@ mod tests {
     use super::super::rules::{CompiledRule, RuleList};
     use super::super::sets::{Membership, Sets};
     use super::super::table::{Settled, Table, TableIndex};
-    use super::{LANES, Shortlist};
+    use super::{LANES, POINT, Shortlist, Shortlists};
     use crate::model::{Action, Entity, PortMatch, Rule, TierDefault};
     use crate::packet::{Epoch, HostVerdict, IdentityId, PacketTuple};
     use crate::snapshot::Attribution;
@@ -387,12 +483,39 @@ mod tests {
         ) {
             let mut list = Shortlist::default();
             for (lane, (first, beyond, classes)) in lanes.into_iter().enumerate() {
-                list.first[lane] = first.wrapping_add(shift);
-                (list.beyond[lane], list.classes[lane]) = (beyond, classes << (3 * (lane % 2)));
+                list.set(lane, [first.wrapping_add(shift), beyond, classes << (3 * (lane % 2)), 0]);
             }
             for port in (0..24).map(|port: u16| port.wrapping_add(shift)) {
                 for class in 0..6 {
                     prop_assert_eq!(list.hits(1 << class, port), list.hits_one_by_one(1 << class, port));
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn every_identity_has_its_list(pairs in vec((0u32..500, 0u32..9), 0..600)) {
+            let mut lists = Shortlists::new(Shortlist::unknown());
+            let mut plain = std::collections::BTreeMap::new();
+            for (identity, row) in pairs.into_iter().filter(|(_, row)| *row > 0) {
+                let mut list = Shortlist::default();
+                list.set(3, [identity as u16, 1, 2, row as u16]);
+                lists.insert(identity, row, &list);
+                plain.insert(identity, row);
+            }
+            for round in 0..2 {
+                for identity in 0..600 {
+                    let list = lists.get(identity);
+                    let row = plain.get(&identity).copied().unwrap_or(0);
+                    prop_assert_eq!(list.row(), row);
+                    prop_assert!(row == 0 || list.lanes[3] == identity as u16 && list.lanes[POINT + 3] == row as u16);
+                }
+                if round == 0 {
+                    lists.retain(|identity| identity % 3 == 0);
+                    plain.retain(|identity, _| identity % 3 == 0);
                 }
             }
         }
@@ -411,10 +534,10 @@ mod tests {
         let table = table(&rules);
         let settle = |identity, port| table.settle(&packet(true, 6, Some(port)), IdentityId(identity));
         let denied = Settled::By(HostVerdict::Deny, rules.len());
-        assert_eq!(settle(1, 87), Settled::By(HostVerdict::Allow, 7));
-        assert_eq!(settle(1, 88), denied);
-        assert_eq!(settle(2, 87), Settled::Open);
-        assert_eq!(settle(0, 87), denied);
+        assert_eq!(settle(1, 86), Settled::By(HostVerdict::Allow, 6));
+        assert_eq!(settle(1, 87), denied);
+        assert_eq!(settle(2, 86), Settled::Open);
+        assert_eq!(settle(0, 86), denied);
         assert!(table.is_closed());
     }
 }

@@ -14,7 +14,7 @@ use super::program::{Outcome, Program};
 use super::rows::{Line, RowIndex, Rows};
 use super::rules::{icmp_view, ports};
 use super::sets::{Membership, SetId};
-use super::shortlist::{End, Listed, Shortlist, asked};
+use super::shortlist::{End, Listed, Shortlist, Shortlists, asked};
 use crate::packet::{Epoch, HostVerdict, IdentityId, PacketTuple};
 
 /// The rows of one end: what the identity of an address leaves standing.
@@ -23,11 +23,13 @@ use crate::packet::{Epoch, HostVerdict, IdentityId, PacketTuple};
 #[derive(Clone, Debug)]
 #[repr(C)]
 struct Identified {
-    /// Row number, by identity; absent is row zero.
+    /// What an identity leaves standing before the point that decides in any case, with its row; of the far end.
+    lists: Shortlists,
+    /// Row number, by identity; absent is row zero. Of the near end.
     numbers: Numbers,
-    /// What every row leaves standing before the point that decides in any case; kept for the far end.
-    lists: Vec<Shortlist>,
     rows: Rows,
+    /// The point that decides in any case; `None` at the near end.
+    stop: Option<usize>,
     end: End,
     /// Sets that the end mentions, each with the bits that mention it.
     relevant: Arc<BTreeMap<SetId, Vec<u32>>>,
@@ -37,12 +39,14 @@ struct Identified {
 #[derive(Debug, Default)]
 pub(crate) struct EndIndex {
     rows: RowIndex,
+    /// By row; of the far end.
+    lists: Vec<Shortlist>,
     /// By relevant sets.
     known: HashMap<Box<[SetId]>, u32, foldhash::fast::FixedState>,
 }
 
 impl Identified {
-    fn new(program: &Program, end: End, index: &mut EndIndex) -> Self {
+    fn new(program: &Program, end: End, stop: Option<usize>, index: &mut EndIndex) -> Self {
         let mut relevant: BTreeMap<SetId, Vec<u32>> = BTreeMap::new();
         for (bit, point) in (0..).zip(&program.points) {
             for set in point.rule.iter().flat_map(|rule| end.of(rule).sets()) {
@@ -54,7 +58,13 @@ impl Identified {
         let mut rows = Rows::new(program.shape);
         rows.add(&mut index.rows, |bit| may_match(program, end, bit, &nothing));
         index.known.insert(Box::default(), 0);
-        Self { numbers: Numbers::default(), lists: Vec::new(), rows, end, relevant: Arc::new(relevant) }
+        let nothing = match stop {
+            Some(stop) => Shortlist::new(program, end, stop, program.shape.bits_of(rows.row(0))),
+            None => Shortlist::default(),
+        };
+        index.lists.push(nothing);
+        let (lists, numbers) = (Shortlists::new(nothing), Numbers::default());
+        Self { lists, numbers, rows, stop, end, relevant: Arc::new(relevant) }
     }
 
     /// Adds the row of an identity, making it when it is the first of its kind.
@@ -80,26 +90,42 @@ impl Identified {
                 });
                 let number = self.rows.add_like(&mut index.rows, 0, bits);
                 index.known.insert(relevant.into(), number);
+                if let Some(stop) = self.stop {
+                    // Rows may be equal where sets are not.
+                    for row in index.lists.len()..self.rows.len() {
+                        let bits = program.shape.bits_of(self.rows.row(row as u32));
+                        index.lists.push(Shortlist::new(program, self.end, stop, bits));
+                    }
+                }
                 number
             }
         };
-        self.numbers.insert(identity.0, number);
+        match (self.stop, index.lists.get(number as usize)) {
+            (Some(_), Some(list)) => self.lists.insert(identity.0, number, list),
+            _ => self.numbers.insert(identity.0, number),
+        }
     }
 
-    /// Writes the lists of rows that have none yet.
-    fn list(&mut self, program: &Program, stop: usize) {
-        let listed = self.lists.len()..self.rows.len();
-        let fresh = listed.map(|number| {
-            let bits = program.shape.bits_of(self.rows.row(number as u32));
-            Shortlist::new(program, self.end, stop, bits)
-        });
-        self.lists.extend(fresh);
+    /// Returns the number of the row of an identity of this snapshot.
+    #[inline]
+    fn number(&self, identity: IdentityId) -> u32 {
+        match self.stop {
+            Some(_) => self.lists.get(identity.0).row(),
+            None => self.numbers.get(identity.0),
+        }
+    }
+
+    fn forget(&mut self, is_gone: impl Fn(u32) -> bool) {
+        match self.stop {
+            Some(_) => self.lists.retain(|identity| !is_gone(identity)),
+            None => self.numbers.retain(|identity| !is_gone(identity)),
+        }
     }
 
     /// Returns the row of an identity of this snapshot.
     #[inline]
     fn row(&self, identity: IdentityId) -> &[Line] {
-        self.rows.row(self.numbers.get(identity.0))
+        self.rows.row(self.number(identity))
     }
 }
 
@@ -159,18 +185,11 @@ impl Table {
         let is_source = mentioned(End::Source) >= mentioned(End::Destination);
         let end = if is_source { End::Source } else { End::Destination };
         let (stop, verdict) = program.certain();
-        let far = Identified::new(&program, end, &mut index.far);
-        let near = Identified::new(&program, end.other(), &mut index.near);
+        let far = Identified::new(&program, end, Some(stop), &mut index.far);
+        let near = Identified::new(&program, end.other(), None, &mut index.near);
         let asks_who = [&far, &near].map(|end| !end.relevant.is_empty());
         let is_closed = program.shape.bits_of(far.rows.row(0)).next().is_none_or(|bit| bit >= stop);
-        let mut table =
-            Self { base, stop: stop as u32, verdict, end, asks_who, is_closed, far, near, program, epoch };
-        table.list();
-        table
-    }
-
-    fn list(&mut self) {
-        self.far.list(&self.program, self.stop as usize);
+        Self { base, stop: stop as u32, verdict, end, asks_who, is_closed, far, near, program, epoch }
     }
 
     /// Every set that the table mentions.
@@ -182,13 +201,12 @@ impl Table {
     pub(crate) fn learn(&mut self, index: &mut TableIndex, identity: IdentityId, membership: &Membership) {
         self.far.learn(&self.program, &mut index.far, identity, membership);
         self.near.learn(&self.program, &mut index.near, identity, membership);
-        self.list();
     }
 
     /// Drops what was kept for identities that are gone.
     pub(crate) fn forget(&mut self, is_gone: impl Fn(u32) -> bool) {
-        self.far.numbers.retain(|identity| !is_gone(identity));
-        self.near.numbers.retain(|identity| !is_gone(identity));
+        self.far.forget(&is_gone);
+        self.near.forget(&is_gone);
     }
 
     /// Returns the end whose identity [`Table::settle`] needs; `None` where it does not matter.
@@ -197,10 +215,10 @@ impl Table {
         self.asks_who[0].then_some(self.end)
     }
 
-    /// Asks for what [`Table::prefetch_number`] reads.
+    /// Asks for what [`Table::prefetch_list`] reads.
     #[inline(always)]
     pub(crate) fn prefetch(&self) {
-        margay_accel::prefetch_item(std::slice::from_ref(&self.far.numbers), 0);
+        margay_accel::prefetch_item(std::slice::from_ref(&self.far.lists), 0);
     }
 
     /// Returns the identity of the far end, of those of source and destination.
@@ -228,18 +246,16 @@ impl Table {
         (self.verdict, self.stop as usize)
     }
 
-    /// Asks for what [`Table::prefetch_list`] reads.
+    /// Asks for what [`Table::list`] reads.
     #[inline(always)]
-    pub(crate) fn prefetch_number(&self, identity: IdentityId) {
-        self.far.numbers.prefetch(identity.0);
+    pub(crate) fn prefetch_list(&self, identity: IdentityId) {
+        self.far.lists.prefetch(identity.0);
     }
 
-    /// Returns the number of the far end's row, and asks for its list.
+    /// Returns the list of the far end.
     #[inline(always)]
-    pub(crate) fn prefetch_list(&self, identity: IdentityId) -> u32 {
-        let number = self.far.numbers.get(identity.0);
-        margay_accel::prefetch_item(&self.far.lists, number as usize);
-        number
+    pub(crate) fn list(&self, identity: IdentityId) -> &Shortlist {
+        self.far.lists.get(identity.0)
     }
 
     /// Settles what the far end's identity can settle.
@@ -249,15 +265,15 @@ impl Table {
             let (verdict, point) = self.verdict();
             return Settled::By(verdict, point);
         }
-        self.settle_by_row(asked(packet), self.far.numbers.get(identity.0))
+        self.settle_by(asked(packet), self.list(identity))
     }
 
-    /// The same by the number that [`Table::prefetch_list`] returned.
+    /// The same by a list of this table.
     #[inline(always)]
-    pub(crate) fn settle_by_row(&self, asked: (u16, u16), number: u32) -> Settled {
-        let Some(list) = self.far.lists.get(number as usize).filter(|_| asked.0 != 0) else {
+    pub(crate) fn settle_by(&self, asked: (u16, u16), list: &Shortlist) -> Settled {
+        if asked.0 == 0 {
             return Settled::Open;
-        };
+        }
         match list.find(asked) {
             Listed::Nothing => Settled::By(self.verdict, self.stop as usize),
             Listed::Final(point, allows) => {
@@ -333,9 +349,8 @@ impl Table {
     /// Forgets every row but that of belonging to nothing.
     pub(crate) fn start_over(&mut self, index: &mut TableIndex) {
         *index = TableIndex::default();
-        self.far = Identified::new(&self.program, self.end, &mut index.far);
-        self.near = Identified::new(&self.program, self.end.other(), &mut index.near);
-        self.list();
+        self.far = Identified::new(&self.program, self.end, Some(self.stop as usize), &mut index.far);
+        self.near = Identified::new(&self.program, self.end.other(), None, &mut index.near);
     }
 
     /// Returns the rows that the packet leaves standing.
