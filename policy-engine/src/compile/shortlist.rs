@@ -238,49 +238,16 @@ impl Shortlist {
     }
 
     /// A bit for every lane that agrees.
-    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn hits(&self, class: u16, port: u16) -> u32 {
-        // SAFETY: SSE2 is part of every x86_64; the function needs nothing else.
-        unsafe { self.hits_at_once(class, port) }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "sse2")]
-    #[inline]
-    fn hits_at_once(&self, class: u16, port: u16) -> u32 {
-        use core::arch::x86_64::{
-            _mm_and_si128, _mm_andnot_si128, _mm_cmpeq_epi16, _mm_movemask_epi8, _mm_packs_epi16,
-            _mm_set1_epi16, _mm_setr_epi16, _mm_setzero_si128, _mm_sub_epi16, _mm_subs_epu16,
-        };
         // Eight numbers: those of the lanes, and one that belongs to what follows.
-        let load = |at: usize| {
-            let [a, b, c, d, e, f, g, h] = std::array::from_fn(|lane| self.lanes[at + lane].cast_signed());
-            _mm_setr_epi16(a, b, c, d, e, f, g, h)
-        };
-        let zero = _mm_setzero_si128();
-        let distance = _mm_sub_epi16(_mm_set1_epi16(port.cast_signed()), load(0));
-        let is_near = _mm_cmpeq_epi16(_mm_subs_epu16(distance, load(BEYOND)), zero);
-        let classes = _mm_and_si128(load(CLASS_AT), _mm_set1_epi16(class.cast_signed()));
-        let agrees = _mm_andnot_si128(_mm_cmpeq_epi16(classes, zero), is_near);
-        _mm_movemask_epi8(_mm_packs_epi16(agrees, zero)).cast_unsigned() & ((1 << LANES) - 1)
-    }
-
-    /// A bit for every lane that agrees.
-    #[cfg(not(target_arch = "x86_64"))]
-    #[inline(always)]
-    fn hits(&self, class: u16, port: u16) -> u32 {
-        self.hits_one_by_one(class, port)
-    }
-
-    /// The same without help from the processor.
-    #[cfg(any(test, not(target_arch = "x86_64")))]
-    fn hits_one_by_one(&self, class: u16, port: u16) -> u32 {
-        let agrees = |lane: usize| {
-            port.wrapping_sub(self.lanes[lane]) <= self.lanes[BEYOND + lane]
-                && self.lanes[CLASS_AT + lane] & class != 0
-        };
-        (0..LANES).map(|lane| u32::from(agrees(lane)) << lane).sum()
+        let at = |first: usize| self.lanes[first..].first_chunk();
+        match (at(0), at(BEYOND), at(CLASS_AT)) {
+            (Some(firsts), Some(beyond), Some(classes)) => {
+                margay_accel::agreeing_lanes(firsts, beyond, classes, port, class) & ((1 << LANES) - 1)
+            }
+            _ => 0,
+        }
     }
 }
 
@@ -472,22 +439,6 @@ mod tests {
                             Settled::Open => {}
                         }
                     }
-                }
-            }
-        }
-
-        #[test]
-        fn all_lanes_at_once_are_one_after_the_other(
-            lanes in vec((0u16..9, 0u16..9, 0u16..8), LANES),
-            shift in prop::sample::select(vec![0u16, 0x7ffc, 0xfffc]),
-        ) {
-            let mut list = Shortlist::default();
-            for (lane, (first, beyond, classes)) in lanes.into_iter().enumerate() {
-                list.set(lane, [first.wrapping_add(shift), beyond, classes << (3 * (lane % 2)), 0]);
-            }
-            for port in (0..24).map(|port: u16| port.wrapping_add(shift)) {
-                for class in 0..6 {
-                    prop_assert_eq!(list.hits(1 << class, port), list.hits_one_by_one(1 << class, port));
                 }
             }
         }
