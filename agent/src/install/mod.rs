@@ -78,7 +78,7 @@ pub struct InstallArgs {
     /// Pods that a node has at most; the memory request follows from it
     #[arg(long, default_value_t = settings::PODS)]
     pods_per_node: u32,
-    /// Where metrics and health are served; 0.0.0.0 or [::] lets Prometheus in
+    /// Where metrics and health are served; 0.0.0.0 (or the any-address of IPv6) lets Prometheus in
     #[arg(long, default_value = "127.0.0.1")]
     metrics_address: String,
     /// Port of both
