@@ -5,28 +5,7 @@ mod common;
 
 use std::fs;
 
-use common::{Lab, skipped, within};
-
-const PODS: &str = "
-apiVersion: v1
-kind: Namespace
-metadata: {name: shop}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: web, namespace: shop, labels: {app: web}}
-spec: {nodeName: node1, containers: [{name: main, image: none}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: db, namespace: shop, labels: {app: db}}
-spec: {nodeName: node1, containers: [{name: main, image: none}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: far, namespace: shop, labels: {app: far}}
-spec: {nodeName: node2, containers: [{name: main, image: none}]}
-";
+use common::{Lab, THREE_PODS, skipped, within};
 
 const POLICY: &str = "
 apiVersion: networking.k8s.io/v1
@@ -134,7 +113,7 @@ fn connections_and_policies_are_the_same_beside_kube_proxy() {
     if skipped(name, &["curl", "python3", "nft"]) {
         return;
     }
-    let lab = Lab::up("k", PODS);
+    let lab = Lab::up("k", THREE_PODS);
     let _servers = EVERYBODY.map(|place| lab.serve(place, PORT));
     let [node_v4, node_v6] = lab.addresses("node1");
     lab.apply("policy.yaml", &POLICY.replace("NODE1_V4", &node_v4).replace("NODE1_V6", &node_v6));

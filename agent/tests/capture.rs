@@ -7,30 +7,9 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use common::{Lab, skipped, within};
+use common::{Lab, THREE_PODS, skipped, within};
 use pcap_file::pcapng::blocks::enhanced_packet::EnhancedPacketOption;
 use pcap_file::pcapng::{Block, PcapNgReader};
-
-const PODS: &str = "
-apiVersion: v1
-kind: Namespace
-metadata: {name: shop}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: web, namespace: shop, labels: {app: web}}
-spec: {nodeName: node1, containers: [{name: main, image: none}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: db, namespace: shop, labels: {app: db}}
-spec: {nodeName: node1, containers: [{name: main, image: none}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: far, namespace: shop, labels: {app: far}}
-spec: {nodeName: node2, containers: [{name: main, image: none}]}
-";
 
 const POLICY: &str = "
 apiVersion: networking.k8s.io/v1
@@ -93,7 +72,7 @@ fn a_capture_tells_what_became_of_every_packet() {
     if skipped("a_capture_tells_what_became_of_every_packet", &["curl", "python3", "tcpdump"]) {
         return;
     }
-    let lab = Lab::up("cap", PODS);
+    let lab = Lab::up("cap", THREE_PODS);
     lab.apply("policy.yaml", POLICY);
     let _server = lab.serve("shop/db", 8000);
     let [db, _] = lab.addresses("shop/db");
@@ -145,7 +124,7 @@ fn a_trace_goes_stage_by_stage_and_wrong_questions_are_refused() {
     if skipped("a_trace_goes_stage_by_stage_and_wrong_questions_are_refused", &[]) {
         return;
     }
-    let lab = Lab::up("tra", PODS);
+    let lab = Lab::up("tra", THREE_PODS);
     let [_, far] = lab.addresses("shop/far");
     // The pod of the other node is known by the status of its object, which comes a moment later.
     let is_known = || {

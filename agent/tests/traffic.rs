@@ -5,29 +5,8 @@ mod common;
 use std::fs;
 use std::time::Instant;
 
-use common::{Lab, STRANGER, skipped, within};
+use common::{Lab, STRANGER, THREE_PODS, skipped, within};
 use serde_json::Value;
-
-const PODS: &str = "
-apiVersion: v1
-kind: Namespace
-metadata: {name: shop}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: web, namespace: shop, labels: {app: web}}
-spec: {nodeName: node1, containers: [{name: main, image: none}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: db, namespace: shop, labels: {app: db}}
-spec: {nodeName: node1, containers: [{name: main, image: none}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: far, namespace: shop, labels: {app: far}}
-spec: {nodeName: node2, containers: [{name: main, image: none}]}
-";
 
 const EVERYBODY: [&str; 5] = ["shop/web", "shop/db", "shop/far", "node1", "node2"];
 
@@ -37,7 +16,7 @@ fn pods_and_nodes_reach_each_other_whatever_rp_filter_says() {
     if skipped(name, &["curl", "python3"]) {
         return;
     }
-    let lab = Lab::up("r", PODS);
+    let lab = Lab::up("r", THREE_PODS);
     let _servers = EVERYBODY.map(|place| lab.serve(place, 8000));
     for value in [0, 1, 2] {
         lab.set_rp_filter(value);
@@ -74,7 +53,7 @@ fn iperf3_runs_both_ways_within_and_across_nodes() {
     if skipped(name, &["iperf3"]) {
         return;
     }
-    let lab = Lab::up("i", PODS);
+    let lab = Lab::up("i", THREE_PODS);
     let build = if cfg!(debug_assertions) { "debug build" } else { "release build" };
     for (to, path) in [("shop/db", "same node"), ("shop/far", "across nodes")] {
         let _server = lab.start(to, &["iperf3", "-s", "-p", "5301"]);
@@ -105,7 +84,7 @@ fn names_resolve_and_files_arrive_whole() {
     if skipped(name, &["dig", "unbound", "curl", "python3", "sha256sum"]) {
         return;
     }
-    let lab = Lab::up("f", PODS);
+    let lab = Lab::up("f", THREE_PODS);
 
     // A DNS server in a pod, asked over both families, over UDP and TCP, and for an answer that comes in fragments.
     let long = vec!["x".repeat(250); 10].join("\" \"");
@@ -169,7 +148,7 @@ fn traceroute_shows_both_nodes() {
     if skipped("traceroute_shows_both_nodes", &["traceroute"]) {
         return;
     }
-    let lab = Lab::up("t", PODS);
+    let lab = Lab::up("t", THREE_PODS);
     let (near, between, target) = (lab.addresses("node1"), lab.addresses("node2"), lab.addresses("shop/far"));
     for (at, family) in ["-4", "-6"].into_iter().enumerate() {
         for method in ["-U", "-T", "-I"] {
@@ -194,7 +173,7 @@ fn senders_learn_what_the_path_can_carry() {
     if skipped(name, &["curl", "python3"]) {
         return;
     }
-    let mut lab = Lab::up("m", PODS);
+    let mut lab = Lab::up("m", THREE_PODS);
     // The wire shrinks while pods keep the size that they were born with.
     let wire = lab.wire();
     for (at, node) in ["node1", "node2"].into_iter().enumerate() {
@@ -313,7 +292,7 @@ fn a_third_network_meets_full_policy_and_the_host_does_not() {
     if skipped(name, &["curl", "python3"]) {
         return;
     }
-    let mut lab = Lab::up("n", PODS);
+    let mut lab = Lab::up("n", THREE_PODS);
     let stranger = lab.third_network();
     let _server = lab.serve("shop/db", 8000);
     let _outside = lab.serve(&stranger, 8000);
@@ -378,7 +357,7 @@ fn a_routed_machine_cannot_pass_for_the_node() {
     if skipped("a_routed_machine_cannot_pass_for_the_node", &["python3"]) {
         return;
     }
-    let mut lab = Lab::up("m", PODS);
+    let mut lab = Lab::up("m", THREE_PODS);
     let stranger = lab.third_network();
     let [_, node] = lab.addresses("node1");
     let [_, pod] = lab.addresses("shop/db");

@@ -5,28 +5,7 @@ mod common;
 use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
 
-use common::{Lab, Running, skipped, within};
-
-const PODS: &str = "
-apiVersion: v1
-kind: Namespace
-metadata: {name: shop}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: web, namespace: shop, labels: {app: web}}
-spec: {nodeName: node1, containers: [{name: main, image: none}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: db, namespace: shop, labels: {app: db}}
-spec: {nodeName: node1, containers: [{name: main, image: none}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: far, namespace: shop, labels: {app: far}}
-spec: {nodeName: node2, containers: [{name: main, image: none}]}
-";
+use common::{Lab, Running, THREE_PODS, skipped, within};
 
 const SCRIPT: &str = include_str!("common/fragments.py");
 
@@ -74,7 +53,7 @@ fn large_pings_and_datagrams_pass_in_fragments() {
     if skipped(name, &["ping", "python3"]) {
         return;
     }
-    let lab = Lab::up("g", PODS);
+    let lab = Lab::up("g", THREE_PODS);
     let echo = "import socket\ns = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)\ns.bind(('::', 9001))\n\
                 while True:\n data, peer = s.recvfrom(65535)\n s.sendto(data, peer)\n";
     for to in ["shop/db", "shop/far"] {
@@ -113,7 +92,7 @@ fn pm_14_5_fragments_in_any_order_arrive_whole_and_overlaps_do_not() {
     if skipped(name, &["python3"]) {
         return;
     }
-    let lab = Lab::up("o", PODS);
+    let lab = Lab::up("o", THREE_PODS);
     for to in ["shop/db", "shop/far"] {
         let listener = Listener::new(&lab, to);
         for (at, address) in lab.addresses(to).iter().enumerate() {
@@ -163,7 +142,7 @@ fn pm_32_9_who_is_rejected_hears_so_at_once() {
     }
     const REFUSED: Option<i32> = Some(7);
     const TIMED_OUT: Option<i32> = Some(28);
-    let lab = Lab::up("j", PODS);
+    let lab = Lab::up("j", THREE_PODS);
     let _servers = ["shop/db", "shop/far"].map(|place| lab.serve(place, 8000));
     for to in ["shop/db", "shop/far"] {
         for address in lab.addresses(to) {
@@ -220,7 +199,7 @@ fn whoever_sends_learns_what_a_pod_can_take() {
     if skipped(name, &["ping"]) {
         return;
     }
-    let lab = Lab::up("k", PODS);
+    let lab = Lab::up("k", THREE_PODS);
     let everybody = ["shop/web", "shop/far", "node1", "node2"];
     for from in everybody {
         for address in lab.addresses("shop/db") {

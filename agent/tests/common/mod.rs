@@ -13,6 +13,28 @@ use serde_json::Value;
 /// The addresses of the machine behind node1, see [`Lab::third_network`].
 pub const STRANGER: [&str; 2] = ["192.0.2.2", "2001:db8:7::2"];
 
+/// Two pods on node1, `shop/web` and `shop/db`, and `shop/far` on node2.
+pub const THREE_PODS: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web}}
+spec: {nodeName: node1, containers: [{name: main, image: none}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: db, namespace: shop, labels: {app: db}}
+spec: {nodeName: node1, containers: [{name: main, image: none}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: far, namespace: shop, labels: {app: far}}
+spec: {nodeName: node2, containers: [{name: main, image: none}]}
+";
+
 /// Says why a test cannot run here: no root, no delegate for addresses, or one of `programs` is not installed.
 pub fn skipped(name: &str, programs: &[&str]) -> bool {
     if !nix::unistd::geteuid().is_root() {
