@@ -19,6 +19,7 @@
 pub mod ecn;
 pub mod outer;
 mod peers;
+pub mod plan;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
