@@ -70,6 +70,7 @@ drop_reasons! {
     PacketTooBig "packet_too_big" "Larger than the way out and not to be fragmented; the sender gets the size that fits.",
     FlowTableFull "flow_table_full" "No room for a new flow.",
     HandoverFull "handover_full" "The worker that was to send the packet had no room for more.",
+    WorkerPanicked "worker_panicked" "The worker panicked while it had the packet; another has taken its place.",
     DiscoveryConsumed "discovery_consumed" "Link-local multicast from a pod that ends at the gateway and needs no answer.",
 }
 
@@ -140,6 +141,18 @@ impl Counters {
     /// Returns the number of packets that began here: from ports and from other workers.
     pub fn beginnings(&self) -> u64 {
         self.received + self.taken
+    }
+
+    /// Closes the books of a worker that panicked: the packet at hand, what it held, and `not_begun` more that it was given in the same
+    /// burst (`taken`: from other workers) end as [`DropReason::WorkerPanicked`]. Afterwards [`Counters::beginnings`] equals
+    /// [`Counters::endings`], and nothing is alive.
+    pub fn close_after_panic(&mut self, not_begun: u64, taken: bool) {
+        let begun = if taken { &mut self.taken } else { &mut self.received };
+        *begun += not_begun;
+        self.held = 0;
+        self.flows = 0;
+        let open = self.beginnings().saturating_sub(self.endings());
+        self.drops[DropReason::WorkerPanicked as usize] += open;
     }
 
     /// Returns the sum of all endings, packets still held included. Equals [`Counters::beginnings`] after every burst.

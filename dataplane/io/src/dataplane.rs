@@ -2,6 +2,8 @@
 //!
 //! Calls come from any thread and may wait for the kernel or for a worker; workers never wait for them.
 
+mod keeper;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
@@ -26,11 +28,13 @@ use nix::unistd::Pid;
 
 use crate::engine::{Engine, PortStatistics, Processor};
 use crate::exchange::{INBOX, Inbox, Inboxes};
+use crate::panics::{Ledger, WorkerPanic};
 use crate::publish::{self, Publisher};
 pub use crate::spec::{DataplaneConfig, DataplaneError, MemoryReport, PortCounters, PortReport, PortSpec};
 use crate::steer::{AttachChoice, AttachMode, EgressMode, Role, Steer, mount_bpffs};
 use crate::thread::{self, Birth, Command, SharedCounters};
 use crate::xsk::{Pool, RING_SIZE, SocketSlot, Store, UmemFrame, UmemHandle, XskError, XskSocket};
+use keeper::Keeper;
 
 /// Kernel memory per chunk and bound socket without the rings, as measured on Linux 6.18 (docs/decisions/0002); it is outside our
 /// resident size.
@@ -39,6 +43,8 @@ const KERNEL_BYTES_PER_CHUNK_AND_SOCKET: u64 = 129;
 const ANSWER: Duration = Duration::from_secs(5);
 /// Told packets that may wait for one watcher.
 const WATCHED: usize = 4_096;
+/// Panics that may wait to be written down.
+const TOLD_PANICS: usize = 64;
 
 #[derive(Debug)]
 struct PortState {
@@ -68,8 +74,11 @@ struct Control {
 /// their devices, so pods are closed and the NIC is the kernel's.
 pub struct Dataplane {
     config: DataplaneConfig,
-    control: Mutex<Control>,
-    hands: Vec<Hand>,
+    control: Arc<Mutex<Control>>,
+    hands: Arc<[Hand]>,
+    ledger: Arc<Mutex<Ledger>>,
+    keeper: Option<JoinHandle<()>>,
+    panics: Receiver<WorkerPanic>,
     drops: Receiver<PacketEvent>,
     wanted: Receiver<Vec<(PortIndex, IpAddr)>>,
     next_tap: AtomicU32,
@@ -107,6 +116,7 @@ impl Dataplane {
         let store = Store::new(&umem, chunks);
         let (drops_in, drops) = bounded(config.drop_events);
         let (wanted_in, wanted) = bounded(16 * usize::from(config.workers));
+        let (panics_in, panics) = unbounded();
         let make = Arc::new(make);
         let mut polls = Vec::new();
         let (mut wakers, mut inboxes) = (Vec::new(), Vec::new());
@@ -131,12 +141,14 @@ impl Dataplane {
             let (umem, store, inboxes) = (umem.clone(), Arc::clone(&store), inboxes.clone());
             let (make, shared, spin) = (Arc::clone(&make), Arc::clone(&counters), config.spin);
             let (workers, wanted, drops) = (config.workers, wanted_in.clone(), drops_in.clone());
+            let panics = panics_in.clone();
             let body = move || {
                 if let Some(cpu) = cpu {
                     stay_on(cpu);
                 }
                 let pool = Pool::of(&umem, store);
-                let mut engine = Engine::new(make(index, thread::now()), drops);
+                let make = |now| make(index, now);
+                let mut engine = Engine::new(make(thread::now()), drops);
                 let own = Arc::clone(&inboxes[usize::from(index.0)]);
                 if workers > 1 {
                     let exchange = Inboxes::new(index, inboxes, std::rc::Rc::clone(&pool));
@@ -154,9 +166,10 @@ impl Dataplane {
                     topologies: topology_reader,
                     counters: shared,
                     wanted,
+                    panics,
                     spin,
                 };
-                thread::run(birth, engine);
+                thread::run(birth, engine, make);
             };
             let name = format!("margay-worker-{}", index.0);
             let thread =
@@ -164,10 +177,27 @@ impl Dataplane {
             let thread = Mutex::new(Some(thread));
             hands.push(Hand { commands, waker, snapshots, topologies, counters, thread });
         }
+        // The keeper ends when the last worker does.
+        drop(panics_in);
+        let (told, told_panics) = bounded(TOLD_PANICS);
+        let keeper = Keeper {
+            control: Arc::new(Mutex::new(Control { steer, umem, ports: BTreeMap::new() })),
+            hands: hands.into(),
+            ledger: Arc::default(),
+            told,
+        };
+        let (control, hands) = (Arc::clone(&keeper.control), Arc::clone(&keeper.hands));
+        let ledger = Arc::clone(&keeper.ledger);
+        let name = "margay-keeper".to_owned();
+        let body = move || keeper.run(&panics);
+        let keeper = std::thread::Builder::new().name(name).spawn(body).map_err(DataplaneError::Thread)?;
         Ok(Self {
             config,
-            control: Mutex::new(Control { steer, umem, ports: BTreeMap::new() }),
+            control,
             hands,
+            ledger,
+            keeper: Some(keeper),
+            panics: told_panics,
             drops,
             wanted,
             next_tap: AtomicU32::new(1),
@@ -303,7 +333,43 @@ impl Dataplane {
             self.take_back(*worker, index)?;
         }
         control.ports.remove(&index);
+        self.ledger().forget(index);
         Ok(())
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns where panics of workers arrive, each with the frame that was at hand. One that finds no room is counted all the same
+    /// ([`SharedCounters::panics`]).
+    pub fn panics(&self) -> Receiver<WorkerPanic> {
+        self.panics.clone()
+    }
+
+    /// Returns the ports whose frames ended workers so often that nothing is taken from them any more; see [`crate::panics`].
+    pub fn quarantined(&self) -> BTreeSet<PortIndex> {
+        self.ledger().quarantined().clone()
+    }
+
+    /// Ends a port's quarantine; what waited at the port is forgotten. Returns whether it was quarantined.
+    ///
+    /// Errors: no such port; the kernel refuses to open it: it stays quarantined; a worker is gone.
+    pub fn release(&self, index: PortIndex) -> Result<bool, DataplaneError> {
+        let mut guard = self.control();
+        let control = &mut *guard;
+        let port = control.ports.get(&index).ok_or(DataplaneError::NoPort(index.0))?;
+        if !self.ledger().quarantined().contains(&index) {
+            return Ok(false);
+        }
+        control.steer.open(port.report.ifindex)?;
+        // Before its frames count again.
+        self.ledger().forget(index);
+        for (worker, _) in &port.statistics {
+            self.tell(*worker, Command::Open { port: index })?;
+        }
+        tracing::info!(port = index.0, device = port.spec.device, "the port is released from quarantine");
+        Ok(true)
     }
 
     /// Takes a port's sockets from a worker and closes them here, where waiting for the kernel hurts nobody.
@@ -383,7 +449,7 @@ impl Dataplane {
     /// Publishes compiled policy to the workers.
     pub fn publish_snapshot(&self, snapshot: Arc<Snapshot>) {
         let generation = snapshot.generation().0;
-        for hand in &self.hands {
+        for hand in self.hands.iter() {
             hand.snapshots.publish(Arc::clone(&snapshot), generation);
         }
         self.wake();
@@ -394,14 +460,14 @@ impl Dataplane {
         let generation = topology.generation();
         let spread = self.spread(&self.control());
         let topology = Arc::new(Arc::unwrap_or_clone(topology).spread_over(spread));
-        for hand in &self.hands {
+        for hand in self.hands.iter() {
             hand.topologies.publish(Arc::clone(&topology), generation);
         }
         self.wake();
     }
 
     fn wake(&self) {
-        for hand in &self.hands {
+        for hand in self.hands.iter() {
             // Without the wake-up the worker sees the news at its next turn, a tenth of a second later at most.
             if let Err(error) = hand.waker.wake() {
                 tracing::warn!(%error, "cannot wake a worker");
@@ -427,7 +493,7 @@ impl Dataplane {
 
     /// Frees what workers are done with.
     fn collect(&self) {
-        for hand in &self.hands {
+        for hand in self.hands.iter() {
             hand.snapshots.collect_retired();
             hand.topologies.collect_retired();
         }
@@ -443,7 +509,8 @@ impl Dataplane {
         )
     }
 
-    /// Returns whether every worker's thread still runs. One that has ended (a panic) never comes back: pods are closed, so restart.
+    /// Returns whether every worker's thread still runs. One that has ended (a panic that it could not go on from) never comes back:
+    /// pods are closed, so restart.
     pub fn is_running(&self) -> bool {
         self.hands.iter().all(|hand| {
             let thread = hand.thread.lock().unwrap_or_else(PoisonError::into_inner);
@@ -454,7 +521,7 @@ impl Dataplane {
     /// Returns the core's counters as of the last burst, all workers' together.
     pub fn counters(&self) -> Counters {
         let mut sum = Counters::default();
-        for hand in &self.hands {
+        for hand in self.hands.iter() {
             sum += &hand.counters.load();
         }
         sum
@@ -604,11 +671,15 @@ impl Drop for Dataplane {
             // A worker that has ended already is what we want.
             let _ = self.tell(worker, Command::Stop);
         }
-        for hand in &self.hands {
+        for hand in self.hands.iter() {
             let thread = hand.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
             if thread.is_some_and(|thread| thread.join().is_err()) {
                 tracing::error!("a worker had panicked");
             }
+        }
+        if let Some(keeper) = self.keeper.take() {
+            // It has nothing to panic over that would matter at the end.
+            let _ = keeper.join();
         }
     }
 }

@@ -4,7 +4,11 @@
 //! Two rules keep it calm. *Only active ports are polled*: a port that was silent for a millisecond leaves the list and comes back when
 //! its event does, so 250 idle ports cost nothing. *Fill rings are elastic*: an idle port holds few frames of the shared memory, a busy
 //! one many; they are given back as traffic uses them up.
+//!
+//! A processor may panic. The engine then knows where ([`Engine::interrupted`]), and goes on with another one ([`Engine::replace`]): of
+//! the engine's state a processor touches nothing but the batch and the output. What panics in the engine itself has no such end.
 
+use std::cell::Cell;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -64,6 +68,11 @@ pub trait Processor<F> {
     /// Returns the counters.
     fn counters(&self) -> &Counters;
 
+    /// Returns the port of the packet that was taken up last outside a burst; see [`Worker::at_hand`].
+    fn at_hand(&self) -> Option<PortIndex> {
+        None
+    }
+
     /// Begins or ends to tell packets; see [`Worker::set_tap`]. A processor without taps tells none.
     fn set_tap(&mut self, _id: TapId, _filter: Option<TapFilter>) {}
 
@@ -119,6 +128,10 @@ impl<F: Frame> Processor<F> for Worker<F> {
         Worker::counters(self)
     }
 
+    fn at_hand(&self) -> Option<PortIndex> {
+        Worker::at_hand(self)
+    }
+
     fn set_tap(&mut self, id: TapId, filter: Option<TapFilter>) {
         Worker::set_tap(self, id, filter);
     }
@@ -162,6 +175,7 @@ fn add(counter: &AtomicU64, value: u64) {
 #[derive(Debug)]
 struct Tap {
     id: TapId,
+    filter: TapFilter,
     told: Sender<Captured>,
     lost: u64,
 }
@@ -179,7 +193,40 @@ struct Line<R: Rings> {
     target: usize,
     active: bool,
     gone: bool,
+    /// Nothing is taken from it; see [`Engine::close`].
+    closed: bool,
     last_traffic: Nanos,
+}
+
+/// Inside of which call of the processor the engine is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Inside {
+    /// So many frames from this port, and how many packets had begun before.
+    Burst { port: PortIndex, given: u64, begun: u64 },
+    /// So many packets of other workers.
+    Handovers { given: u64 },
+    /// Anything else.
+    Else,
+}
+
+/// What a panic of the processor interrupted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interrupted {
+    /// The port of the packet at hand, where that is known.
+    pub port: Option<PortIndex>,
+    /// The heads of the frames that the processor had been given and had not yet taken up, of [`KEPT_OF_FRAME`] bytes.
+    pub not_taken_up: Vec<Vec<u8>>,
+    /// The processor's counters, closed: what it had not brought to an end is dropped as [`margay_core::DropReason::WorkerPanicked`].
+    pub counters: Counters,
+}
+
+/// Bytes of a frame that are kept when it is reported.
+pub const KEPT_OF_FRAME: usize = 2048;
+
+/// Returns the part of a frame that is kept when it is reported.
+pub(crate) fn head_of(frame: &impl Frame) -> Vec<u8> {
+    let bytes = frame.data();
+    bytes[..bytes.len().min(KEPT_OF_FRAME)].to_vec()
 }
 
 /// See the module.
@@ -200,6 +247,7 @@ pub struct Engine<R: Rings, P> {
     taps: Vec<Tap>,
     events: Sender<PacketEvent>,
     losses: Losses,
+    inside: Cell<Option<Inside>>,
 }
 
 /// What an engine lost without a name in the core.
@@ -231,6 +279,7 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
             taps: Vec::new(),
             events,
             losses: Losses::default(),
+            inside: Cell::new(None),
         }
     }
 
@@ -243,6 +292,85 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
     /// Returns the processor.
     pub fn processor(&self) -> &P {
         &self.processor
+    }
+
+    /// Asks the processor something, so that a panic is known to be the processor's.
+    pub fn ask<T>(&self, question: impl FnOnce(&P) -> T) -> T {
+        self.inside.set(Some(Inside::Else));
+        let answer = question(&self.processor);
+        self.inside.set(None);
+        answer
+    }
+
+    /// After a panic: returns what it interrupted, once; `None` when it was not the processor that panicked. `back` is the number of
+    /// frames that were freed on the way out of the panic.
+    ///
+    /// What was finished before leaves now, as it would have.
+    pub fn interrupted(&mut self, back: u64) -> Option<Interrupted> {
+        let inside = self.inside.take()?;
+        let left = self.batch.iter().chain(self.parcels.iter().map(|parcel| &parcel.frame));
+        let not_taken_up: Vec<_> = left.map(head_of).collect();
+        let mut counters = self.processor.counters().clone();
+        let (port, not_begun, taken) = match inside {
+            Inside::Burst { port, given, begun } => {
+                (Some(port), given.saturating_sub(counters.beginnings() - begun), false)
+            }
+            Inside::Handovers { given } => {
+                let mut ports = self.parcels.iter().map(|parcel| parcel.port);
+                let first = ports.next();
+                let only = first.filter(|first| ports.all(|port| port == *first));
+                // Not told apart here: what was only to be sent. It has ended in the giver's books and ends in ours once more.
+                let open = counters.beginnings().saturating_sub(counters.endings());
+                let lost = (back + not_taken_up.len() as u64).min(given);
+                (self.processor.at_hand().or(only), lost.saturating_sub(open), true)
+            }
+            Inside::Else => (self.processor.at_hand(), 0, false),
+        };
+        counters.close_after_panic(not_begun, taken);
+        self.batch.clear();
+        self.parcels.clear();
+        self.flush();
+        Some(Interrupted { port, not_taken_up, counters })
+    }
+
+    /// Puts another processor in the place of one that panicked, and tells it who watches.
+    pub fn replace(&mut self, processor: P) {
+        self.processor = processor;
+        for tap in &self.taps {
+            self.processor.set_tap(tap.id, Some(tap.filter.clone()));
+        }
+    }
+
+    /// Takes nothing more from a port, until [`Engine::open`]. What is sent to it goes on.
+    pub fn close(&mut self, port: PortIndex) {
+        for (at, line) in self.lines.iter_mut().enumerate() {
+            if let Some(line) = line.as_mut().filter(|line| line.port == port) {
+                (line.closed, line.active) = (true, false);
+                self.active.retain(|active| *active != at);
+            }
+        }
+    }
+
+    /// Drops what waits at a closed port; returns how many frames.
+    pub fn discard(&mut self, port: PortIndex) -> u64 {
+        let mut discarded = 0;
+        for line in self.lines.iter_mut().flatten().filter(|line| line.port == port && line.closed) {
+            while line.rings.poll_rx(&mut self.batch, BURST) > 0 {
+                discarded += self.batch.len() as u64;
+                self.batch.clear();
+            }
+        }
+        discarded
+    }
+
+    /// Ends [`Engine::close`].
+    pub fn open(&mut self, port: PortIndex, now: Nanos) {
+        for at in 0..self.lines.len() {
+            if let Some(line) = self.lines[at].as_mut().filter(|line| line.port == port && line.closed) {
+                line.closed = false;
+                self.activate(RingId(at), now);
+            }
+        }
     }
 
     /// Returns the rings of a line.
@@ -273,6 +401,7 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
             target: 0,
             active: true,
             gone: false,
+            closed: false,
             last_traffic: now,
         };
         let at = self.lines.iter().position(Option::is_none).unwrap_or(self.lines.len());
@@ -314,7 +443,7 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
     pub fn activate(&mut self, id: RingId, now: Nanos) {
         if let Some(Some(line)) = self.lines.get_mut(id.0) {
             line.last_traffic = now;
-            if !line.active && !line.gone {
+            if !line.active && !line.gone && !line.closed {
                 line.active = true;
                 self.active.push(id.0);
             }
@@ -355,7 +484,10 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
             add(&line.statistics.rx_packets, self.batch.len() as u64);
             add(&line.statistics.rx_bytes, bytes);
             let port = line.port;
+            let (given, begun) = (self.batch.len() as u64, self.processor.counters().beginnings());
+            self.inside.set(Some(Inside::Burst { port, given, begun }));
             self.processor.handle_burst(view, now, port, &mut self.batch, &mut self.out);
+            self.inside.set(None);
             // Empty by contract; a processor that leaves frames behind loses them here, not their memory.
             self.batch.clear();
             self.flush();
@@ -364,7 +496,9 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
         let taken = self.exchange.take(&mut self.parcels, BATCHES);
         if taken > 0 {
             received += taken;
+            self.inside.set(Some(Inside::Handovers { given: self.parcels.len() as u64 }));
             self.processor.handle_handovers(view, now, &mut self.parcels, &mut self.out);
+            self.inside.set(None);
             self.parcels.clear();
             self.flush();
         }
@@ -385,7 +519,9 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
 
     /// Lets time pass: the processor's timers, late completions, ports that fell silent.
     pub fn tick(&mut self, view: View<'_>, now: Nanos) {
+        self.inside.set(Some(Inside::Else));
         self.processor.handle_timeout(view, now, &mut self.out);
+        self.inside.set(None);
         self.flush();
         let idle = self.idle_fill();
         let lines = &mut self.lines;
@@ -413,16 +549,16 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
         }
         self.active.retain(|at| {
             let Some(line) = lines[*at].as_mut() else { return false };
-            line.active = !line.gone && now - line.last_traffic <= ACTIVE_FOR;
+            line.active = !line.gone && !line.closed && now - line.last_traffic <= ACTIVE_FOR;
             line.active
         });
     }
 
     /// Tells packets that match `filter` to `told` while there is room, until its other end is gone.
     pub fn watch(&mut self, id: TapId, filter: TapFilter, told: Sender<Captured>) {
-        self.processor.set_tap(id, Some(filter));
+        self.processor.set_tap(id, Some(filter.clone()));
         self.taps.retain(|tap| tap.id != id);
-        self.taps.push(Tap { id, told, lost: 0 });
+        self.taps.push(Tap { id, filter, told, lost: 0 });
     }
 
     /// Hands told packets to those who watch. One that finds no room is counted in the next that does.

@@ -17,6 +17,7 @@
 //! | [`engine`] | bursts from rings through the core and back, without clock or system call |
 //! | [`exchange`], [`doze`] | packets between workers, and waking who sleeps |
 //! | [`thread`] | the loop around an engine: spin, sleep, heartbeat |
+//! | [`panics`] | what becomes of a worker that panics, and of the port whose frame it had |
 //! | [`netlink`] | what this machine's kernel knows: links, addresses, routes, neighbours |
 //! | [`publish`] | how a snapshot reaches a worker, and who frees it |
 //!
@@ -40,6 +41,7 @@ pub mod engine;
 pub mod exchange;
 pub mod memory;
 pub mod netlink;
+pub mod panics;
 pub mod publish;
 pub mod rings;
 pub mod spec;

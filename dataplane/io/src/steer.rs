@@ -255,7 +255,7 @@ pub struct Steer {
     local: Prefixes,
     cluster: Prefixes,
     slots: BTreeSet<u32>,
-    owned: BTreeMap<(u32, u32), u32>,
+    owned: BTreeMap<(u32, u32), Owner>,
 }
 
 struct Prefixes {
@@ -361,19 +361,44 @@ impl Steer {
             .insert([ifindex, queue], [slot, worker], 0)
             .map_err(|e| SteerError::Map { map: "owners", source: Box::new(e) })?;
         self.slots.insert(slot);
-        self.owned.insert((ifindex, queue), slot);
+        self.owned.insert((ifindex, queue), [slot, worker]);
         Ok(Slot(slot))
+    }
+
+    /// Has the program of a device drop (pod, host) or pass (uplink) everything while its sockets stay, until [`Steer::open`].
+    pub fn close(&mut self, ifindex: u32) {
+        for (ifindex, queue) in self.queues_of(ifindex) {
+            // What is not there is closed.
+            let _ = self.owners.remove(&[ifindex, queue]);
+        }
+    }
+
+    /// Ends [`Steer::close`].
+    ///
+    /// Errors: the kernel refuses the map update.
+    pub fn open(&mut self, ifindex: u32) -> Result<(), SteerError> {
+        for key in self.queues_of(ifindex) {
+            let Some(owner) = self.owned.get(&key) else { continue };
+            self.owners
+                .insert([key.0, key.1], *owner, 0)
+                .map_err(|e| SteerError::Map { map: "owners", source: Box::new(e) })?;
+        }
+        Ok(())
+    }
+
+    /// Returns the (device, queue) pairs of a device that we own.
+    fn queues_of(&self, ifindex: u32) -> Vec<(u32, u32)> {
+        self.owned.range((ifindex, 0)..=(ifindex, u32::MAX)).map(|(key, _)| *key).collect()
     }
 
     /// Ends what [`Steer::own`] began for every queue of a device. Its program, still attached, now drops (pod, host) or passes (uplink).
     pub fn disown(&mut self, ifindex: u32) {
-        let mine: Vec<_> =
-            self.owned.range((ifindex, 0)..=(ifindex, u32::MAX)).map(|(k, v)| (*k, *v)).collect();
-        for ((ifindex, queue), slot) in mine {
+        for key in self.queues_of(ifindex) {
+            let Some([slot, _]) = self.owned.remove(&key) else { continue };
+            let (ifindex, queue) = key;
             // Either entry may be gone already: the kernel takes a closed socket out by itself.
             let _ = self.owners.remove(&[ifindex, queue]);
             let _ = self.sockets.unset(slot);
-            self.owned.remove(&(ifindex, queue));
             self.slots.remove(&slot);
         }
     }

@@ -4,13 +4,19 @@
 //! of commands and a waker; what it publishes outward are atomics and bounded channels. It never takes a lock that another
 //! thread may hold for long, and never waits but in one place: `poll`, with a timeout far below the heartbeat's limit. The stamp comes
 //! from this very loop, so a worker that hangs falls silent and the kernel programs take over.
+//!
+//! A processor that panics is replaced (docs/decisions/0022): the worker falls silent, so that its pods are closed and its uplinks pass,
+//! gives the frames back, begins anew with the rings that it has, and tells the control side whose frame it was. A panic anywhere else,
+//! or the third within a minute with no port to blame, ends the thread.
 
+use std::any::Any;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError};
 use margay_core::worker::{Captured, FlowRecord, TapFilter, TapId};
@@ -22,6 +28,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::engine::{Engine, PortStatistics, Processor, RingId};
 use crate::exchange::Inbox;
+use crate::panics::{Strikes, WorkerPanic, message_of};
 use crate::publish::Subscriber;
 use crate::steer::Heartbeat;
 use crate::xsk::{Census, LooseFrame, Pool, SocketSlot, SocketStatistics, UmemFrame, XskRings, XskSocket};
@@ -67,17 +74,31 @@ pub(crate) enum Command {
     EndWatch { id: TapId },
     /// The kernel's counters of every socket.
     Statistics { reply: Sender<Vec<(PortIndex, SocketStatistics)>> },
+    /// Take nothing more from a port and forget what waits there.
+    Close { port: PortIndex },
+    /// Take from it again.
+    Open { port: PortIndex },
     /// Where the chunks are.
     Census { reply: Sender<Census> },
     /// End.
     Stop,
 }
 
-/// A worker's counters, stored by it once a burst, read by anyone.
+/// The core's counters for others to read.
 #[derive(Debug)]
-pub struct SharedCounters {
+struct Tally {
     plain: [AtomicU64; 14],
     drops: Vec<AtomicU64>,
+}
+
+/// A worker's counters, stored by it once a burst, read by anyone.
+#[derive(Debug, Default)]
+pub struct SharedCounters {
+    now: Tally,
+    /// Those of processors that panicked.
+    before: Tally,
+    /// Panics that the worker went on from.
+    pub panics: AtomicU64,
     /// Times that the thread woke from sleep.
     pub wakeups: AtomicU64,
     /// Turns of the loop.
@@ -94,23 +115,34 @@ pub struct SharedCounters {
     pub last_stamp: AtomicU64,
 }
 
-impl Default for SharedCounters {
-    fn default() -> Self {
-        Self {
-            plain: Default::default(),
-            drops: DropReason::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
-            wakeups: AtomicU64::new(0),
-            turns: AtomicU64::new(0),
-            events_lost: AtomicU64::new(0),
-            portless: AtomicU64::new(0),
-            unsent: AtomicU64::new(0),
-            heartbeat_failures: AtomicU64::new(0),
-            last_stamp: AtomicU64::new(0),
-        }
+impl SharedCounters {
+    fn store(&self, counters: &Counters) {
+        self.now.store(counters);
+    }
+
+    /// Takes note of what a processor that is no more has counted.
+    fn close(&self, last: &Counters) {
+        let mut before = self.before.load();
+        before += last;
+        self.now.store(&Counters::default());
+        self.before.store(&before);
+    }
+
+    /// Returns the counters as of the last burst. Fields are read one by one, so sums may be off by the burst under way.
+    pub fn load(&self) -> Counters {
+        let mut counters = self.before.load();
+        counters += &self.now.load();
+        counters
     }
 }
 
-impl SharedCounters {
+impl Default for Tally {
+    fn default() -> Self {
+        Self { plain: Default::default(), drops: DropReason::ALL.iter().map(|_| AtomicU64::new(0)).collect() }
+    }
+}
+
+impl Tally {
     fn store(&self, counters: &Counters) {
         let c = counters;
         let values = [
@@ -137,8 +169,7 @@ impl SharedCounters {
         }
     }
 
-    /// Returns the counters as of the last burst. Fields are read one by one, so sums may be off by the burst under way.
-    pub fn load(&self) -> Counters {
+    fn load(&self) -> Counters {
         let mut counters = Counters::default();
         let [
             received,
@@ -191,6 +222,7 @@ pub(crate) struct Birth {
     pub topologies: Subscriber<Topology>,
     pub counters: Arc<SharedCounters>,
     pub wanted: Sender<Vec<(PortIndex, IpAddr)>>,
+    pub panics: Sender<WorkerPanic>,
     pub spin: Duration,
 }
 
@@ -211,67 +243,125 @@ struct Loop<P> {
     tick_is_due: bool,
 }
 
-/// Runs until told to stop.
-pub(crate) fn run<P: Processor<UmemFrame>>(birth: Birth, engine: Engine<XskRings, P>) {
+/// Runs until told to stop. `make` gives a processor for the beginning, and one for each that panics.
+pub(crate) fn run<P, M>(birth: Birth, engine: Engine<XskRings, P>, make: M)
+where
+    P: Processor<UmemFrame>,
+    M: Fn(Nanos) -> P,
+{
     let next_slot = birth.index.0;
     let mut this =
         Loop { birth, engine, next_slot, closing: Vec::new(), wanted: Vec::new(), tick_is_due: false };
-    let nothing = Topology::default();
-    let mut events = Events::with_capacity(256);
-    let mut last_work = now();
-    let (mut next_tick, mut next_stamp) = (Nanos(0), Nanos(0));
-    let spin = Nanos(this.birth.spin.as_nanos() as u64);
-    let mut turns = 0u32;
-    loop {
-        let time = now();
-        if time >= next_stamp {
-            if this.birth.heartbeat.stamp(time).is_err() {
-                this.birth.counters.heartbeat_failures.fetch_add(1, Relaxed);
-            } else {
-                this.birth.counters.last_stamp.store(time.0, Relaxed);
+    let mut blameless = Strikes::default();
+    // What a panic leaves behind is either thrown away (the processor) or was not being changed: see [`Engine::interrupted`], which
+    // refuses the rest.
+    while let Err(panic) = catch_unwind(AssertUnwindSafe(|| this.turn_until_told())) {
+        if let Some(end) = this.begin_anew(panic, &make, &mut blameless) {
+            resume_unwind(end);
+        }
+    }
+}
+
+impl<P: Processor<UmemFrame>> Loop<P> {
+    /// Turns until told to stop.
+    fn turn_until_told(&mut self) {
+        let nothing = Topology::default();
+        let mut events = Events::with_capacity(256);
+        let mut last_work = now();
+        let (mut next_tick, mut next_stamp) = (Nanos(0), Nanos(0));
+        let spin = Nanos(self.birth.spin.as_nanos() as u64);
+        let mut turns = 0u32;
+        loop {
+            let time = now();
+            if time >= next_stamp {
+                if self.birth.heartbeat.stamp(time).is_err() {
+                    self.birth.counters.heartbeat_failures.fetch_add(1, Relaxed);
+                } else {
+                    self.birth.counters.last_stamp.store(time.0, Relaxed);
+                }
+                next_stamp = time + STAMP;
             }
-            next_stamp = time + STAMP;
-        }
-        if !this.obey(time) {
-            break;
-        }
+            if !self.obey(time) {
+                break;
+            }
 
-        let (topology, new_topology) = this.birth.topologies.load();
-        let (snapshot, _) = this.birth.snapshots.load();
-        let view = View {
-            snapshot: snapshot.map(|s| s.value()),
-            topology: topology.map_or(&nothing, |t| t.value()),
-        };
-        let received = this.engine.turn(view, time);
-        if received > 0 {
-            last_work = time;
-        }
-        let ticked = new_topology || this.tick_is_due || time >= next_tick;
-        if ticked {
-            this.engine.tick(view, time);
-            next_tick = time + TICK;
-            this.tick_is_due = false;
-        }
-        if ticked || received > 0 {
-            this.birth.counters.store(this.engine.processor().counters());
-            this.birth.counters.turns.fetch_add(1, Relaxed);
-        }
-        let newly_waiting = received > 0 && this.wanted.is_empty() && this.engine.processor().is_waiting();
-        if ticked || newly_waiting {
-            this.house_keeping(time);
-        }
-
-        turns = turns.wrapping_add(1);
-        let idle = time - last_work >= spin;
-        if idle || received == 0 || turns.is_multiple_of(TURNS_PER_LOOK) {
-            let held = this.engine.processor().is_waiting();
-            let timeout = match (idle, held) {
-                (false, _) => Duration::ZERO,
-                (true, true) => SLEEP_HELD,
-                (true, false) => SLEEP,
+            let (topology, new_topology) = self.birth.topologies.load();
+            let (snapshot, _) = self.birth.snapshots.load();
+            let view = View {
+                snapshot: snapshot.map(|s| s.value()),
+                topology: topology.map_or(&nothing, |t| t.value()),
             };
-            this.look(&mut events, timeout, idle);
+            let received = self.engine.turn(view, time);
+            if received > 0 {
+                last_work = time;
+            }
+            let ticked = new_topology || self.tick_is_due || time >= next_tick;
+            if ticked {
+                self.engine.tick(view, time);
+                next_tick = time + TICK;
+                self.tick_is_due = false;
+            }
+            if ticked || received > 0 {
+                self.birth.counters.store(self.engine.processor().counters());
+                self.birth.counters.turns.fetch_add(1, Relaxed);
+            }
+            let newly_waiting = received > 0 && self.wanted.is_empty() && self.engine.ask(P::is_waiting);
+            if ticked || newly_waiting {
+                self.house_keeping(time);
+            }
+
+            turns = turns.wrapping_add(1);
+            let idle = time - last_work >= spin;
+            if idle || received == 0 || turns.is_multiple_of(TURNS_PER_LOOK) {
+                let held = self.engine.ask(P::is_waiting);
+                let timeout = match (idle, held) {
+                    (false, _) => Duration::ZERO,
+                    (true, true) => SLEEP_HELD,
+                    (true, false) => SLEEP,
+                };
+                self.look(&mut events, timeout, idle);
+            }
         }
+    }
+
+    /// After a panic: falls silent, gives back what the processor had, and puts a new one in its place. Returns the panic when it is
+    /// not one to go on from.
+    fn begin_anew(
+        &mut self,
+        panic: Box<dyn Any + Send>,
+        make: impl Fn(Nanos) -> P,
+        blameless: &mut Strikes,
+    ) -> Option<Box<dyn Any + Send>> {
+        // Older than any limit: pods are closed and uplinks pass from here on. A failure to say so is silence as well, a second later.
+        let _ = self.birth.heartbeat.stamp(Nanos(0));
+        let (at, time) = (now(), SystemTime::now());
+        let (first, freed) = self.birth.pool.witness().take();
+        let Some(interrupted) = self.engine.interrupted(freed) else { return Some(panic) };
+        self.birth.counters.close(&interrupted.counters);
+        let number = self.birth.counters.panics.fetch_add(1, Relaxed) + 1;
+        let port = interrupted.port;
+        if let Some(port) = port {
+            // Until the control side has judged it.
+            self.engine.close(port);
+        }
+        let report = WorkerPanic {
+            worker: self.birth.index,
+            number,
+            port,
+            at,
+            time,
+            message: message_of(&*panic),
+            frames: first.map_or(interrupted.not_taken_up, |frame| vec![frame]),
+        };
+        // Its reader lives as long as the workers do.
+        let _ = self.birth.panics.send(report);
+        if port.is_none() && blameless.strike(at) {
+            return Some(panic);
+        }
+        self.engine.replace(make(now()));
+        self.wanted.clear();
+        self.tick_is_due = true;
+        None
     }
 }
 
@@ -340,13 +430,19 @@ impl<P: Processor<UmemFrame>> Loop<P> {
                     let (snapshot, _) = self.birth.snapshots.load();
                     let topology = topology.map_or(&nothing, |t| t.value());
                     let view = View { snapshot: snapshot.map(|s| s.value()), topology };
-                    let _ = reply.send(self.engine.processor().flows(view, time, cursor, limit));
+                    let _ =
+                        reply.send(self.engine.ask(|processor| processor.flows(view, time, cursor, limit)));
                 }
                 Command::Watch { id, filter, told, done } => {
                     self.engine.watch(id, filter, told);
                     let _ = done.send(());
                 }
                 Command::EndWatch { id } => self.engine.end_watch(id),
+                Command::Close { port } => {
+                    self.engine.close(port);
+                    self.engine.discard(port);
+                }
+                Command::Open { port } => self.engine.open(port, time),
                 Command::Statistics { reply } => {
                     let each = self
                         .engine
@@ -408,7 +504,7 @@ impl<P: Processor<UmemFrame>> Loop<P> {
         self.birth.counters.events_lost.store(losses.events, Relaxed);
         self.birth.counters.portless.store(losses.portless, Relaxed);
         self.birth.counters.unsent.store(losses.unsent, Relaxed);
-        let wanted = self.engine.processor().wanted_neighbours();
+        let wanted = self.engine.ask(P::wanted_neighbours);
         // A full channel is tried again at the next tick.
         if wanted != self.wanted && self.birth.wanted.try_send(wanted.clone()).is_ok() {
             self.wanted = wanted;

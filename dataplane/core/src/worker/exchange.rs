@@ -110,6 +110,7 @@ impl<F: Frame> Worker<F> {
         let mut plain = [fast::Plain::NONE; BURST];
         while !parcels.is_empty() {
             let count = parcels.len().min(BURST);
+            self.at_hand = None;
             for parcel in &parcels[..count] {
                 margay_accel::prefetch_lines(parcel.frame.data(), 1);
             }
@@ -125,6 +126,7 @@ impl<F: Frame> Worker<F> {
             }
             for (parcel, read) in parcels.drain(..count).zip(&plain) {
                 let Handover { mut frame, port, errand } = parcel;
+                self.at_hand = Some(port);
                 if errand == Errand::Send {
                     out.transmit.push((port, frame));
                     continue;

@@ -151,6 +151,7 @@ impl<F: Frame> Worker<F> {
             }
             let Waiting { mut frame, ip, arrival, mut path, .. } = self.waiting.remove(at);
             self.counters.held -= 1;
+            self.at_hand = Some(arrival);
             let ended = match (mac, view.topology.port(arrival)) {
                 (Some(mac), Some(port)) => {
                     path.destination_mac = mac;

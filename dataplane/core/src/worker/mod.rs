@@ -186,6 +186,7 @@ pub struct Worker<F> {
     log_records: Allowance,
     scratch: Box<[u8; 2048]>,
     taps: tap::Taps,
+    at_hand: Option<PortIndex>,
 }
 
 impl<F: Frame> Worker<F> {
@@ -209,6 +210,7 @@ impl<F: Frame> Worker<F> {
             log_records: Allowance::new(100, now),
             scratch: Box::new([0; 2048]),
             taps: tap::Taps::default(),
+            at_hand: None,
         }
     }
 
@@ -493,6 +495,7 @@ impl<F: Frame> Worker<F> {
     /// whose neighbour became known. Call it about every 10 ms, and once after a new topology.
     pub fn handle_timeout(&mut self, view: View<'_>, now: Nanos, out: &mut Output<F>) {
         self.name_anew(view.topology);
+        self.at_hand = None;
         self.flows.expire(now, 4096);
         self.counters.flows = self.flows.len() as u64;
         self.expire_fragments(view, now, out);
@@ -512,6 +515,12 @@ impl<F: Frame> Worker<F> {
     /// Returns whether packets wait for a neighbour: the shell then calls [`Worker::handle_timeout`] soon rather than sleeping long.
     pub fn is_waiting(&self) -> bool {
         !self.waiting.is_empty()
+    }
+
+    /// Returns the port of the packet that was taken up last from another worker or from those that waited: should that end in a panic,
+    /// whose packet it was. For a burst, the shell knows.
+    pub fn at_hand(&self) -> Option<PortIndex> {
+        self.at_hand
     }
 
     /// Returns the counters.

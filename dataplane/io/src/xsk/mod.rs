@@ -42,6 +42,7 @@ use xsk_rs::umem::frame::FrameDesc;
 use xsk_rs::{CompQueue, FillQueue, RxQueue, Socket, TxQueue, Umem};
 
 use crate::exchange::Pass;
+use crate::panics::Witness;
 use crate::rings::{PortGone, Rings};
 
 pub use dry_run::dry_run;
@@ -297,6 +298,7 @@ pub struct Pool {
     umem: Umem,
     store: Arc<Store>,
     free: RefCell<Vec<u32>>,
+    witness: Witness,
 }
 
 impl Pool {
@@ -308,7 +310,12 @@ impl Pool {
     /// Returns a worker's pool over the chunks of `handle`'s UMEM.
     pub fn of(handle: &UmemHandle, store: Arc<Store>) -> Rc<Self> {
         let free = RefCell::new(Vec::with_capacity(KEPT + 1));
-        Rc::new(Self { umem: handle.umem.clone(), store, free })
+        Rc::new(Self { umem: handle.umem.clone(), store, free, witness: Witness::default() })
+    }
+
+    /// Returns what frames of this worker saw of a panic since the last call.
+    pub fn witness(&self) -> &Witness {
+        &self.witness
     }
 
     /// Returns how many chunks are free, held, given to the kernel to receive into, and given to it to send: all workers' together.
@@ -428,9 +435,11 @@ impl UmemFrame {
 
 impl Drop for UmemFrame {
     fn drop(&mut self) {
-        if let Some(pool) = self.pool.take() {
-            pool.release(self.descriptor.addr() / pool.store.chunk_size);
+        let Some(pool) = &self.pool else { return };
+        if std::thread::panicking() {
+            pool.witness.see(self);
         }
+        pool.release(self.descriptor.addr() / pool.store.chunk_size);
     }
 }
 

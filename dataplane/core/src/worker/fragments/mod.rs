@@ -128,6 +128,7 @@ impl<F: Frame> Worker<F> {
         let mut released = std::mem::take(&mut self.fragments.table.released);
         for (Held { mut frame, port, errand, .. }, fate) in released.drain(..) {
             self.counters.held -= 1;
+            self.at_hand = Some(port);
             let prepared = self.prepare(frame.data());
             let ended = match fate {
                 Fate::Drop(reason) => Err(reason.into()),
