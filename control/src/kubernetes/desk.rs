@@ -38,6 +38,15 @@ pub(super) struct Standing {
     pub in_force: InForce,
 }
 
+/// This agent's own Node, as the server has it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct OwnNode {
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.annotations`, whoever wrote them.
+    pub annotations: BTreeMap<String, String>,
+}
+
 /// The desk.
 #[derive(Debug, Default)]
 pub(super) struct Desk {
@@ -49,6 +58,10 @@ pub(super) struct Desk {
     pub served: BTreeMap<KindId, Served>,
     /// Names of nodes.
     pub nodes: BTreeSet<String>,
+    /// Name of this agent's node.
+    pub node: String,
+    /// Its Node, while there is one.
+    pub own_node: Option<OwnNode>,
     /// What is wrong beside the objects, by what it is about: what keeps the writer from writing, APIs that are not read.
     pub complaints: BTreeMap<String, Problem>,
     /// They changed since they were collected.
@@ -62,6 +75,12 @@ pub(super) struct Desk {
 pub(super) struct SharedDesk(Arc<Mutex<Desk>>);
 
 impl SharedDesk {
+    /// Returns the empty desk of an agent on `node`.
+    pub fn of_node(node: &str) -> Self {
+        let desk = Desk { node: node.to_owned(), ..Desk::default() };
+        Self(Arc::new(Mutex::new(desk)))
+    }
+
     /// Opens it.
     pub fn open(&self) -> MutexGuard<'_, Desk> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

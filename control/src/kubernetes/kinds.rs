@@ -3,6 +3,8 @@
 //! A Pod as the API server tells it has some ten kilobytes; policy reads a few hundred bytes of it. [`Kept`] is what remains: it is
 //! pruned while the answer is being read, object by object, so a page of five hundred Pods never stands in memory whole.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
@@ -131,7 +133,7 @@ impl Kind {
         };
         let mut metadata = take_map(&mut object, "metadata");
         let status = object.get("status").filter(|_| self.has_conditions);
-        let meta = Meta::read(&metadata, status);
+        let mut meta = Meta::read(&metadata, status);
         metadata.retain(|field, _| {
             [
                 "name",
@@ -157,6 +159,7 @@ impl Kind {
                 kept.insert("status".to_owned(), only(status, &["phase", "podIP", "podIPs", "startTime"]));
             }
             Keep::Node => {
+                meta.annotations = texts(metadata.get("annotations"));
                 keep_annotations(&mut metadata, &["projectcalico.org/"]);
                 kept.insert("spec".to_owned(), only(take_map(&mut object, "spec"), &["podCIDR", "podCIDRs"]));
                 kept.insert("status".to_owned(), only(take_map(&mut object, "status"), &["addresses"]));
@@ -209,6 +212,11 @@ fn only_of(value: Value, fields: &[&str]) -> Value {
     }
 }
 
+fn texts(map: Option<&Value>) -> BTreeMap<String, String> {
+    let pairs = map.and_then(Value::as_object).into_iter().flatten();
+    pairs.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
+}
+
 fn keep_annotations(metadata: &mut Map<String, Value>, prefixes: &[&str]) {
     if let Some(Value::Object(annotations)) = metadata.get_mut("annotations") {
         annotations.retain(|key, _| prefixes.iter().any(|prefix| key.starts_with(prefix)));
@@ -255,6 +263,8 @@ pub(super) struct Meta {
     pub version: String,
     /// `status.conditions`.
     pub conditions: Vec<Value>,
+    /// All annotations; of Nodes only.
+    pub annotations: BTreeMap<String, String>,
 }
 
 impl Meta {
@@ -269,6 +279,7 @@ impl Meta {
             uid: text("uid"),
             version: text("resourceVersion"),
             conditions: conditions.cloned().unwrap_or_default(),
+            annotations: BTreeMap::new(),
         }
     }
 }

@@ -45,6 +45,8 @@ use desk::SharedDesk;
 use follow::{Counters, Shared, Told};
 use state::State;
 
+pub use write::{NodeNotes, Note};
+
 /// Events that may wait for the owner of the model; a page of a list is one.
 const WAITING: usize = 8;
 /// Events taken before what they mean is told.
@@ -122,6 +124,7 @@ pub struct Kubernetes {
     began: Instant,
     synced: Instant,
     was_stale: Option<bool>,
+    notes: NodeNotes,
     runtime: Option<Runtime>,
 }
 
@@ -130,7 +133,8 @@ impl Kubernetes {
     ///
     /// Errors: [`KubernetesError`].
     pub fn open(config: KubernetesConfig) -> Result<Self, KubernetesError> {
-        let desk = SharedDesk::default();
+        let desk = SharedDesk::of_node(&config.node);
+        let notes = NodeNotes::default();
         let state = State::open(&config.store, desk.clone())
             .map_err(|source| KubernetesError::Store { path: config.store.clone(), source })?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -150,6 +154,7 @@ impl Kubernetes {
         let mut chance = Chance::new(config.seed);
         let identity = write::Identity { node: config.node, namespace: config.namespace };
         let api = write::Api::new(client.clone(), Arc::clone(&shared));
+        runtime.spawn(write::keep(api.clone(), desk.clone(), notes.clone(), chance.fork()));
         runtime.spawn(write::write(api, desk.clone(), identity, chance.fork()));
         runtime.spawn(supervise::supervise(client, Arc::clone(&shared), desk, chance));
         let now = Instant::now();
@@ -161,8 +166,14 @@ impl Kubernetes {
             began: now,
             synced: now,
             was_stale: None,
+            notes,
             runtime: Some(runtime),
         })
+    }
+
+    /// Returns where to say what should stand in the annotations of this agent's Node.
+    pub fn node_notes(&self) -> NodeNotes {
+        self.notes.clone()
     }
 
     /// Returns a handle that counts requests, also while the source is followed elsewhere.

@@ -20,7 +20,7 @@ use margay_policy_engine::engine::Change;
 use margay_policy_engine::model::{Object, ObjectKey};
 use serde_json::Value;
 
-use super::desk::{InForce, SharedDesk, Standing};
+use super::desk::{InForce, OwnNode, SharedDesk, Standing};
 use super::follow::{Event, Told};
 use super::kinds::{Kept, KindId, Meta};
 use super::picture::{Ident, Picture, Place};
@@ -252,7 +252,7 @@ impl State {
             tracing::warn!(kind = kind.kind().title(), "an object without a name is passed over");
             return;
         };
-        self.note_node(&ident);
+        self.note_node(&ident, &meta);
         let list = self.lists.get(&kind).copied().unwrap_or_default();
         let version = meta.version.parse().unwrap_or_default();
         if let Some(slot) = self.objects.get_mut(&ident)
@@ -316,7 +316,11 @@ impl State {
 
     fn delete(&mut self, ident: &Ident, changes: &mut Vec<Change>) {
         if ident.kind.kind().title() == "Node" {
-            self.desk.open().nodes.remove(&ident.name);
+            let mut desk = self.desk.open();
+            desk.nodes.remove(&ident.name);
+            if desk.node == ident.name {
+                desk.own_node = None;
+            }
         }
         self.is_news |= self.problems.remove(ident).is_some();
         self.desk.open().note(ident, None);
@@ -339,9 +343,14 @@ impl State {
         gone.iter().for_each(|ident| self.delete(ident, changes));
     }
 
-    fn note_node(&self, ident: &Ident) {
+    fn note_node(&self, ident: &Ident, meta: &Meta) {
         if ident.kind.kind().title() == "Node" {
-            self.desk.open().nodes.insert(ident.name.clone());
+            let mut desk = self.desk.open();
+            desk.nodes.insert(ident.name.clone());
+            if desk.node == ident.name {
+                desk.own_node =
+                    Some(OwnNode { uid: meta.uid.clone(), annotations: meta.annotations.clone() });
+            }
         }
     }
 

@@ -11,11 +11,14 @@
 //! field of ours is not written to again and again. Conditions are server-side applied under our own field manager: other people's
 //! conditions stay theirs.
 //!
+//! What an agent says about its own Node is its own to write ([`notes`]), whoever holds the Lease.
+//!
 //! Writing is for people to read. It never delays policy, and a right that is missing for it is a warning, nothing more.
 
 mod conditions;
 mod events;
 mod lease;
+mod notes;
 mod tiers;
 
 use std::collections::BTreeMap;
@@ -39,6 +42,8 @@ use super::state::SOURCE;
 use super::trouble::Trouble;
 use crate::problem::{Problem, Severity};
 use lease::Lease;
+pub(super) use notes::keep;
+pub use notes::{NodeNotes, Note};
 
 /// Field manager of conditions.
 const MANAGER: &str = "margay";
@@ -284,28 +289,32 @@ impl Writer {
         }
     }
 
-    /// Names what keeps us from writing, until it does not.
     fn settle_complaint(&self, what: &str, trouble: Option<&Trouble>) {
-        let text = match trouble {
-            Some(Trouble::Forbidden(reason)) => {
-                Some(format!("status cannot be written: a right is missing, grant it to the agent: {reason}"))
-            }
-            Some(Trouble::Refused(reason)) => Some(format!(
-                "status cannot be written: the API server refuses it, check that its CRDs are those of this version: {reason}"
-            )),
-            Some(trouble) => {
-                tracing::debug!(what, reason = trouble.reason(), "a write was not taken");
-                return;
-            }
-            None => None,
-        };
-        let problem = text.map(|text| Problem::of_file(SOURCE, Severity::Warning, text));
-        let words = problem.as_ref().map(|problem| problem.reason.clone());
-        if self.desk.open().complain(what, problem)
-            && let Some(words) = words
-        {
-            tracing::warn!("{words}");
+        complain(&self.desk, what, "status", trouble);
+    }
+}
+
+/// Names what keeps us from writing `what`, until it does not; `title` is how people call it.
+fn complain(desk: &SharedDesk, what: &str, title: &str, trouble: Option<&Trouble>) {
+    let text = match trouble {
+        Some(Trouble::Forbidden(reason)) => {
+            Some(format!("{title} cannot be written: a right is missing, grant it to the agent: {reason}"))
         }
+        Some(Trouble::Refused(reason)) => Some(format!(
+            "{title} cannot be written: the API server refuses it, check that its CRDs are those of this version: {reason}"
+        )),
+        Some(trouble) => {
+            tracing::debug!(what, reason = trouble.reason(), "a write was not taken");
+            return;
+        }
+        None => None,
+    };
+    let problem = text.map(|text| Problem::of_file(SOURCE, Severity::Warning, text));
+    let words = problem.as_ref().map(|problem| problem.reason.clone());
+    if desk.open().complain(what, problem)
+        && let Some(words) = words
+    {
+        tracing::warn!("{words}");
     }
 }
 
