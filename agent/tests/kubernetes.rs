@@ -73,6 +73,11 @@ fn policy_written_to_the_api_server_meets_real_packets() {
     };
     assert!(within(20, accepted), "{}", cluster.api.get(&format!("{POLICIES}/server")));
     for node in cluster::NODES {
+        let notes = || cluster.api.get(&format!("/api/v1/nodes/{node}"))["metadata"]["annotations"].clone();
+        let is_ready = |notes: &Value| notes["margay/state"].to_string().starts_with("\"ready since 20");
+        assert!(within(20, || is_ready(&notes())), "{}", notes());
+        let workers = (notes()["margay/workers"].clone(), notes()["margay/uplinks"].to_string());
+        assert!(workers.0 == "1" && workers.1.starts_with("\"eth0: "), "{workers:?}");
         let problems = cluster.lab.agent_status(node)["problems"].to_string();
         assert_eq!(problems, "[]", "{node}: no right is missing");
     }

@@ -104,3 +104,19 @@ fn an_agent_annotates_its_own_node_on_change_only_and_each_owner_what_is_its_own
     world.wait_for("the new Node's", |_| annotations(&api, "n1")["margay/state"].is_string());
     assert_eq!(world.problems, Vec::new());
 }
+
+#[test]
+fn a_node_of_two_address_families_is_annotated_by_servers_that_cannot_apply_to_it() {
+    let api = ApiServer::start();
+    api.create(NODES, &json!({ "metadata": { "name": "n1" } }));
+    // Before 1.30 these are two entries of one key.
+    let addresses = [("InternalIP", "192.0.2.1"), ("InternalIP", "2001:db8::1")]
+        .map(|(kind, address)| json!({ "type": kind, "address": address }));
+    api.patch(&format!("{NODES}/n1/status"), &json!({ "status": { "addresses": addresses } }));
+    let mut world = World::of(&api);
+    say(&world, "margay-node", &[("margay/version", "1"), ("margay/state", "state:ready")]);
+    world.wait_for("the annotations", |_| annotations(&api, "n1")["margay/version"] == "1");
+    say(&world, "margay-node", &[("margay/state", "state:ready")]);
+    world.wait_for("its end", |_| annotations(&api, "n1")["margay/version"].is_null());
+    assert_eq!(world.problems, Vec::new());
+}

@@ -123,6 +123,13 @@ pub fn rights() -> Vec<Right> {
         ),
         cluster(
             "",
+            named(&["nodes"]),
+            &["patch"],
+            "annotations on the agent's own Node: version, workers, uplinks, state",
+            "nodes do not say how margay stands on them",
+        ),
+        cluster(
+            "",
             named(&["events"]),
             &["create"],
             "what the owner of an object should see",
@@ -151,7 +158,8 @@ pub fn rules(scope: Scope) -> Vec<Value> {
 pub fn documentation() -> String {
     let mut text = String::from(
         "# Rights\n\nThe agent's ClusterRole `margay` and its Role of the same name. They have exactly the verbs that the agent uses; there is no right to read Secrets or ConfigMaps,\n\
-         to delete anything, or to write Pods or policies. A right that is missing is named in the agent's log and in `margay status`.\n\n\
+         to delete anything, or to write Pods or policies. RBAC cannot say \"its own Node\": an agent uses `patch` on Nodes for its own one and its annotations\n\
+         alone, by server-side apply. A right that is missing is named in the agent's log and in `margay status`.\n\n\
          | group | resources | verbs | for | without it |\n|---|---|---|---|---|\n",
     );
     for right in rights() {

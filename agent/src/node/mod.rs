@@ -12,6 +12,7 @@ pub mod args;
 mod attach;
 mod conflist;
 mod host_port;
+mod notes;
 mod offloads;
 mod preflight;
 mod reconciler;
@@ -33,6 +34,7 @@ use margay_core::PortIndex;
 use margay_io::netlink::Follower;
 use margay_io::{AttachChoice, AttachMode, Dataplane, DataplaneConfig, PortSpec, Role as PortRole};
 
+use crate::admin::report::NodeView;
 use crate::admin::{AdminServer, DropHub};
 use crate::endpoints::{Registry, bind_private, serve_cni};
 use crate::net::Netlink;
@@ -179,7 +181,7 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
 
     // Before the control thread, which tells the container runtime to call once pods can be served.
     let listener = bind_private(&args.run_dir.join("agent.sock"))?;
-    match args.datastore {
+    let node_notes = match args.datastore {
         DatastoreArg::Directory => {
             let source = Directory::open(DirectoryConfig {
                 manifests: args.manifests.clone(),
@@ -187,6 +189,7 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
                 store: args.state_dir.join("store"),
             })?;
             follow(source, commands.clone())?;
+            None
         }
         DatastoreArg::Kubernetes => {
             let source = Kubernetes::open(KubernetesConfig {
@@ -196,9 +199,11 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
                 namespace: args.lease_namespace.clone(),
                 seed: random_seed()?,
             })?;
+            let notes = source.node_notes();
             follow(source, commands.clone())?;
+            Some(notes)
         }
-    }
+    };
     let control =
         std::thread::Builder::new().name("margay-control".to_owned()).spawn(move || reconciler.run(&ear))?;
 
@@ -227,13 +232,19 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
         .spawn(move || translator.translate_drops(&events))?;
     let admin = AdminServer::start(&args.run_dir.join("admin.sock"), view.clone())?;
     let metrics = match args.admin_listen {
-        Some(address) => Some(crate::metrics::MetricsServer::start(address, view)?),
+        Some(address) => Some(crate::metrics::MetricsServer::start(address, view.clone())?),
         None => None,
     };
     let names: Vec<&str> = uplinks.iter().map(|uplink| uplink.name.as_str()).collect();
     tracing::info!(node = args.node, uplinks = ?names, "the agent runs");
 
-    let worker_ended = wait_for_end(&dataplane)?;
+    let tell = || {
+        if let Some(node_notes) = &node_notes {
+            node_notes.say(notes::OWNER, notes::notes(&view.status()));
+        }
+    };
+    let worker_ended = wait_for_end(&dataplane, tell)?;
+    drop(view);
     tracing::info!("stopping: pods stay closed until the next agent, uplinks pass to the kernel");
     drop((cni, admin, metrics));
     let _ = commands.send(Command::Stop);
@@ -265,8 +276,9 @@ fn follow(mut source: impl Source + 'static, commands: Sender<Command>) -> Resul
     Ok(())
 }
 
-/// Blocks until SIGTERM or SIGINT, or until the worker is gone; returns whether it was the worker.
-fn wait_for_end(dataplane: &Dataplane) -> Result<bool, Failure> {
+/// Blocks until SIGTERM or SIGINT, or until the worker is gone; returns whether it was the worker. Meanwhile does `now_and_then` every
+/// few seconds.
+fn wait_for_end(dataplane: &Dataplane, now_and_then: impl Fn()) -> Result<bool, Failure> {
     let (told, hear) = bounded::<()>(1);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("margay-signals".to_owned()).spawn(move || {
@@ -280,7 +292,14 @@ fn wait_for_end(dataplane: &Dataplane) -> Result<bool, Failure> {
         });
         let _ = told.send(());
     })?;
-    while let Err(RecvTimeoutError::Timeout) = hear.recv_timeout(Duration::from_secs(1)) {
+    for second in 0u64.. {
+        if second.is_multiple_of(5) {
+            now_and_then();
+        }
+        match hear.recv_timeout(Duration::from_secs(1)) {
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
+        }
         if !dataplane.is_running() {
             tracing::error!("the worker ended unexpectedly");
             return Ok(true);

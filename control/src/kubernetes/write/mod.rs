@@ -100,6 +100,11 @@ impl Api {
         self.send("PATCH", path, "application/merge-patch+json", Some(patch)).await
     }
 
+    /// The same, in the name of `manager`.
+    async fn merge_as(&self, path: &str, manager: &str, patch: &Value) -> Result<Value, Trouble> {
+        self.merge(&format!("{path}?fieldManager={manager}"), patch).await
+    }
+
     /// Server-side apply: what `object` names is `manager`'s from now on, what it names no more is let go.
     async fn apply(&self, path: &str, manager: &str, object: &Value) -> Result<Value, Trouble> {
         let path = format!("{path}?fieldManager={manager}&force=true");
