@@ -13,7 +13,9 @@ use benches::numbers::median;
 use benches::{Result, machine};
 use boringtun::noise::{Tunn, TunnResult};
 use margay_core::tunnel::outer::{self, Outer};
-use margay_core::tunnel::{Opened, PeerId, PeerSpec, PrivateKey, Sealed, Tunnels, ecn};
+use margay_core::tunnel::plan::{FamilyPlan, OwnEnd, PeerPlan};
+use margay_core::tunnel::{Addressee, Family, Opened, PeerId, PrivateKey, Sealed, Tunnels, ecn};
+use margay_core::{Nanos, Spread, WorkerIndex};
 use margay_wire::MacAddr;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -22,6 +24,7 @@ const ROUNDS: usize = 21;
 const PACKETS: usize = 20_000;
 const LENGTHS: [usize; 3] = [64, 256, 1_420];
 const PEER: PeerId = PeerId(7);
+const NOW: Nanos = Nanos::from_secs(1_000);
 
 fn main() -> Result<()> {
     machine::describe("tunnel: WireGuard in memory");
@@ -47,27 +50,32 @@ fn addresses() -> [SocketAddr; 2] {
 fn connected() -> Result<(Tunnels, Tunnels)> {
     let keys = [PrivateKey::new([1; 32]), PrivateKey::new([2; 32])];
     let [at_a, at_b] = addresses();
-    let spec = |key: &PrivateKey, endpoint, allowed: &str| -> Result<PeerSpec> {
-        Ok(PeerSpec {
-            id: PEER,
-            key: key.public(),
-            endpoint,
-            allowed: vec![allowed.parse()?],
-            keepalive: None,
-        })
-    };
-    let specs = [spec(&keys[1], at_b, "10.2.0.0/16")?, spec(&keys[0], at_a, "10.1.0.0/16")?];
-    let [a, b] = keys;
-    let (mut a, mut b) = (Tunnels::new(a), Tunnels::new(b));
-    a.set_peers(&specs[..1]);
-    b.set_peers(&specs[1..]);
+    let tunnels =
+        |own: &PrivateKey, at: SocketAddr, their: &PrivateKey, endpoint, allowed: &str| -> Result<Tunnels> {
+            let peer = PeerPlan {
+                id: PEER,
+                node: "peer".to_owned(),
+                keys: vec![their.public()],
+                endpoint,
+                allowed: vec![allowed.parse()?],
+                keepalive: None,
+            };
+            let own = OwnEnd { keys: vec![own.clone()], port: at.port(), address: at.ip(), mtu: 0 };
+            let family = Arc::new(Family::new(&FamilyPlan { own, peers: vec![peer] }, None));
+            Ok(Tunnels::new(&family, &Spread::default(), WorkerIndex(0)))
+        };
+    let mut a = tunnels(&keys[0], at_a, &keys[1], at_b, "10.2.0.0/16")?;
+    let mut b = tunnels(&keys[1], at_b, &keys[0], at_a, "10.1.0.0/16")?;
     let mut room = [[0; 2048]; 2];
     let [one, other] = &mut room;
-    let Sealed::Initiation(len) = a.seal(PEER, &packet(64), one)? else { return Err("no initiation".into()) };
-    let Opened::Answer(_, len) = b.open(at_a, &one[..len], other)? else { return Err("no response".into()) };
-    let Opened::Answer(_, len) = a.open(at_b, &other[..len], one)? else { return Err("no keepalive".into()) };
-    b.open(at_a, &one[..len], other)?;
-    while a.take_waiting(PEER, one).is_some() {}
+    let len = a.begin(PEER, one).ok_or("no initiation")?;
+    let (_, Opened::Answer(len)) = b.receive(at_a, &one[..len], other, NOW)? else {
+        return Err("no response".into());
+    };
+    let (_, Opened::Answer(len)) = a.receive(at_b, &other[..len], one, NOW)? else {
+        return Err("no keepalive".into());
+    };
+    b.receive(at_a, &one[..len], other, NOW)?;
     Ok((a, b))
 }
 
@@ -96,7 +104,7 @@ fn seal(tunnels: &mut Tunnels, macs: [MacAddr; 2], packet: &[u8], frame: &mut [u
     let [from, _] = addresses();
     let Some(to) = tunnels.endpoint(PEER) else { return 0 };
     let at = outer::len(to.ip());
-    let Ok(Sealed::Datagram(len)) = tunnels.seal(PEER, packet, &mut frame[at..]) else { return 0 };
+    let Ok(Sealed::Datagram(len)) = tunnels.seal(PEER, packet, &mut frame[at..], NOW) else { return 0 };
     let [source_mac, destination_mac] = macs;
     let outer = Outer { source_mac, destination_mac, from, to, class: ecn::outer_class(packet) };
     outer.write(frame, len).unwrap_or(0)
@@ -134,7 +142,9 @@ fn one_core(len: usize) -> Result<()> {
         let at = outer::len(addresses()[1].ip());
         let start = Instant::now();
         for (datagram, length) in datagrams.iter().zip(&lengths) {
-            if !matches!(b.open(addresses()[0], &datagram[at..*length], &mut frame), Ok(Opened::Packet(..))) {
+            let addressee = Addressee { peer: PEER, keys: None };
+            let opened = b.open(addresses()[0], addressee, &datagram[at..*length], &mut frame, NOW);
+            if !matches!(opened, Ok(Opened::Packet(_))) {
                 return Err("a datagram was refused".into());
             }
         }

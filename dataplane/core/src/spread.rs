@@ -6,11 +6,13 @@
 //! | pod | worker `index mod workers`, its *home* |
 //! | host | worker 0 |
 //! | uplink, queue q | worker `q mod workers` |
+//! | WireGuard peer n | worker `n mod workers` |
 //!
 //! A worker without a queue of an uplink sends there by the hands of one that has one, always the same, so packets of a flow stay in
 //! order.
 
 use crate::topology::{Port, PortIndex, PortKind};
+use crate::tunnel::PeerId;
 
 /// Number of a worker, from zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -66,6 +68,11 @@ impl Spread {
             PortKind::Host { .. } => HOST_KEEPER,
             PortKind::Uplink => self.reader(queue),
         }
+    }
+
+    /// Returns the worker that seals for a WireGuard peer and opens what comes from it.
+    pub fn keeper(&self, peer: PeerId) -> WorkerIndex {
+        WorkerIndex((peer.0 % u32::from(self.workers)) as u16)
     }
 
     /// Returns how many workers, from the first on, have a queue of the uplink.

@@ -5,6 +5,7 @@
 //! remembers an index also remembers [`Topology::generation`].
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
 use ipnet::IpNet;
@@ -13,10 +14,16 @@ use margay_wire::MacAddr;
 use prefix_trie::joint::JointPrefixMap;
 
 use crate::spread::{Spread, WorkerIndex};
+use crate::tunnel::{Encryption, Family};
 
 /// Index of a port within one node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortIndex(pub u16);
+
+impl PortIndex {
+    /// The tunnel: what is sealed leaves by it, what was opened came from it. No device has this index.
+    pub const TUNNEL: Self = Self(8191);
+}
 
 /// What stands at the other end of a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,7 +107,14 @@ pub struct Topology {
     routes: JointPrefixMap<IpNet, Route>,
     neighbours: HashMap<(PortIndex, IpAddr), MacAddr, foldhash::fast::FixedState>,
     spread: Spread,
+    encryption: Option<Arc<Encryption>>,
+    tunnel: Option<Port>,
 }
+
+/// What the outer headers and sealing take of an uplink's MTU (policy model 25.1): of IPv4, of IPv6.
+const TUNNEL_OVERHEAD: [u32; 2] = [60, 80];
+/// Our Ethernet address on the tunnel, which nobody sees.
+const TUNNEL_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0]);
 
 impl TopologyBuilder {
     /// Returns the immutable value. `generation` must grow with every call of one agent process.
@@ -150,6 +164,47 @@ impl Topology {
         self
     }
 
+    /// Returns the same node under an encryption plan.
+    pub fn with_encryption(mut self, encryption: Option<Arc<Encryption>>) -> Self {
+        self.tunnel = encryption.as_ref().map(|_| Port {
+            index: PortIndex::TUNNEL,
+            name: "tunnel".to_owned(),
+            kind: PortKind::Uplink,
+            mac: TUNNEL_MAC,
+            mtu: self.uplink_mtu(),
+        });
+        self.encryption = encryption;
+        self
+    }
+
+    /// Returns the encryption plan in force.
+    #[inline]
+    pub fn encryption(&self) -> Option<&Arc<Encryption>> {
+        self.encryption.as_ref()
+    }
+
+    /// Returns a number that grows with every topology and with every encryption plan.
+    #[inline]
+    pub fn revision(&self) -> u64 {
+        self.generation + self.encryption.as_ref().map_or(0, |encryption| encryption.generation())
+    }
+
+    /// Returns the smallest MTU of an uplink.
+    fn uplink_mtu(&self) -> u32 {
+        let uplinks = self.ports().filter(|port| matches!(port.kind, PortKind::Uplink));
+        uplinks.map(|port| port.mtu).min().unwrap_or(1500)
+    }
+
+    /// Returns the largest packet that the tunnel of a family takes: what fits every uplink, and not more than the plan says.
+    pub fn tunnel_mtu(&self, family: &Family) -> u32 {
+        let overhead = TUNNEL_OVERHEAD[usize::from(family.endpoint().is_ipv6())];
+        let fits = self.tunnel.as_ref().map_or(0, |tunnel| tunnel.mtu.saturating_sub(overhead));
+        match family.mtu() {
+            0 => fits,
+            asked => fits.min(asked.into()),
+        }
+    }
+
     /// Returns how ports are spread over workers.
     pub fn spread(&self) -> &Spread {
         &self.spread
@@ -163,10 +218,13 @@ impl Topology {
 
     /// Returns the port with `index`, while it lives.
     pub fn port(&self, index: PortIndex) -> Option<&Port> {
+        if index == PortIndex::TUNNEL {
+            return self.tunnel.as_ref();
+        }
         self.ports.get(usize::from(index.0))?.as_ref()
     }
 
-    /// Returns every living port in order of index.
+    /// Returns every living port of a device, in order of index.
     pub fn ports(&self) -> impl Iterator<Item = &Port> {
         self.ports.iter().flatten()
     }

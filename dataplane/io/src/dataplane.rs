@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use ipnet::IpNet;
 use margay_core::spread::{HOST_KEEPER, MAX_WORKERS};
+use margay_core::tunnel::plan::EncryptionPlan;
+use margay_core::tunnel::{Encryption, TunnelReport};
 use margay_core::worker::{Captured, FlowRecord, TapFilter, TapId};
 use margay_core::{
     Counters, Nanos, PacketEvent, PortIndex, Spread, Topology, Worker, WorkerConfig, WorkerIndex,
@@ -68,6 +70,9 @@ struct Control {
     steer: Steer,
     umem: UmemHandle,
     ports: BTreeMap<PortIndex, PortState>,
+    /// What was published last; workers get both in one.
+    topology: Option<Arc<Topology>>,
+    encryption: Option<Arc<Encryption>>,
 }
 
 /// The packet path of one node: its workers and their ports. `Send` and `Sync`; dropping it stops the workers and leaves the programs on
@@ -180,8 +185,9 @@ impl Dataplane {
         // The keeper ends when the last worker does.
         drop(panics_in);
         let (told, told_panics) = bounded(TOLD_PANICS);
+        let control = Control { steer, umem, ports: BTreeMap::new(), topology: None, encryption: None };
         let keeper = Keeper {
-            control: Arc::new(Mutex::new(Control { steer, umem, ports: BTreeMap::new() })),
+            control: Arc::new(Mutex::new(control)),
             hands: hands.into(),
             ledger: Arc::default(),
             told,
@@ -455,15 +461,46 @@ impl Dataplane {
         self.wake();
     }
 
-    /// Publishes ports, routes and neighbours to the workers, with the ports spread over them.
+    /// Publishes ports, routes and neighbours to the workers, with the ports spread over them, under the last encryption plan.
     pub fn publish_topology(&self, topology: Arc<Topology>) {
+        let mut control = self.control();
+        control.topology = Some(topology);
+        self.publish_node(&control);
+    }
+
+    /// Publishes what is to be encrypted, together with the last topology, so that no packet is judged by half of it. Peers and keys that
+    /// are in the plan as before keep their sessions. Until there is a topology, the plan waits for it.
+    ///
+    /// The plan's generation must grow with every call; [`Dataplane::tunnel_report`] says which one is in force.
+    pub fn set_encryption(&self, plan: &EncryptionPlan) {
+        let mut control = self.control();
+        let encryption = Encryption::new(plan, control.encryption.as_deref());
+        for family in encryption.families().iter().flatten().filter(|family| !family.excluded().is_empty()) {
+            tracing::warn!(peers = ?family.excluded(), "peers that share a key, or have no valid number, are not encrypted to");
+        }
+        control.encryption = Some(Arc::new(encryption));
+        self.publish_node(&control);
+    }
+
+    fn publish_node(&self, control: &Control) {
+        let Some(topology) = &control.topology else { return };
         let generation = topology.generation();
-        let spread = self.spread(&self.control());
-        let topology = Arc::new(Arc::unwrap_or_clone(topology).spread_over(spread));
+        let topology = Topology::clone(topology)
+            .spread_over(self.spread(control))
+            .with_encryption(control.encryption.clone());
+        let topology = Arc::new(topology);
         for hand in self.hands.iter() {
             hand.topologies.publish(Arc::clone(&topology), generation);
         }
         self.wake();
+    }
+
+    /// Returns the state of the tunnels: the plan in force, our keys, every peer.
+    ///
+    /// Errors: a silent worker.
+    pub fn tunnel_report(&self) -> Result<TunnelReport, DataplaneError> {
+        let parts = self.workers().map(|worker| self.ask(worker, |reply| Command::Tunnels { reply }));
+        Ok(TunnelReport::new(parts.collect::<Result<Vec<_>, _>>()?))
     }
 
     fn wake(&self) {

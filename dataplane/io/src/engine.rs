@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use crossbeam::channel::{Sender, TrySendError};
 use margay_core::handover::{Errand, Handover};
+use margay_core::tunnel::PeerReport;
 use margay_core::worker::{Captured, FlowRecord, TapFilter, TapId};
 use margay_core::{Counters, Frame, Nanos, Output, PacketEvent, PortIndex, View, Worker};
 
@@ -76,6 +77,11 @@ pub trait Processor<F> {
     /// Begins or ends to tell packets; see [`Worker::set_tap`]. A processor without taps tells none.
     fn set_tap(&mut self, _id: TapId, _filter: Option<TapFilter>) {}
 
+    /// Returns the number of the encryption plan in force and the state of the peers; see [`Worker::tunnels`].
+    fn tunnels(&self, _now: Nanos) -> (u64, Vec<PeerReport>) {
+        (0, Vec::new())
+    }
+
     /// Returns a piece of the flow table; see [`Worker::flows`].
     fn flows(
         &self,
@@ -134,6 +140,10 @@ impl<F: Frame> Processor<F> for Worker<F> {
 
     fn set_tap(&mut self, id: TapId, filter: Option<TapFilter>) {
         Worker::set_tap(self, id, filter);
+    }
+
+    fn tunnels(&self, now: Nanos) -> (u64, Vec<PeerReport>) {
+        Worker::tunnels(self, now)
     }
 
     fn flows(

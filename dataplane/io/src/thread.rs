@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError};
+use margay_core::tunnel::PeerReport;
 use margay_core::worker::{Captured, FlowRecord, TapFilter, TapId};
 use margay_core::{Counters, DropReason, Nanos, PortIndex, Topology, View, WorkerIndex};
 use margay_policy_engine::snapshot::Snapshot;
@@ -68,6 +69,8 @@ pub(crate) enum Command {
     Reclaim { slots: Vec<SocketSlot> },
     /// A piece of the flow table.
     Flows { cursor: usize, limit: usize, reply: Sender<(Vec<FlowRecord>, Option<usize>)> },
+    /// The encryption plan in force and the peers of this worker.
+    Tunnels { reply: Sender<(u64, Vec<PeerReport>)> },
     /// Tell packets that match, until the other end of `told` is gone.
     Watch { id: TapId, filter: TapFilter, told: Sender<Captured>, done: Sender<()> },
     /// Tell them no more.
@@ -432,6 +435,9 @@ impl<P: Processor<UmemFrame>> Loop<P> {
                     let view = View { snapshot: snapshot.map(|s| s.value()), topology };
                     let _ =
                         reply.send(self.engine.ask(|processor| processor.flows(view, time, cursor, limit)));
+                }
+                Command::Tunnels { reply } => {
+                    let _ = reply.send(self.engine.processor().tunnels(time));
                 }
                 Command::Watch { id, filter, told, done } => {
                     self.engine.watch(id, filter, told);

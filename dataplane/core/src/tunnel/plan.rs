@@ -36,7 +36,7 @@ pub struct OwnEnd {
 /// Another node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerPlan {
-    /// Its number: the same for as long as the agent lives, also over a change of key.
+    /// Its number, of 20 bits, dense: the same for as long as the agent lives, also over a change of key.
     pub id: PeerId,
     /// The node's name, for people.
     pub node: String,

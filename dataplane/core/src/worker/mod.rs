@@ -32,6 +32,7 @@ mod records;
 mod related;
 mod sanity;
 mod tap;
+mod tunnel;
 
 use std::net::IpAddr;
 
@@ -66,10 +67,10 @@ pub struct View<'a> {
 }
 
 impl View<'_> {
-    /// Returns what flows remember of it: the low halves of both generations. No flow sleeps through 2^32 of either.
+    /// Returns what flows remember of it: the low halves of both numbers. No flow sleeps through 2^32 of either.
     #[inline(always)]
     fn under(&self) -> (u32, u32) {
-        (generation(*self).0 as u32, self.topology.generation() as u32)
+        (generation(*self).0 as u32, self.topology.revision() as u32)
     }
 }
 
@@ -187,6 +188,7 @@ pub struct Worker<F> {
     scratch: Box<[u8; 2048]>,
     taps: tap::Taps,
     at_hand: Option<PortIndex>,
+    tunnels: tunnel::OwnTunnels,
 }
 
 impl<F: Frame> Worker<F> {
@@ -211,6 +213,7 @@ impl<F: Frame> Worker<F> {
             scratch: Box::new([0; 2048]),
             taps: tap::Taps::default(),
             at_hand: None,
+            tunnels: tunnel::OwnTunnels::default(),
         }
     }
 
@@ -273,10 +276,11 @@ impl<F: Frame> Worker<F> {
     /// Lets go of what was remembered by name when the topology is another one.
     #[inline]
     fn name_anew(&mut self, topology: &Topology) {
-        if topology.generation() != self.named_under {
-            self.named_under = topology.generation();
+        if topology.revision() != self.named_under {
+            self.named_under = topology.revision();
             self.arrivals.clear();
             self.paths.clear();
+            self.tunnels.follow(topology, self.config.index);
         }
     }
 
