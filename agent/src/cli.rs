@@ -67,6 +67,9 @@ pub enum Command {
     /// Packets of the running node stage by stage: flow, policy on both legs, path, end
     #[command(after_long_help = TRACE_HELP)]
     Trace(TraceArgs),
+    /// Ends the quarantine of a pod or device whose frames made workers panic
+    #[command(after_long_help = RELEASE_HELP)]
+    Release(ReleaseArgs),
     /// The CNI plug-in, called by the container runtime (also by the name margay-cni)
     Cni(crate::cni::CniArgs),
     /// A cluster on this machine: nodes, pods and the wire between them as network namespaces
@@ -126,6 +129,16 @@ nevertheless, with invalid policies in their closed form, as on a node that has 
 
 Exit code: 3 when --engine both finds a difference (the line then carries the other answer as "oracle"), else 2 when a probe is wrong,
 else 1 when a manifest is wrong (not with --lenient), else 0."#;
+
+const RELEASE_HELP: &str = "Examples:
+  margay release shop/web
+  margay release eth0
+
+A port whose frames made workers panic three times within a minute is quarantined: nothing is taken from it (what an uplink receives is
+the kernel's), and what is sent to it still goes there. `margay status` names such ports. The frames are in STATE_DIR/panics; please
+report them. The end of the pod and of the agent end a quarantine as well.
+
+Exit code 4 when no agent answers, 1 when there is nothing to release.";
 
 const EXPLAIN_HELP: &str = r#"Examples:
   margay explain --from shop/web --to shop/db --protocol TCP --port 5432
@@ -411,6 +424,16 @@ pub struct DropsArgs {
     ask: AskArgs,
 }
 
+/// `margay release`.
+#[derive(Debug, Args)]
+pub struct ReleaseArgs {
+    /// The pod, or a device as in `margay status`
+    #[arg(value_name = "NAMESPACE/POD|DEVICE")]
+    what: String,
+    #[command(flatten)]
+    ask: AskArgs,
+}
+
 /// Which packets to watch.
 #[derive(Debug, Args)]
 pub struct WatchArgs {
@@ -547,6 +570,7 @@ pub fn run(cli: Cli) -> ExitCode {
             let DropsArgs { follow, reason, address, pod, ask } = args;
             finish(client::drops(&ask.socket, follow, DropFilter { reason, address, pod }, ask.format))
         }
+        Command::Release(ReleaseArgs { what, ask }) => finish(client::release(&ask.socket, what, ask.format)),
         Command::Capture(CaptureArgs { watch, write, snap_len, sent }) => {
             let output = match (write, watch.ask.format) {
                 (Some(file), _) => capture::Output::File(file),

@@ -151,6 +151,12 @@ fn render_status(report: &StatusReport) -> String {
         counters.flows, counters.flow_hits, counters.flow_misses, counters.flow_rejudged
     ));
 
+    let quarantined: Vec<&str> =
+        report.ports.iter().filter(|port| port.quarantined).map(|port| port.name.as_str()).collect();
+    if !quarantined.is_empty() {
+        add(format!("Quarantined: {}; see `margay release --help`", quarantined.join(", ")));
+    }
+
     let mut drops = Table::new(&["DROP REASON", "PACKETS"]);
     let mut reasons: Vec<_> = counters.drops.iter().filter(|(_, count)| **count > 0).collect();
     reasons.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
@@ -160,10 +166,11 @@ fn render_status(report: &StatusReport) -> String {
         add(format!("\n{}", drops.to_string().trim_end()));
     }
     if !report.workers.is_empty() {
-        let mut table = Table::new(&["WORKER", "CPU", "HEARTBEAT"]);
+        let mut table = Table::new(&["WORKER", "CPU", "HEARTBEAT", "PANICS"]);
         for worker in &report.workers {
             let cpu = worker.cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string());
-            table.row(vec![worker.index.to_string(), cpu, format!("{} ms ago", worker.heartbeat_age_ms)]);
+            let heartbeat = format!("{} ms ago", worker.heartbeat_age_ms);
+            table.row(vec![worker.index.to_string(), cpu, heartbeat, worker.panics.to_string()]);
         }
         add(format!("\n{}", table.to_string().trim_end()));
     }
@@ -251,6 +258,20 @@ fn flow_row(flow: &FlowReport) -> Vec<String> {
         format!("{} s", flow.expires_in_ms / 1_000),
         by.join("; "),
     ]
+}
+
+/// Ends a quarantine and says whose.
+pub fn release(socket: &Path, what: String, format: Format) -> Result<(), ClientError> {
+    ask(socket, &Request::Release { what }, |reply| {
+        match (&reply, format) {
+            (Reply::Released { .. }, Format::Json) => print_json(&reply)?,
+            (Reply::Released { device }, Format::Table) => {
+                writeln!(io::stdout().lock(), "{device} is released")?;
+            }
+            _ => {}
+        }
+        Ok(())
+    })
 }
 
 /// Prints dropped packets; with `follow` until interrupted.

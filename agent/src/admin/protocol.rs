@@ -49,6 +49,11 @@ pub enum Request {
         #[serde(default)]
         filter: CaptureFilter,
     },
+    /// End a quarantine.
+    Release {
+        /// `namespace/pod`, or a device.
+        what: String,
+    },
     /// Why a packet passes or not.
     Explain {
         /// The packet.
@@ -73,6 +78,11 @@ pub enum Reply {
     Watching {},
     /// To `capture`, one each.
     Packet(Box<CaptureReport>),
+    /// To `release`.
+    Released {
+        /// The device.
+        device: String,
+    },
     /// To `explain`.
     Explanation(Box<Explanation>),
     /// The request was refused.

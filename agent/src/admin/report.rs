@@ -32,6 +32,8 @@ pub trait NodeView: Send + Sync + 'static {
     fn end_watch(&self, id: TapId);
     /// Puts names into told packets.
     fn tell(&self, packets: Vec<Captured>) -> Vec<CaptureReport>;
+    /// Ends the quarantine of a pod (`namespace/pod`) or of a device; returns the device's name. An error is a sentence for the asker.
+    fn release(&self, what: &str) -> Result<String, String>;
     /// Returns why the probe is allowed or denied under the policy in force; an error is a sentence for the asker.
     fn explain(&self, probe: &Probe) -> Result<Explanation, String>;
 }
@@ -88,7 +90,7 @@ pub struct EndpointReport {
     pub interface: String,
     /// Addresses.
     pub addresses: Vec<IpAddr>,
-    /// `enforced`, or `closed` before its policy is in force.
+    /// `enforced`, `closed` before its policy is in force, or `quarantined`.
     pub state: String,
 }
 
@@ -114,6 +116,8 @@ pub struct PortReport {
     pub tx_packets: u64,
     /// Packets that the kernel could not hand over or take.
     pub ring_drops: u64,
+    /// Nothing is taken from it: its frames ended workers again and again. `margay release` ends that.
+    pub quarantined: bool,
 }
 
 /// One worker thread.
@@ -126,6 +130,8 @@ pub struct WorkerReport {
     pub cpu: Option<u32>,
     /// Milliseconds since its last heartbeat.
     pub heartbeat_age_ms: u64,
+    /// Panics that it went on from.
+    pub panics: u64,
 }
 
 /// Memory of the agent, in bytes.

@@ -179,6 +179,13 @@ fn serve(stream: &UnixStream, view: &dyn NodeView, stop: &AtomicBool) -> io::Res
                 return out.flush();
             }
         },
+        Request::Release { what } => match view.release(&what) {
+            Ok(device) => send(&mut out, &Reply::Released { device })?,
+            Err(message) => {
+                send(&mut out, &Reply::Error { message })?;
+                return out.flush();
+            }
+        },
         Request::Capture { filter } => match view.watch(&filter) {
             Ok((id, packets)) => {
                 let streamed = stream_packets(stream, &mut out, view, stop, &packets);

@@ -70,6 +70,15 @@ fn followed_drops_arrive_as_they_happen_with_the_rule_that_decided() {
 }
 
 #[test]
+fn a_release_names_the_device_and_a_refusal_the_reason() {
+    let served = Served::new();
+    let released = served.ask(&Request::Release { what: "shop/web".to_owned() }).unwrap();
+    assert_eq!(released, [Reply::Released { device: "mgyweb".to_owned() }]);
+    let refused = served.ask(&Request::Release { what: "eth0".to_owned() });
+    assert!(matches!(refused, Err(ClientError::Refused(message)) if message == "eth0 is not quarantined"));
+}
+
+#[test]
 fn explain_passes_the_nodes_refusal_on() {
     let served = Served::new();
     let probe = Probe {
@@ -234,6 +243,10 @@ impl NodeView for Node {
     fn tell(&self, packets: Vec<Captured>) -> Vec<CaptureReport> {
         let report = |packet: &Captured| CaptureReport { length: packet.length, ..CaptureReport::default() };
         packets.iter().map(report).collect()
+    }
+
+    fn release(&self, what: &str) -> Result<String, String> {
+        if what == "shop/web" { Ok("mgyweb".to_owned()) } else { Err(format!("{what} is not quarantined")) }
     }
 
     fn explain(&self, _: &Probe) -> Result<Explanation, String> {

@@ -14,5 +14,6 @@ mod watch;
 mod words;
 
 pub use names::{Names, filter, report};
+pub use pcapng::FrameFile;
 pub use report::{CaptureFilter, CaptureReport, EndFilter};
 pub use watch::{Output, Watch, run};

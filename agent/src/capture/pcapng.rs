@@ -25,11 +25,14 @@ use super::words;
 const INBOUND: u32 = 1;
 const OUTBOUND: u32 = 2;
 
-/// A capture file being written.
-pub(super) struct CaptureFile<W: Write> {
+/// Frames with comments in a file being written.
+pub struct FrameFile<W: Write> {
     file: PcapNgWriter<W>,
     interfaces: BTreeMap<String, u32>,
 }
+
+/// A capture file being written.
+pub(super) struct CaptureFile<W: Write>(FrameFile<W>);
 
 fn into_io(error: PcapError) -> io::Error {
     match error {
@@ -42,9 +45,9 @@ fn bytes(text: &str) -> io::Result<Vec<u8>> {
     STANDARD.decode(text).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
-impl<W: Write> CaptureFile<W> {
+impl<W: Write> FrameFile<W> {
     /// Begins a file with its section header.
-    pub(super) fn new(file: W) -> io::Result<Self> {
+    pub fn new(file: W) -> io::Result<Self> {
         let application = format!("margay {}", env!("CARGO_PKG_VERSION"));
         let section = SectionHeaderBlock {
             options: vec![SectionHeaderOption::UserApplication(Cow::Owned(application))],
@@ -70,6 +73,40 @@ impl<W: Write> CaptureFile<W> {
         Ok(number)
     }
 
+    /// Adds a frame that came from device `port`; `time` is since 1970.
+    pub fn frame(&mut self, port: &str, time: Duration, frame: &[u8], comment: &str) -> io::Result<()> {
+        let options =
+            vec![EnhancedPacketOption::Comment(Cow::Borrowed(comment)), EnhancedPacketOption::Flags(INBOUND)];
+        self.block(port, time, frame.len() as u32, frame, options)
+    }
+
+    fn block(
+        &mut self,
+        port: &str,
+        timestamp: Duration,
+        original_len: u32,
+        data: &[u8],
+        options: Vec<EnhancedPacketOption<'_>>,
+    ) -> io::Result<()> {
+        let interface_id = self.interface(port)?;
+        let data = Cow::Borrowed(data);
+        let block = EnhancedPacketBlock { interface_id, timestamp, original_len, data, options };
+        self.file.write_pcapng_block(block).map_err(into_io)?;
+        Ok(())
+    }
+
+    /// Hands everything over to the file, so that a reader of it sees whole packets.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.file.get_mut().flush()
+    }
+}
+
+impl<W: Write> CaptureFile<W> {
+    /// Begins a file with its section header.
+    pub(super) fn new(file: W) -> io::Result<Self> {
+        FrameFile::new(file).map(Self)
+    }
+
     /// Adds a packet as it arrived, and as it left where that is known.
     pub(super) fn add(&mut self, report: &CaptureReport) -> io::Result<()> {
         let comment = words::comment(report);
@@ -89,7 +126,6 @@ impl<W: Write> CaptureFile<W> {
         direction: u32,
         comment: &str,
     ) -> io::Result<()> {
-        let interface_id = self.interface(port)?;
         let mut options = vec![
             EnhancedPacketOption::Comment(Cow::Borrowed(comment)),
             EnhancedPacketOption::Flags(direction),
@@ -97,20 +133,12 @@ impl<W: Write> CaptureFile<W> {
         if report.lost_before > 0 && direction == INBOUND {
             options.push(EnhancedPacketOption::DropCount(report.lost_before));
         }
-        let block = EnhancedPacketBlock {
-            interface_id,
-            timestamp: Duration::from_nanos(report.time_ns),
-            original_len: length,
-            data: Cow::Owned(bytes(data)?),
-            options,
-        };
-        self.file.write_pcapng_block(block).map_err(into_io)?;
-        Ok(())
+        self.0.block(port, Duration::from_nanos(report.time_ns), length, &bytes(data)?, options)
     }
 
-    /// Hands everything over to the file, so that a reader of it sees whole packets.
+    /// As [`FrameFile::flush`].
     pub(super) fn flush(&mut self) -> io::Result<()> {
-        self.file.get_mut().flush()
+        self.0.flush()
     }
 }
 

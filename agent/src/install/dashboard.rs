@@ -140,7 +140,7 @@ mod tests {
         let status = StatusReport {
             counters: (&counters).into(),
             ports: vec![PortReport::default()],
-            workers: vec![WorkerReport { index: 0, cpu: None, heartbeat_age_ms: 0 }],
+            workers: vec![WorkerReport::default()],
             objects: [("Pod".to_owned(), 1)].into(),
             ..StatusReport::default()
         };

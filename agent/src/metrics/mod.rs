@@ -203,6 +203,11 @@ pub fn render(status: &StatusReport) -> Result<String, std::fmt::Error> {
     gauge("flow_entries", "Flows alive", counters.flows);
     gauge("policy_generation", "Number of the snapshot in force; zero before the first", status.generation);
     gauge("policy_endpoints", "Pods that have an interface on this node", status.endpoints.len() as u64);
+    gauge(
+        "ports_quarantined",
+        "Ports from which nothing is taken because their frames made workers panic",
+        status.ports.iter().filter(|port| port.quarantined).count() as u64,
+    );
     gauge("ready", "1 when policy is in force and every worker is alive", u64::from(status.ready));
     gauge(
         "policy_stale",
@@ -249,6 +254,9 @@ pub fn render(status: &StatusReport) -> Result<String, std::fmt::Error> {
         heartbeats,
     );
 
+    let panics = status.workers.iter().map(|w| (vec![("worker", w.index.to_string())], w.panics));
+    counters_by(&mut registry, "worker_panics", "Panics that a worker went on from", panics);
+
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
@@ -274,6 +282,7 @@ fn gauges_by(registry: &mut Registry, name: &str, help: &str, rows: impl Iterato
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admin::report::{PortReport, WorkerReport};
     use margay_core::{Counters, DropReason};
 
     #[test]
@@ -304,5 +313,18 @@ mod tests {
         assert!(text.contains(r#"margay_packets_dropped_total{reason="policy_ingress"} 30"#), "{text}");
         assert!(text.contains(r#"margay_packets_dropped_total{reason="truncated"} 0"#), "{text}");
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn panics_and_quarantined_ports_are_on_the_page() {
+        let port = |quarantined| PortReport { quarantined, ..PortReport::default() };
+        let status = StatusReport {
+            workers: vec![WorkerReport { index: 1, panics: 4, ..WorkerReport::default() }],
+            ports: vec![port(true), port(false), port(true)],
+            ..StatusReport::default()
+        };
+        let text = render(&status).unwrap();
+        assert!(text.contains(r#"margay_worker_panics_total{worker="1"} 4"#), "{text}");
+        assert!(text.contains("margay_ports_quarantined 2"), "{text}");
     }
 }

@@ -14,6 +14,7 @@ mod conflist;
 mod host_port;
 mod notes;
 mod offloads;
+mod panics;
 mod preflight;
 mod reconciler;
 pub mod uplinks;
@@ -28,10 +29,11 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{RecvTimeoutError, Sender, bounded, unbounded};
+use crossbeam::channel::{Sender, bounded, unbounded};
 use margay_control::{Directory, DirectoryConfig, Kubernetes, KubernetesConfig, Source};
 use margay_core::PortIndex;
 use margay_io::netlink::Follower;
+use margay_io::panics::WorkerPanic;
 use margay_io::{AttachChoice, AttachMode, Dataplane, DataplaneConfig, PortSpec, Role as PortRole};
 
 use crate::admin::report::NodeView;
@@ -243,7 +245,8 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
             node_notes.say(notes::OWNER, notes::notes(&view.status()));
         }
     };
-    let worker_ended = wait_for_end(&dataplane, tell)?;
+    let folder = panics::PanicFolder::below(&args.state_dir);
+    let worker_ended = wait_for_end(&dataplane, &folder, tell)?;
     drop(view);
     tracing::info!("stopping: pods stay closed until the next agent, uplinks pass to the kernel");
     drop((cni, admin, metrics));
@@ -276,9 +279,13 @@ fn follow(mut source: impl Source + 'static, commands: Sender<Command>) -> Resul
     Ok(())
 }
 
-/// Blocks until SIGTERM or SIGINT, or until the worker is gone; returns whether it was the worker. Meanwhile does `now_and_then` every
-/// few seconds.
-fn wait_for_end(dataplane: &Dataplane, now_and_then: impl Fn()) -> Result<bool, Failure> {
+/// Blocks until SIGTERM or SIGINT, or until a worker is gone for good; returns whether it was a worker. Meanwhile writes down what workers
+/// panicked over, and does `now_and_then` every few seconds.
+fn wait_for_end(
+    dataplane: &Dataplane,
+    folder: &panics::PanicFolder,
+    now_and_then: impl Fn(),
+) -> Result<bool, Failure> {
     let (told, hear) = bounded::<()>(1);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("margay-signals".to_owned()).spawn(move || {
@@ -292,18 +299,35 @@ fn wait_for_end(dataplane: &Dataplane, now_and_then: impl Fn()) -> Result<bool, 
         });
         let _ = told.send(());
     })?;
-    for second in 0u64.. {
-        if second.is_multiple_of(5) {
-            now_and_then();
+    let panics = dataplane.panics();
+    let keep = |panic: &WorkerPanic| {
+        let ports = dataplane.ports();
+        let device = ports.iter().find(|(spec, _)| Some(spec.index) == panic.port);
+        match folder.keep(panic, device.map_or("unknown", |(spec, _)| spec.device.as_str())) {
+            Ok(file) => tracing::error!(file = %file.display(), "the frame that a worker panicked over"),
+            Err(error) => {
+                tracing::error!(%error, "the frame that a worker panicked over could not be written down")
+            }
         }
-        match hear.recv_timeout(Duration::from_secs(1)) {
-            Err(RecvTimeoutError::Timeout) => {}
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
+    };
+    let mut next = Instant::now();
+    loop {
+        if Instant::now() >= next {
+            now_and_then();
+            next = Instant::now() + Duration::from_secs(5);
+        }
+        crossbeam::select! {
+            recv(hear) -> _ => return Ok(false),
+            recv(panics) -> panic => panic.iter().for_each(&keep),
+            default(Duration::from_secs(1)) => {}
         }
         if !dataplane.is_running() {
-            tracing::error!("the worker ended unexpectedly");
+            tracing::error!("a worker ended unexpectedly");
+            // Its last words are on their way.
+            while let Ok(panic) = panics.recv_timeout(Duration::from_millis(200)) {
+                keep(&panic);
+            }
             return Ok(true);
         }
     }
-    Ok(false)
 }

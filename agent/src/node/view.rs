@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -170,11 +171,15 @@ impl NodeView for View {
         let cpus =
             self.cpus.iter().cycle().map(|cpu| u32::try_from(*cpu).ok()).chain(std::iter::repeat(None));
         let ages = self.dataplane.heartbeat_ages();
-        let workers = (0..).zip(ages).zip(cpus).map(|((index, age), cpu)| WorkerReport {
-            index,
-            cpu,
-            heartbeat_age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
-        });
+        let numbers = self.dataplane.worker_counters();
+        let workers =
+            (0..).zip(ages).zip(cpus).zip(numbers).map(|(((index, age), cpu), numbers)| WorkerReport {
+                index,
+                cpu,
+                heartbeat_age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+                panics: numbers.panics.load(Relaxed),
+            });
+        let quarantined = self.dataplane.quarantined();
         let statistics = self.dataplane.port_counters().unwrap_or_default();
         let memory = self.dataplane.memory().unwrap_or_default();
         let ports = board.ports.iter().map(|(index, (port, report))| {
@@ -194,6 +199,7 @@ impl NodeView for View {
                 rx_packets: numbers.rx_packets,
                 tx_packets: numbers.tx_packets,
                 ring_drops: numbers.tx_failed + numbers.kernel.rx_dropped + numbers.kernel.rx_ring_full,
+                quarantined: quarantined.contains(index),
             }
         });
         let endpoints = board.endpoints.iter().map(|(record, in_force)| EndpointReport {
@@ -202,7 +208,12 @@ impl NodeView for View {
             pod: record.pod.name.clone(),
             interface: record.host_ifname.clone(),
             addresses: record.addresses.clone(),
-            state: if *in_force { "enforced" } else { "closed" }.to_owned(),
+            state: match (quarantined.contains(&record.port), in_force) {
+                (true, _) => "quarantined",
+                (false, true) => "enforced",
+                (false, false) => "closed",
+            }
+            .to_owned(),
         });
         StatusReport {
             node: self.node.clone(),
@@ -264,6 +275,26 @@ impl NodeView for View {
         self.with_names(|names| {
             packets.iter().map(|packet| capture::report(packet, names, epoch_ns)).collect()
         })
+    }
+
+    fn release(&self, what: &str) -> Result<String, String> {
+        let board = self.board();
+        let of_pod = board.endpoints.iter().find_map(|(record, _)| {
+            (format!("{}/{}", record.pod.namespace, record.pod.name) == what).then_some(record.port)
+        });
+        let of_device =
+            || board.ports.iter().find(|(_, (port, _))| port.name == what).map(|(index, _)| *index);
+        let index = of_pod.or_else(of_device).ok_or_else(|| {
+            format!("{what}: no pod and no device of this node; `margay status` lists both")
+        })?;
+        match self.dataplane.release(index) {
+            Ok(true) => {
+                let name = board.ports.get(&index).map(|(port, _)| port.name.clone());
+                Ok(name.unwrap_or_else(|| what.to_owned()))
+            }
+            Ok(false) => Err(format!("{what} is not quarantined")),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     fn explain(&self, probe: &Probe) -> Result<Explanation, String> {
