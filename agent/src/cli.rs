@@ -14,6 +14,7 @@ use margay_policy_engine::model::Labels;
 
 use crate::admin::client::{self, ClientError, Format};
 use crate::admin::report::{DropFilter, FlowFilter};
+use crate::simulate::perspectives::Perspectives;
 use crate::simulate::probe::{IcmpProbe, Probe, ProbeProtocol, ViaProbe};
 use crate::simulate::{self, HostAction, Judge, Simulation, Simulator};
 use crate::verify::{self, Verification};
@@ -626,6 +627,9 @@ fn explain_command(args: ExplainArgs) -> ExitCode {
         Ok(simulator) => simulator,
         Err(error) => return complain(&error, 2),
     };
+    if let Some(caveat) = Perspectives::caveat(simulator.engine().model()) {
+        eprintln!("{caveat}");
+    }
     if diff.is_empty() {
         return match explain::explain(simulator.engine(), simulator.snapshot(), &simulator.world, &probe) {
             Ok(explanation) => finish(client::print_explanation(&explanation, ask.format, all)),

@@ -602,3 +602,37 @@ fn asked(answer: &Value) -> Vec<String> {
     };
     stages.iter().map(one).collect()
 }
+
+/// Policy model 27: a leg is judged on the node of its pod, as that node's FelixConfiguration has it.
+#[test]
+fn pm_27_each_leg_is_judged_as_its_node_reads_the_rules() {
+    let folder = tempfile::tempdir().unwrap();
+    let manifests = "
+{apiVersion: v1, kind: Namespace, metadata: {name: shop}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: a, namespace: shop}, spec: {nodeName: n1}, status: {podIPs: [{ip: 10.0.1.1}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: b, namespace: shop}, spec: {nodeName: n2}, status: {podIPs: [{ip: 10.0.2.1}]}}
+---
+apiVersion: projectcalico.org/v3
+kind: NetworkPolicy
+metadata: {name: p, namespace: shop}
+spec:
+  types: [Ingress]
+  ingress: [{action: Allow, protocol: TCP, http: {methods: [GET]}}]
+---
+apiVersion: projectcalico.org/v3
+kind: FelixConfiguration
+metadata: {name: node.n2}
+spec: {allowUnenforcedCriteria: true}
+";
+    fs::write(folder.path().join("all.yaml"), manifests).unwrap();
+    let probes = r#"{"from":"shop/a","to":"shop/b","protocol":"TCP","port":80}
+{"from":"shop/b","to":"shop/a","protocol":"TCP","port":80}
+"#;
+    let output = simulate_text(&[folder.path().to_owned()], probes, &["--lenient", "--engine", "both"]);
+    let answers = lines(&output.stdout);
+    let verdicts: Vec<&str> = answers.iter().map(|answer| answer["verdict"].as_str().unwrap()).collect();
+    assert_eq!(verdicts, ["allow", "deny"], "{}", text(&output.stderr));
+    assert!(output.status.success(), "tables and oracle agree");
+}

@@ -98,6 +98,11 @@ impl Engine {
         Self::with_model(Model::with_builtins())
     }
 
+    /// Returns an empty engine that reads what it is told as the node `name` has to (policy model 27).
+    pub fn on_node(name: &str) -> Self {
+        Self::with_model(Model { here: name.to_owned(), ..Model::with_builtins() })
+    }
+
     /// Returns an engine that starts from `model`, with nothing published and no local endpoint.
     pub fn with_model(model: Model) -> Self {
         let mut engine = Self {

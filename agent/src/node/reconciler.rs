@@ -166,6 +166,7 @@ impl Reconciler {
         let devices = from.ports.iter().map(|(port, _, device)| (port.index, *device)).collect();
         let ports = from.ports.into_iter().map(|(port, report, _)| (port.index, (port, report))).collect();
         Self {
+            engine: Engine::on_node(&from.node),
             node: from.node,
             config: from.config,
             wanted: from.dataplane.wanted_neighbours(),
@@ -173,7 +174,6 @@ impl Reconciler {
             follower: from.follower,
             netlink,
             kernel_end: from.kernel_end,
-            engine: Engine::new(),
             snapshot: None,
             complete: false,
             endpoints: BTreeMap::new(),

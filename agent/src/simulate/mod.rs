@@ -10,6 +10,7 @@
 //! Nothing is asked of a running agent or of the kernel.
 
 pub mod interfaces;
+pub mod perspectives;
 pub mod probe;
 pub mod question;
 pub mod world;
@@ -22,12 +23,12 @@ use std::sync::Arc;
 
 use margay_control::{Severity, manifests};
 use margay_core::worker::EndpointToHost;
-use margay_policy_engine::engine::{Change, Engine};
+use margay_policy_engine::engine::Engine;
 use margay_policy_engine::model::{Object, automatic_host_endpoints};
 use margay_policy_engine::snapshot::Snapshot;
-use margay_policy_engine::walk::Literal;
 use serde::Serialize;
 
+use perspectives::{Literally, Perspectives, Tables};
 use probe::Probe;
 use world::{Answer, Question, World};
 
@@ -120,8 +121,7 @@ struct ErrorLine<'a> {
 /// The world of some manifests, with both ways to ask about it.
 #[derive(Debug)]
 pub struct Simulator {
-    engine: Engine,
-    snapshot: Arc<Snapshot>,
+    perspectives: Perspectives,
     /// The names in it.
     pub world: World,
     /// Whether any manifest is wrong, warnings aside.
@@ -143,36 +143,31 @@ impl Simulator {
         for endpoint in automatic_host_endpoints(&model) {
             model.insert(Object::HostEndpoint(Arc::new(endpoint)));
         }
-        let mut engine = Engine::with_all_pods_local(model);
-        for interface in interfaces::assumed(engine.model()) {
-            engine.apply(Change::Interface(interface));
-        }
-        let snapshot = engine.publish();
+        let perspectives = Perspectives::of(model);
         let to_host = endpoint_to_host.map(EndpointToHost::from);
+        let engine = &perspectives.common.engine;
         let world = World::new(engine.model(), engine.locals(), engine.interfaces(), to_host);
-        Ok(Self { engine, snapshot, world, has_errors })
+        Ok(Self { perspectives, world, has_errors })
     }
 
     /// Returns the answer of the compiled tables.
     pub fn compiled(&self, question: &Question<'_>) -> Answer {
-        question.answer(&*self.snapshot)
+        question.answer(&Tables(&self.perspectives))
     }
 
     /// Returns the answer of the rules read literally.
     pub fn oracle(&self, question: &Question<'_>) -> Answer {
-        let engine = &self.engine;
-        let (model, locals, interfaces) = (engine.model(), engine.locals(), engine.interfaces());
-        question.answer(&Literal { model, locals, interfaces })
+        question.answer(&Literally(&self.perspectives))
     }
 
-    /// Returns the compiled tables.
+    /// Returns the compiled tables, as nodes without settings of their own have them.
     pub fn snapshot(&self) -> &Snapshot {
-        &self.snapshot
+        &self.perspectives.common.snapshot
     }
 
-    /// Returns the engine behind it.
+    /// Returns the engine behind them.
     pub fn engine(&self) -> &Engine {
-        &self.engine
+        &self.perspectives.common.engine
     }
 }
 

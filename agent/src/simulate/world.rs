@@ -5,9 +5,7 @@ use std::net::IpAddr;
 
 use margay_core::worker::EndpointToHost;
 use margay_policy_engine::engine::{HostInterface, LocalEndpoint};
-use margay_policy_engine::model::{
-    EndpointToHostAction, FelixConfiguration, Model, NamespacedName, Settings,
-};
+use margay_policy_engine::model::{EndpointToHostAction, Model, NamespacedName, Settings};
 use margay_policy_engine::packet::{EndpointId, HostId, PacketTuple};
 use margay_policy_engine::walk::is_discovery;
 
@@ -68,17 +66,11 @@ impl HostSettings {
             EndpointToHost::Drop => EndpointToHostAction::Drop,
             EndpointToHost::Accept => EndpointToHostAction::Accept,
         });
-        let check = |name: &str| -> Option<bool> {
-            let written = |found: &FelixConfiguration| Some(found.others.get(INVALID_CHECK)? == "true");
-            written(model.felix_configurations.get(name)?)
-        };
         let of_node = |node: &str| HostSetting {
             endpoint_to_host: told
                 .or_else(|| Settings::of_node(model, node).endpoint_to_host)
                 .unwrap_or_default(),
-            pods_take_untracked: check(&format!("node.{node}"))
-                .or_else(|| check("default"))
-                .unwrap_or_default(),
+            pods_take_untracked: model.parameter_of(node, INVALID_CHECK) == Some("true"),
         };
         let nodes = model.felix_configurations.keys().filter_map(|name| name.strip_prefix("node."));
         let by_node = nodes.map(|node| (node.to_owned(), of_node(node))).collect();

@@ -26,6 +26,7 @@ use margay_policy_engine::verify::{CounterExample, Finding, Leg, Verifier, Verif
 use serde::Serialize;
 
 use crate::admin::client::Format;
+use crate::simulate::perspectives::Perspectives;
 use language::Statement;
 
 pub use language::SENTENCES;
@@ -84,6 +85,9 @@ pub fn run(verification: &Verification) -> io::Result<ExitCode> {
     let is_wrong = problems.iter().any(|problem| problem.severity >= Severity::Error);
     for endpoint in automatic_host_endpoints(&model) {
         model.insert(Object::HostEndpoint(Arc::new(endpoint)));
+    }
+    if let Some(caveat) = Perspectives::caveat(&model) {
+        writeln!(io::stderr(), "{caveat}")?;
     }
     let statements = language::read(assertions)?;
     let start = Instant::now();

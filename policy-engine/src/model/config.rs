@@ -115,9 +115,27 @@ impl Settings {
 }
 
 impl Model {
-    /// Returns the settings that decide what rules and addresses mean: those of the whole cluster, because all nodes have to agree on it.
+    /// Returns the settings that decide what rules and addresses mean, for the node that the Model is read for. Where nodes have different
+    /// ones, each leg of a packet is judged by those of the node that judges it.
     pub fn settings_of_rules(&self) -> Settings {
-        Settings::of_node(self, "")
+        Settings::of_node(self, &self.here)
+    }
+
+    /// Returns what is written for a parameter that policy itself does not read, as canonical text: `node.<node>` before `default`.
+    pub fn parameter_of(&self, node: &str, name: &str) -> Option<&str> {
+        let written = |object: &str| self.felix_configurations.get(object)?.others.get(name);
+        written(&format!("node.{node}")).or_else(|| written("default")).map(String::as_str)
+    }
+
+    /// Returns the nodes for which rules and addresses mean something else than for the cluster as a whole.
+    pub fn nodes_apart(&self) -> Vec<&str> {
+        let of_rules = |node: &str| {
+            let of = Settings::of_node(self, node);
+            (of.trust_pod_ip_annotations, of.restrict_namespace_selectors, of.allow_unenforced_criteria)
+        };
+        let common = of_rules("");
+        let named = self.felix_configurations.keys().filter_map(|name| name.strip_prefix("node."));
+        named.filter(|node| !node.is_empty() && of_rules(node) != common).collect()
     }
 }
 

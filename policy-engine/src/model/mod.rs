@@ -497,6 +497,9 @@ pub enum Object {
 /// Everything that is known, judged and in force. Ordered maps: every walk repeats.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Model {
+    /// The node for which the objects are read: its FelixConfiguration `node.NAME` comes before `default` (policy model 27). Empty where
+    /// they are read for no node in particular.
+    pub here: String,
     /// Namespaces by name.
     pub namespaces: BTreeMap<String, Arc<Namespace>>,
     /// Service accounts.
