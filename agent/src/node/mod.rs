@@ -17,6 +17,7 @@ mod offloads;
 mod panics;
 mod preflight;
 mod reconciler;
+mod unheeded;
 pub mod uplinks;
 mod view;
 

@@ -65,6 +65,7 @@ mod tests {
         let text = |key: &str| match &said[key] {
             Note::Text(text) => text.clone(),
             Note::State(state) => format!("{state} since"),
+            Note::Absent => "absent".to_owned(),
         };
         assert_eq!(text("margay/uplinks"), "eth0: native, zero-copy; eth1: generic");
         assert_eq!((text("margay/version"), text("margay/workers")), ("1.2.3".to_owned(), "2".to_owned()));

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
 use ipnet::IpNet;
-use margay_control::{Batch, Problem, Severity, object_name};
+use margay_control::{Batch, Problem};
 use margay_core::topology::{Port, PortKind, TopologyBuilder};
 use margay_core::{PortIndex, WorkerConfig};
 use margay_io::netlink::{Address, Follower, Role, fill_topology};
@@ -30,7 +30,7 @@ use margay_wire::MacAddr;
 
 use super::conflist::Conflist;
 use super::host_port::PodRoutes;
-use super::offloads;
+use super::{offloads, unheeded};
 use crate::endpoints::EndpointRecord;
 use crate::net::{Link, Netlink};
 
@@ -392,7 +392,7 @@ impl Reconciler {
         let snapshot = self.engine.publish();
         let took = start.elapsed();
         let mut problems = self.problems.to_vec();
-        problems.extend(self.engine.model().host_endpoints.keys().map(|name| unfiltered(name)));
+        problems.extend(unheeded::problems(self.engine.model(), &self.node, &self.config));
         self.board.lock().unwrap_or_else(PoisonError::into_inner).problems = problems.into();
         let newer = self.snapshot.as_ref().is_none_or(|old| old.generation() != snapshot.generation());
         if newer {
@@ -666,17 +666,4 @@ pub fn host_port(kernel: &Link, ours: &Link) -> Port {
 pub fn uplink_port(nth: usize, name: &str, mac: MacAddr, mtu: u32) -> Port {
     let index = PortIndex(FIRST_UPLINK + nth as u16);
     Port { index, name: name.to_owned(), kind: PortKind::Uplink, mac, mtu }
-}
-
-/// What the one who wrote a host endpoint has to know: the packet path of this agent does not ask it.
-fn unfiltered(name: &str) -> Problem {
-    let object = ObjectKey::HostEndpoint(name.to_owned());
-    let mut problem = Problem::of_file(
-        "",
-        Severity::Warning,
-        "simulate and explain answer for host endpoints; the packet path does not filter traffic of the host itself, so keep the \
-         node's own firewall for that. As a peer of pods' policies the host endpoint counts",
-    );
-    problem.object = Some(object_name(&object));
-    problem
 }
