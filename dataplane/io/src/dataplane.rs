@@ -32,7 +32,9 @@ use crate::engine::{Engine, PortStatistics, Processor};
 use crate::exchange::{INBOX, Inbox, Inboxes};
 use crate::panics::{Ledger, WorkerPanic};
 use crate::publish::{self, Publisher};
-pub use crate::spec::{DataplaneConfig, DataplaneError, MemoryReport, PortCounters, PortReport, PortSpec};
+pub use crate::spec::{
+    DataplaneConfig, DataplaneError, FrameReport, MemoryReport, PortCounters, PortReport, PortSpec,
+};
 use crate::steer::{AttachChoice, AttachMode, EgressMode, Role, Steer, mount_bpffs};
 use crate::thread::{self, Birth, Command, SharedCounters};
 use crate::xsk::{Pool, RING_SIZE, SocketSlot, Store, UmemFrame, UmemHandle, XskError, XskSocket};
@@ -683,7 +685,7 @@ impl Dataplane {
     ///
     /// Errors: a silent worker.
     pub fn memory(&self) -> Result<MemoryReport, DataplaneError> {
-        let chunks = self.ask(HOST_KEEPER, |reply| Command::Census { reply })?;
+        let (chunks, _) = self.ask(HOST_KEEPER, |reply| Command::Census { reply })?;
         let control = self.control();
         let sockets: u32 = control.ports.values().map(|p| p.report.queues).sum();
         // Two rings of 16-byte and two of 8-byte entries.
@@ -691,6 +693,27 @@ impl Dataplane {
         let kernel_bytes =
             KERNEL_BYTES_PER_CHUNK_AND_SOCKET * u64::from(control.umem.chunks()) * u64::from(sockets);
         Ok(MemoryReport { umem_bytes: control.umem.bytes(), ring_bytes, kernel_bytes, sockets, chunks })
+    }
+
+    /// Returns where the frames are, by two books that agree when nothing is under way and no frame was ever lost.
+    ///
+    /// Errors: a silent worker.
+    pub fn frames(&self) -> Result<FrameReport, DataplaneError> {
+        let mut report = FrameReport::default();
+        for worker in self.workers() {
+            let own = self.ask(worker, |reply| Command::Frames { reply })?;
+            report.listed += own.at_hand;
+            report.spares += own.spares;
+            report.waiting += own.waiting as usize;
+            for (port, filled, in_flight) in own.rings {
+                let sum = report.rings.entry(port).or_default();
+                *sum = (sum.0 + filled, sum.1 + in_flight);
+            }
+        }
+        let (table, in_depot) = self.ask(HOST_KEEPER, |reply| Command::Census { reply })?;
+        report.table = table;
+        report.listed += in_depot;
+        Ok(report)
     }
 
     /// Returns the directory of the pinned links.

@@ -5,6 +5,10 @@
 //! its event does, so 250 idle ports cost nothing. *Fill rings are elastic*: an idle port holds few frames of the shared memory, a busy
 //! one many; they are given back as traffic uses them up.
 //!
+//! Nobody takes the memory from the others. *What a device does not send* is never more than what is free beside it, so with any number
+//! of devices that stand still some memory stays free. *What another worker does not take* ends here as soon as less than an eighth is
+//! free. Both are losses with a name, and a port that moves keeps moving.
+//!
 //! A processor may panic. The engine then knows where ([`Engine::interrupted`]), and goes on with another one ([`Engine::replace`]): of
 //! the engine's state a processor touches nothing but the batch and the output. What panics in the engine itself has no such end.
 
@@ -32,6 +36,8 @@ const ACTIVE_FOR: Nanos = Nanos::from_millis(1);
 const IDLE_FILL: usize = 64;
 /// Frames on the fill ring of the busiest port.
 const BUSY_FILL: usize = 1024;
+/// The part of the memory that packets for other workers leave free.
+const RESERVE: usize = 8;
 /// Empty frames that the worker finds for packets of its own.
 const SPARES: usize = 16;
 
@@ -608,7 +614,11 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
             self.tell();
         }
         if !self.out.handovers.is_empty() {
-            self.exchange.give(&mut self.out.handovers, &mut self.refused);
+            if self.is_short() {
+                self.refused.extend(self.out.handovers.drain(..).map(|(_, parcel)| parcel));
+            } else {
+                self.exchange.give(&mut self.out.handovers, &mut self.refused);
+            }
             let unsent = self.refused.iter().filter(|parcel| parcel.errand == Errand::Send).count() as u64;
             self.losses.unsent += unsent;
             self.processor.handover_refused(self.refused.len() as u64 - unsent);
@@ -639,6 +649,17 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
         }
     }
 
+    /// Returns whether so little memory is free that other workers get none of it.
+    fn is_short(&self) -> bool {
+        let pool = self.lines.iter().flatten().next().map(|line| line.rings.pool());
+        pool.is_some_and(|(free, total)| free < total / RESERVE)
+    }
+
+    /// Returns how many empty frames are kept for packets of the worker's own.
+    pub fn spares(&self) -> usize {
+        self.out.spare.len()
+    }
+
     /// Returns what was lost without a name in the core.
     pub fn losses(&self) -> Losses {
         self.losses
@@ -649,6 +670,13 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
 fn send<R: Rings>(line: &mut Line<R>) {
     let mut failed = 0;
     line.rings.complete();
+    // A device that stands still: it may have as much as is free beside it, and not the last frame of the others.
+    let in_flight = line.rings.in_flight();
+    if in_flight > 0 {
+        let room = line.rings.pool().0.saturating_sub(in_flight);
+        failed += line.outbox.len().saturating_sub(room) as u64;
+        line.outbox.truncate(room);
+    }
     while !line.outbox.is_empty() && !line.gone {
         let before = line.outbox.len();
         let bytes_before: u64 = line.outbox.iter().map(|frame| frame.data().len() as u64).sum();

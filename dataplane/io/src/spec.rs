@@ -1,5 +1,6 @@
 //! What the handle of the packet path is given and what it reports.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -93,6 +94,31 @@ pub struct MemoryReport {
     pub sockets: u32,
     /// Where the chunks are.
     pub chunks: Census,
+}
+
+/// Where every frame of the packet memory is, by two books: the table that says for each who has it, and those who should have them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FrameReport {
+    /// The table.
+    pub table: Census,
+    /// Free ones that somebody can take.
+    pub listed: usize,
+    /// Kept by workers for packets of their own.
+    pub spares: usize,
+    /// Of packets that wait in workers.
+    pub waiting: usize,
+    /// With the kernel, by port: to receive into, and to be sent.
+    pub rings: BTreeMap<PortIndex, (usize, usize)>,
+}
+
+impl FrameReport {
+    /// Returns whether both books say the same. They do when nothing is under way: no packet between workers, no burst, and no socket
+    /// that was closed within the last second. A frame that is lost for good is in one of them only.
+    pub fn agrees(&self) -> bool {
+        let (fill, transmit) = self.rings.values().fold((0, 0), |sum, port| (sum.0 + port.0, sum.1 + port.1));
+        let of_rings = Census { free: self.listed, held: self.spares + self.waiting, fill, transmit };
+        self.table == of_rings
+    }
 }
 
 /// What one port did.

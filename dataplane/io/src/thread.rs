@@ -31,6 +31,7 @@ use crate::engine::{Engine, PortStatistics, Processor, RingId};
 use crate::exchange::Inbox;
 use crate::panics::{Strikes, WorkerPanic, message_of};
 use crate::publish::Subscriber;
+use crate::rings::Rings;
 use crate::steer::Heartbeat;
 use crate::xsk::{Census, LooseFrame, Pool, SocketSlot, SocketStatistics, UmemFrame, XskRings, XskSocket};
 
@@ -81,10 +82,25 @@ pub(crate) enum Command {
     Close { port: PortIndex },
     /// Take from it again.
     Open { port: PortIndex },
-    /// Where the chunks are.
-    Census { reply: Sender<Census> },
+    /// What this worker has of them.
+    Frames { reply: Sender<WorkerFrames> },
+    /// Where the chunks are, and how many free ones no worker has at hand.
+    Census { reply: Sender<(Census, usize)> },
     /// End.
     Stop,
+}
+
+/// The chunks that a worker knows of.
+#[derive(Debug)]
+pub(crate) struct WorkerFrames {
+    /// Free, at its hand.
+    pub at_hand: usize,
+    /// Kept for packets of its own.
+    pub spares: usize,
+    /// Of packets that wait in its processor.
+    pub waiting: u64,
+    /// With the kernel: port, to receive into, to be sent.
+    pub rings: Vec<(PortIndex, usize, usize)>,
 }
 
 /// The core's counters for others to read.
@@ -387,8 +403,7 @@ impl<P: Processor<UmemFrame>> Loop<P> {
             let id = RingId(event.token().0);
             if event.is_error() {
                 // ENETDOWN: the device is gone, or down. Which of both shows when something is to be sent.
-                if self.engine.rings_mut(id).is_some_and(|rings| crate::rings::Rings::wakeup(rings).is_err())
-                {
+                if self.engine.rings_mut(id).is_some_and(|rings| rings.wakeup().is_err()) {
                     self.engine.mark_gone(id);
                     continue;
                 }
@@ -437,7 +452,7 @@ impl<P: Processor<UmemFrame>> Loop<P> {
                         reply.send(self.engine.ask(|processor| processor.flows(view, time, cursor, limit)));
                 }
                 Command::Tunnels { reply } => {
-                    let _ = reply.send(self.engine.processor().tunnels(time));
+                    let _ = reply.send(self.engine.ask(|processor| processor.tunnels(time)));
                 }
                 Command::Watch { id, filter, told, done } => {
                     self.engine.watch(id, filter, told);
@@ -456,8 +471,18 @@ impl<P: Processor<UmemFrame>> Loop<P> {
                         .filter_map(|(port, _, rings)| Some((port, rings.statistics().ok()?)));
                     let _ = reply.send(each.collect());
                 }
+                Command::Frames { reply } => {
+                    let rings = self.engine.lines();
+                    let rings = rings.map(|(port, _, rings)| (port, rings.filled(), rings.in_flight()));
+                    let _ = reply.send(WorkerFrames {
+                        at_hand: self.birth.pool.at_hand(),
+                        spares: self.engine.spares(),
+                        waiting: self.engine.processor().counters().held,
+                        rings: rings.collect(),
+                    });
+                }
                 Command::Census { reply } => {
-                    let _ = reply.send(self.birth.pool.census());
+                    let _ = reply.send((self.birth.pool.census(), self.birth.pool.in_depot()));
                 }
                 Command::Stop => return false,
             }

@@ -395,9 +395,19 @@ impl Pool {
         self.store.chunk_size - descriptor.addr() % self.store.chunk_size
     }
 
+    /// Returns how many free chunks this worker keeps to itself.
+    pub fn at_hand(&self) -> usize {
+        self.free.borrow().len()
+    }
+
+    /// Returns how many free chunks are at no worker's hand; of a number of chunks that is no multiple of 64, up to 63 more than there are.
+    pub fn in_depot(&self) -> usize {
+        self.store.depot.len() * MAGAZINE
+    }
+
     /// Returns about how many chunks are free for this worker to take.
     fn available(&self) -> usize {
-        self.free.borrow().len() + self.store.depot.len() * MAGAZINE
+        self.at_hand() + self.in_depot()
     }
 }
 

@@ -20,8 +20,8 @@ use margay_io::{DataplaneConfig, PortSpec, Role};
 use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrLike, SockaddrStorage, bind,
-    recv, send, socket,
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, SockaddrLike, SockaddrStorage, bind, recv, send,
+    socket,
 };
 
 /// Runs a test in namespaces of its own, or says that it could not.
@@ -87,13 +87,9 @@ pub struct Far {
 
 impl Far {
     pub fn new(device: &str) -> Self {
-        let fd = socket(
-            AddressFamily::Packet,
-            SockType::Raw,
-            SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
-            Some(SockProtocol::EthAll),
-        )
-        .unwrap();
+        // Without a protocol it hears nothing before it is bound, else it would hear every device of the namespace.
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let fd = socket(AddressFamily::Packet, SockType::Raw, flags, None).unwrap();
         let address = packet_address(ifindex(device));
         bind(fd.as_raw_fd(), &address).unwrap();
         Self { fd }
