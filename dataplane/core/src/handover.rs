@@ -1,6 +1,7 @@
 //! What one worker gives another about a packet. Plain values that may cross threads when the frame may.
 //!
-//! A packet changes hands at most once: whoever takes it judges what is left to judge and sends it by a queue of its own. What was
+//! A packet changes hands at most once to be judged: whoever takes it judges what is left to judge and sends it by a queue of its own.
+//! Sealing and opening are the business of the worker that has the peer, so these are changes of hands of their own. What was
 //! learnt from its headers does not travel with it: the taker touches the head of the frame anyhow to rewrite it, and reading it again
 //! costs less than carrying two cache lines of what was read.
 
@@ -8,6 +9,7 @@ use margay_policy_engine::packet::Generation;
 
 use crate::flow::State;
 use crate::topology::PortIndex;
+use crate::tunnel::{Addressee, PeerId};
 
 /// What the first leg says of its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +31,10 @@ pub enum Errand {
     Take,
     /// Its first leg is approved; the second is the taker's.
     Judge(FirstLeg),
+    /// It is finished but for sealing, and its peer is the taker's.
+    Seal(PeerId),
+    /// It came in sealed, and its peer is the taker's. Found under the plan with this number (its low half).
+    Open(Addressee, u32),
 }
 
 /// A packet that changes hands.

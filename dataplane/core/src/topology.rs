@@ -114,7 +114,7 @@ pub struct Topology {
 /// What the outer headers and sealing take of an uplink's MTU (policy model 25.1): of IPv4, of IPv6.
 const TUNNEL_OVERHEAD: [u32; 2] = [60, 80];
 /// Our Ethernet address on the tunnel, which nobody sees.
-const TUNNEL_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0]);
+pub(crate) const TUNNEL_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0]);
 
 impl TopologyBuilder {
     /// Returns the immutable value. `generation` must grow with every call of one agent process.

@@ -1,5 +1,7 @@
 //! Every way a packet can end. Counters are sized from the list, documentation is generated from it, and nothing ends without a name.
 
+use crate::tunnel::TunnelError;
+
 /// Declares the reasons once: variant, label, sentence.
 macro_rules! drop_reasons {
     ($($variant:ident $label:literal $text:literal,)*) => {
@@ -71,24 +73,46 @@ drop_reasons! {
     FlowTableFull "flow_table_full" "No room for a new flow.",
     HandoverFull "handover_full" "The worker that was to send the packet had no room for more.",
     WorkerPanicked "worker_panicked" "The worker panicked while it had the packet; another has taken its place.",
+    Unencrypted "unencrypted" "It must not leave in clear, and its destination is no address of a WireGuard peer.",
+    ExpectedEncrypted "expected_encrypted" "It came in clear from an address that must be encrypted, or of a WireGuard peer that has a session.",
+    TunnelMalformed "tunnel_malformed" "A datagram to the WireGuard port that is no message of the protocol.",
+    TunnelFragment "tunnel_fragment" "A fragmented datagram to the WireGuard port.",
+    TunnelUnknownPeer "tunnel_unknown_peer" "WireGuard from or for a node that is no peer, or no more.",
+    TunnelNoSession "tunnel_no_session" "A WireGuard datagram of a session that does not exist, or is over.",
+    TunnelForged "tunnel_forged" "A WireGuard datagram that was not sealed with the peer's key, or was changed on the way.",
+    TunnelReplayed "tunnel_replayed" "A WireGuard datagram that was here before, or is far too late.",
+    TunnelNotAllowed "tunnel_not_allowed" "A decrypted packet whose source is none of its peer's addresses.",
+    TunnelNotIp "tunnel_not_ip" "A decrypted packet that is no IP packet.",
+    TunnelUnderLoad "tunnel_under_load" "A WireGuard handshake that comes while there are too many.",
+    TunnelCongested "tunnel_congested" "Congestion was marked on the outer header of a packet that cannot tell its receiver (RFC 6040).",
+    TunnelWaiting "tunnel_waiting" "No WireGuard session with the peer, or no neighbour on the way to it, came about in time, or too many packets were waiting for it.",
+    TunnelNoRoom "tunnel_no_room" "No free frame to seal or to open a packet into.",
     DiscoveryConsumed "discovery_consumed" "Link-local multicast from a pod that ends at the gateway and needs no answer.",
 }
 
-/// Plain counters of one worker; the shell sums them on read. `received` + `taken` = `forwarded` + `answered` + `handed_over` + all
-/// drops + packets still held.
+/// Plain counters of one worker; the shell sums them on read. `received` + `taken` + `made` = `forwarded` + `answered` + `handed_over` +
+/// `messages` + all drops + packets still held.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counters {
     /// Frames taken from ports.
     pub received: u64,
     /// Packets taken from other workers to be judged.
     pub taken: u64,
-    /// Packets given to other workers to be judged; over all workers as many as `taken` and those still in queues.
+    /// Packets of our own, fragments and answers, that began the way into the tunnel.
+    pub made: u64,
+    /// Packets given to other workers to be judged, sealed or opened; over all workers as many as `taken` and those still in queues.
     pub handed_over: u64,
     /// Frames sent on to another port (fragments of ours not counted).
     pub forwarded: u64,
     /// Frames turned into an answer of ours (ARP, neighbour discovery, ping of the gateway).
     pub answered: u64,
-    /// Frames waiting for a next hop's address.
+    /// WireGuard messages that carried no packet and needed no answer.
+    pub messages: u64,
+    /// Packets sealed; counted as forwarded too.
+    pub sealed: u64,
+    /// Packets that came out of datagrams; their endings are counted like any.
+    pub opened: u64,
+    /// Frames waiting for a next hop's address, a first fragment or a WireGuard session.
     pub held: u64,
     /// ICMP errors sent about dropped frames; these are counted among the drops too.
     pub icmp_errors_sent: u64,
@@ -110,14 +134,34 @@ pub struct Counters {
     pub drops: [u64; DropReason::ALL.len()],
 }
 
+impl From<TunnelError> for DropReason {
+    fn from(error: TunnelError) -> Self {
+        match error {
+            TunnelError::Malformed => Self::TunnelMalformed,
+            TunnelError::NotForUs | TunnelError::Forged => Self::TunnelForged,
+            TunnelError::UnknownPeer => Self::TunnelUnknownPeer,
+            TunnelError::NoSession => Self::TunnelNoSession,
+            TunnelError::Replayed => Self::TunnelReplayed,
+            TunnelError::NotAllowed => Self::TunnelNotAllowed,
+            TunnelError::NotIp => Self::TunnelNotIp,
+            TunnelError::UnderLoad => Self::TunnelUnderLoad,
+            TunnelError::NoRoom => Self::TunnelNoRoom,
+        }
+    }
+}
+
 impl Default for Counters {
     fn default() -> Self {
         Self {
             received: 0,
             taken: 0,
+            made: 0,
             handed_over: 0,
             forwarded: 0,
             answered: 0,
+            messages: 0,
+            sealed: 0,
+            opened: 0,
             held: 0,
             icmp_errors_sent: 0,
             resets_sent: 0,
@@ -138,9 +182,9 @@ impl Counters {
         self.drops[reason as usize]
     }
 
-    /// Returns the number of packets that began here: from ports and from other workers.
+    /// Returns the number of packets that began here: from ports, from other workers, and our own into the tunnel.
     pub fn beginnings(&self) -> u64 {
-        self.received + self.taken
+        self.received + self.taken + self.made
     }
 
     /// Closes the books of a worker that panicked: the packet at hand, what it held, and `not_begun` more that it was given in the same
@@ -157,7 +201,8 @@ impl Counters {
 
     /// Returns the sum of all endings, packets still held included. Equals [`Counters::beginnings`] after every burst.
     pub fn endings(&self) -> u64 {
-        self.forwarded + self.answered + self.handed_over + self.held + self.drops.iter().sum::<u64>()
+        let gone = self.forwarded + self.answered + self.handed_over + self.messages;
+        gone + self.held + self.drops.iter().sum::<u64>()
     }
 }
 
@@ -167,9 +212,13 @@ impl std::ops::AddAssign<&Counters> for Counters {
         let Counters {
             received,
             taken,
+            made,
             handed_over,
             forwarded,
             answered,
+            messages,
+            sealed,
+            opened,
             held,
             icmp_errors_sent,
             resets_sent,
@@ -183,9 +232,13 @@ impl std::ops::AddAssign<&Counters> for Counters {
         } = other;
         self.received += received;
         self.taken += taken;
+        self.made += made;
         self.handed_over += handed_over;
         self.forwarded += forwarded;
         self.answered += answered;
+        self.messages += messages;
+        self.sealed += sealed;
+        self.opened += opened;
         self.held += held;
         self.icmp_errors_sent += icmp_errors_sent;
         self.resets_sent += resets_sent;

@@ -106,7 +106,7 @@ pub(crate) struct WorkerFrames {
 /// The core's counters for others to read.
 #[derive(Debug)]
 struct Tally {
-    plain: [AtomicU64; 14],
+    plain: [AtomicU64; 18],
     drops: Vec<AtomicU64>,
 }
 
@@ -179,6 +179,10 @@ impl Tally {
             c.taken,
             c.handed_over,
             c.flow_evicted,
+            c.made,
+            c.messages,
+            c.sealed,
+            c.opened,
         ];
         for (to, value) in self.plain.iter().zip(values) {
             to.store(value, Relaxed);
@@ -205,6 +209,10 @@ impl Tally {
             taken,
             handed_over,
             evicted,
+            made,
+            messages,
+            sealed,
+            opened,
         ] = std::array::from_fn(|at| self.plain[at].load(Relaxed));
         counters.received = received;
         counters.forwarded = forwarded;
@@ -220,6 +228,10 @@ impl Tally {
         counters.taken = taken;
         counters.handed_over = handed_over;
         counters.flow_evicted = evicted;
+        counters.made = made;
+        counters.messages = messages;
+        counters.sealed = sealed;
+        counters.opened = opened;
         for (to, from) in counters.drops.iter_mut().zip(&self.drops) {
             *to = from.load(Relaxed);
         }

@@ -25,6 +25,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use margay_core::handover::Errand;
+use margay_core::tunnel::plan::EncryptionPlan;
+use margay_core::tunnel::{Encryption, TunnelReport};
+use margay_core::worker::FlowRecord;
 use margay_core::{Counters, DropReason, Frame, Nanos, PortIndex, View, WorkerConfig, WorkerIndex};
 use margay_policy_engine::engine::{Change, Engine};
 use margay_wire::MacAddr;
@@ -32,6 +35,9 @@ use margay_wire::MacAddr;
 use node::{FIRST_POD, HOST, SimNode, SimWorker, UPLINK, mac, node_address};
 pub use node::{PodRef, Shape, SimFrame};
 pub use random::Random;
+
+/// Spare frames that each worker has.
+const SPARES: usize = 4;
 
 /// What the wire between nodes does to frames, each in percent.
 #[derive(Clone, Copy, Debug, Default)]
@@ -122,6 +128,38 @@ impl Cluster {
         }
     }
 
+    /// Puts an encryption plan in force at a node, and gives its workers spare frames to seal and open into.
+    pub fn encrypt(&mut self, node: usize, plan: &EncryptionPlan) {
+        let SimNode { topology, workers, .. } = &mut self.nodes[node];
+        let encryption = Encryption::new(plan, topology.encryption().map(|before| &**before));
+        *topology = std::mem::take(topology).with_encryption(Some(Arc::new(encryption)));
+        for SimWorker { out, .. } in workers {
+            while out.spare.len() < SPARES {
+                out.spare.push(SimFrame::new(&[], &self.living));
+            }
+        }
+    }
+
+    /// Returns the state of a node's tunnels.
+    pub fn tunnels(&self, node: usize) -> TunnelReport {
+        TunnelReport::new(self.nodes[node].workers.iter().map(|worker| worker.worker.tunnels(self.now)))
+    }
+
+    /// Returns the live flows of a node, of all its workers.
+    pub fn flows(&self, node: usize) -> Vec<FlowRecord> {
+        let SimNode { topology, workers, .. } = &self.nodes[node];
+        let of = |at: &SimWorker| {
+            let view = View { snapshot: Some(&at.snapshot), topology };
+            at.worker.flows(view, self.now, 0, usize::MAX).0
+        };
+        workers.iter().flat_map(of).collect()
+    }
+
+    /// Returns the frames that are on the wire between nodes, each with the node that it goes to.
+    pub fn wire(&mut self) -> &mut VecDeque<(usize, Vec<u8>)> {
+        &mut self.wire
+    }
+
     /// Returns the engine of a node, for a reference model to read.
     pub fn engine(&self, node: usize) -> &Engine {
         &self.nodes[node].engine
@@ -195,7 +233,9 @@ impl Cluster {
         while self.step(node) {}
         let held: u64 = self.nodes.iter().flat_map(|n| &n.workers).map(|w| w.worker.counters().held).sum();
         let waiting: usize = self.nodes.iter().flat_map(|n| &n.workers).map(|w| w.inbox.len()).sum();
-        assert_eq!(self.living.get() as u64, held + waiting as u64, "every other frame is free again");
+        let spare: usize = self.nodes.iter().flat_map(|n| &n.workers).map(|w| w.out.spare.len()).sum();
+        let taken = held + (waiting + spare) as u64;
+        assert_eq!(self.living.get() as u64, taken, "every other frame is free again");
         let workers = &self.nodes[node].workers;
         let sum = |of: fn(&Counters) -> u64| -> u64 { workers.iter().map(|w| of(w.worker.counters())).sum() };
         assert_eq!(sum(|c| c.handed_over), sum(|c| c.taken), "what was handed over was taken");
@@ -296,7 +336,7 @@ impl Cluster {
             let at = &mut self.nodes[node].workers[worker];
             match parcel.errand {
                 Errand::Send => at.unsent += 1,
-                Errand::Take | Errand::Judge(_) => at.worker.handover_refused(1),
+                _ => at.worker.handover_refused(1),
             }
         }
         let node_at = &mut self.nodes[node];

@@ -34,6 +34,7 @@ use margay_wire::MacAddr;
 use crate::spread::WorkerIndex;
 use crate::time::Nanos;
 use crate::topology::PortIndex;
+use crate::tunnel::PeerId;
 use crate::verdict::DropReason;
 use tcp::TcpState;
 
@@ -74,8 +75,10 @@ pub struct Path {
     pub decrement_ttl: bool,
     /// Whether a leg of the flow stands at that port: a pod is behind it.
     pub second_leg: bool,
-    /// The worker that sends it.
+    /// The worker that sends it; of a packet that is sealed, the one that has the peer.
     pub worker: WorkerIndex,
+    /// The peer that it is sealed for; the port is the tunnel then.
+    pub tunnel: Option<PeerId>,
 }
 
 /// Whose packets of one direction have passed the sanity stage, under one topology.

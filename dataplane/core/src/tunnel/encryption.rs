@@ -43,6 +43,12 @@ impl Encryption {
         &self.families
     }
 
+    /// Returns the tunnel that a frame from an uplink is a datagram of.
+    #[inline]
+    pub fn addressed(&self, frame: &[u8]) -> Option<&Arc<Family>> {
+        self.families.iter().flatten().find(|family| family.is_addressed(frame))
+    }
+
     /// Returns the tunnel for packets to or from `address`.
     #[inline]
     pub fn family(&self, address: IpAddr) -> Option<&Arc<Family>> {

@@ -180,12 +180,37 @@ impl Family {
         self.keys.iter().for_each(|key| key.limiter.reset_count());
     }
 
+    /// Whether a frame is a datagram to our address and port, as far as plain headers say; a first fragment counts.
+    #[inline]
+    pub fn is_addressed(&self, frame: &[u8]) -> bool {
+        let (port, address) = match self.address {
+            IpAddr::V4(own) => match frame {
+                // No options, UDP, not a later fragment.
+                [_, _, _, _, _, _, _, _, _, _, _, _, 8, 0, 0x45, _, _, _, _, _, high, low, _, 17, ..]
+                    if frame.len() >= 42 && high & 0x1f == 0 && *low == 0 =>
+                {
+                    ([frame[36], frame[37]], frame[30..34] == own.octets())
+                }
+                _ => return false,
+            },
+            IpAddr::V6(own) => match frame {
+                [_, _, _, _, _, _, _, _, _, _, _, _, 0x86, 0xdd, _, _, _, _, _, _, 17, ..]
+                    if frame.len() >= 62 =>
+                {
+                    ([frame[56], frame[57]], frame[38..54] == own.octets())
+                }
+                _ => return false,
+            },
+        };
+        address && u16::from_be_bytes(port) == self.port
+    }
+
     /// Looks at a datagram from `from` and says whose it is. Nothing is decrypted but the key that a handshake was begun with; under load
     /// not even that, and the cookie for its sender is written to the beginning of `to`.
     ///
     /// Shape: `to` has room for [`super::MESSAGE`].
     ///
-    /// Errors: [`TunnelError::Malformed`]; [`TunnelError::Forged`] where it was made for none of our keys; [`TunnelError::UnknownPeer`].
+    /// Errors: [`TunnelError::Malformed`], [`TunnelError::NotForUs`], [`TunnelError::Forged`], [`TunnelError::UnknownPeer`].
     #[inline]
     pub fn greet(&self, from: IpAddr, datagram: &[u8], to: &mut [u8]) -> Result<Greeting, TunnelError> {
         match *datagram {
@@ -226,7 +251,7 @@ impl Family {
             }
         }
         match Tunn::parse_incoming_packet(datagram) {
-            Ok(_) => Err(TunnelError::Forged),
+            Ok(_) => Err(TunnelError::NotForUs),
             Err(_) => Err(TunnelError::Malformed),
         }
     }

@@ -110,6 +110,9 @@ pub enum TunnelError {
     /// No session that this belongs to.
     #[error("no session with this peer, or one that is over")]
     NoSession,
+    /// A handshake message that was made for none of our keys.
+    #[error("a handshake with another key than ours")]
+    NotForUs,
     /// Did not prove its key, or was changed on the way.
     #[error("not sealed with the peer's key, or changed on the way")]
     Forged,

@@ -11,7 +11,7 @@
 //! errors and refusals apart, so that who scans closed ports does not cost its neighbours the sizes of their paths.
 //!
 //! An error's source is this node's address, so that traceroute names the node; towards the host itself it is the gateway's, because a
-//! kernel refuses its own address from outside. A reset comes from whom the segment went to, or nobody would believe it.
+//! kernel refuses its own address from outside, and into a tunnel it is the receiver's. A reset comes from whom the segment went to, or nobody would believe it.
 
 use margay_wire::{IpHeaders, MacAddr, icmp, reset};
 
@@ -40,6 +40,12 @@ impl Dropped {
             _ => None,
         }
     }
+}
+
+/// Whether node addresses are encrypted too.
+fn has_hosts(view: View<'_>, ip: &IpHeaders) -> bool {
+    let family = view.topology.encryption().and_then(|encryption| encryption.family(ip.source));
+    family.is_some_and(|family| family.has_hosts())
 }
 
 impl<F: Frame> Worker<F> {
@@ -92,6 +98,8 @@ impl<F: Frame> Worker<F> {
         let gateway = if ip.source.is_ipv4() { self.config.gateway_v4 } else { self.config.gateway_v6 };
         let source = match port.kind {
             PortKind::Host { .. } => gateway,
+            // The other end of the tunnel takes nothing from a node's own address, unless those take part.
+            PortKind::Uplink if port.index == PortIndex::TUNNEL && !has_hosts(view, ip) => ip.destination,
             PortKind::Pod { .. } | PortKind::Uplink => {
                 view.topology.node_address_like(ip.source).unwrap_or(gateway)
             }

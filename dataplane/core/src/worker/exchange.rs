@@ -4,6 +4,7 @@
 //!  pod port     ─▶ its home keeps the flow ─▶ out by another pod? ─▶ that pod's home judges and sends   (Judge)
 //!                                          └▶ out by a queue that is not ours? ─▶ whose it is sends      (Send)
 //!  host, uplink ─▶ keeper elsewhere?       ─▶ the keeper does everything but the sanity stage            (Take)
+//!  the tunnel   ─▶ the peer is another's?  ─▶ whose it is seals or opens                                 (Seal, Open)
 //! ```
 //!
 //! The keeper of a packet from a pod is the pod's home, where it arrives. From the host port or an uplink it is the home of the pod that
@@ -61,7 +62,7 @@ impl<F: Frame> Worker<F> {
         let me = self.config.index;
         // What has no way is dropped by name where it is.
         let Ok(path::Next::Ready(path) | path::Next::Unresolved(path, _)) =
-            path::resolve(topology, me, arrival, ip.destination)
+            path::resolve(topology, me, arrival, ip.source, ip.destination)
         else {
             return me;
         };
@@ -116,7 +117,7 @@ impl<F: Frame> Worker<F> {
             }
             for (parcel, slot) in parcels[..count].iter().zip(&mut plain) {
                 *slot = match parcel.errand {
-                    Errand::Send => fast::Plain::NONE,
+                    Errand::Send | Errand::Seal(_) | Errand::Open(..) => fast::Plain::NONE,
                     Errand::Take | Errand::Judge(_) => fast::Plain::read(parcel.frame.data(), &self.flows),
                 };
                 self.flows.prefetch_index(slot.hash);
@@ -127,9 +128,22 @@ impl<F: Frame> Worker<F> {
             for (parcel, read) in parcels.drain(..count).zip(&plain) {
                 let Handover { mut frame, port, errand } = parcel;
                 self.at_hand = Some(port);
-                if errand == Errand::Send {
-                    out.transmit.push((port, frame));
-                    continue;
+                match errand {
+                    Errand::Send => {
+                        out.transmit.push((port, frame));
+                        continue;
+                    }
+                    Errand::Seal(peer) => {
+                        self.counters.taken += 1;
+                        self.seal(view, now, port, peer, frame, out);
+                        continue;
+                    }
+                    Errand::Open(addressee, plan) => {
+                        self.counters.taken += 1;
+                        self.take_sealed(view, now, port, (addressee, plan), frame, out);
+                        continue;
+                    }
+                    Errand::Take | Errand::Judge(_) => {}
                 }
                 let exit = if self.is_tapped(port, &frame) {
                     None
@@ -137,6 +151,7 @@ impl<F: Frame> Worker<F> {
                     self.fast(&burst, &mut frame, read, Some(errand))
                 };
                 match exit {
+                    Some(fast::Exit::Seal(peer)) => self.seal(view, now, port, peer, frame, out),
                     Some(exit) => exit.take(port, frame, out),
                     None => self.take(view, now, Handover { frame, port, errand }, out),
                 }
@@ -171,8 +186,12 @@ impl<F: Frame> Worker<F> {
     }
 
     /// Gives what was to be sent, from the output's position `first` on, and leaves by no queue of ours, to the worker whose queue it is.
+    /// What was to be sent into the tunnel is sealed.
     #[inline]
-    pub(super) fn relay(&self, view: View<'_>, first: usize, out: &mut Output<F>) {
+    pub(super) fn relay(&mut self, view: View<'_>, now: Nanos, first: usize, out: &mut Output<F>) {
+        if view.topology.encryption().is_some() {
+            self.seal_own(view, now, first, out);
+        }
         if view.topology.spread().workers() > 1 {
             self.relay_some(view.topology, first, out);
         }

@@ -18,6 +18,7 @@ use crate::output::Output;
 use crate::spread::WorkerIndex;
 use crate::time::Nanos;
 use crate::topology::PortIndex;
+use crate::tunnel::PeerId;
 
 /// What is the same for every packet of a burst.
 #[derive(Clone, Copy, Debug)]
@@ -29,12 +30,26 @@ pub(super) struct Burst {
     /// As flows remember snapshot and topology.
     under: (u32, u32),
     now: Nanos,
+    /// Whether packets begin here, rather than come out of datagrams that did.
+    begins: bool,
 }
 
 impl Burst {
     /// For packets that other workers gave us, from any port.
     pub(super) fn taken(view: View<'_>, now: Nanos) -> Self {
-        Self { mac: None, port: PortIndex(0), snapshot: generation(view), under: view.under(), now }
+        Self {
+            mac: None,
+            port: PortIndex(0),
+            snapshot: generation(view),
+            under: view.under(),
+            now,
+            begins: true,
+        }
+    }
+
+    /// For packets that came out of datagrams.
+    pub(super) fn emerged(view: View<'_>, now: Nanos) -> Self {
+        Self { begins: false, ..Self::new(view, now, PortIndex::TUNNEL) }
     }
 
     pub(super) fn new(view: View<'_>, now: Nanos, port: PortIndex) -> Self {
@@ -44,6 +59,7 @@ impl Burst {
             snapshot: generation(view),
             under: view.under(),
             now,
+            begins: true,
         }
     }
 }
@@ -77,16 +93,19 @@ impl Plain {
 pub(super) enum Exit {
     /// By a queue of ours, finished.
     Port(PortIndex),
+    /// By the tunnel, to a peer of ours.
+    Seal(PeerId),
     /// By another worker's hands.
     Worker(WorkerIndex, Errand, PortIndex),
 }
 
 impl Exit {
-    /// Gives the frame, which came from `port`, where it goes.
+    /// Gives the frame, which came from `port`, where it goes. Sealing is the worker's to do: such a frame is given back to the shell.
     #[inline(always)]
     pub(super) fn take<F>(self, port: PortIndex, frame: F, out: &mut Output<F>) {
         match self {
             Exit::Port(to) => out.transmit.push((to, frame)),
+            Exit::Seal(_) => out.recycle.push(frame),
             Exit::Worker(to, Errand::Send, by) => {
                 out.handovers.push((to, Handover { frame, port: by, errand: Errand::Send }));
             }
@@ -135,7 +154,7 @@ impl<F: Frame> Worker<F> {
                 first.forward == (direction == 0) && first.generation == burst.snapshot
             }
             Some(Errand::Take) => true,
-            Some(Errand::Send) => false,
+            Some(Errand::Send | Errand::Seal(_) | Errand::Open(..)) => false,
         };
         if !welcome {
             return None;
@@ -148,7 +167,7 @@ impl<F: Frame> Worker<F> {
             flow.observe_parts(direction, quick.total_len, quick.protocol, quick.tcp_flags, burst.now);
             frame.set_len(quick.end());
             let first = FirstLeg { forward: direction == 0, state: flow.state, generation: burst.snapshot };
-            self.counters.received += 1;
+            self.counters.received += u64::from(burst.begins);
             self.counters.flow_hits += 1;
             self.counters.handed_over += 1;
             return Some(Exit::Worker(path.worker, Errand::Judge(first), path.port));
@@ -176,10 +195,17 @@ impl<F: Frame> Worker<F> {
         head[0..6].copy_from_slice(&path.destination_mac.0);
         head[6..12].copy_from_slice(&path.source_mac.0);
         match errand {
-            None => self.counters.received += 1,
+            None => self.counters.received += u64::from(burst.begins),
             Some(_) => self.counters.taken += 1,
         }
         self.counters.flow_hits += 1;
+        if let Some(peer) = path.tunnel {
+            if path.worker == me {
+                return Some(Exit::Seal(peer));
+            }
+            self.counters.handed_over += 1;
+            return Some(Exit::Worker(path.worker, Errand::Seal(peer), path.port));
+        }
         self.counters.forwarded += 1;
         Some(if path.worker == me {
             Exit::Port(path.port)

@@ -61,7 +61,11 @@ pub(super) fn finish<F: Frame>(
     }
     bytes[0..6].copy_from_slice(&path.destination_mac.0);
     bytes[6..12].copy_from_slice(&path.source_mac.0);
-    if too_big { fragment(frame, path, out) } else { Ok(Ending::Forward(path.port)) }
+    match (too_big, path.tunnel) {
+        (true, _) => fragment(frame, path, out),
+        (false, Some(peer)) => Ok(Ending::Seal(peer)),
+        (false, None) => Ok(Ending::Forward(path.port)),
+    }
 }
 
 /// Source: RFC 1812 §5.3.1, RFC 1624 for the header checksum.
@@ -86,7 +90,8 @@ fn fragment<F: Frame>(frame: &mut F, path: &Path, out: &mut Output<F>) -> Result
     let payload_at = ETHERNET_LEN + 20;
     let step = ((usize::from(path.mtu) - 20) / 8) * 8;
     let payload = &bytes[payload_at..];
-    if out.spare.len() < payload.len().div_ceil(step) {
+    let pieces = payload.len().div_ceil(step);
+    if out.spare.len() < pieces {
         return Err(DropReason::PacketTooBig.into());
     }
     let flags = u16::from_be_bytes([bytes[ETHERNET_LEN + 6], bytes[ETHERNET_LEN + 7]]);
@@ -111,7 +116,7 @@ fn fragment<F: Frame>(frame: &mut F, path: &Path, out: &mut Output<F>) -> Result
         header[10..12].copy_from_slice(&sum.to_be_bytes());
         out.transmit.push((path.port, piece));
     }
-    Ok(Ending::Fragmented)
+    Ok(Ending::Fragmented(pieces))
 }
 
 impl<F: Frame> Worker<F> {

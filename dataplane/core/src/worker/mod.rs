@@ -46,7 +46,8 @@ use crate::handover::{Errand, FirstLeg, Handover};
 use crate::output::Output;
 use crate::spread::WorkerIndex;
 use crate::time::Nanos;
-use crate::topology::{Port, PortIndex, Topology};
+use crate::topology::{Port, PortIndex, PortKind, Topology};
+use crate::tunnel::PeerId;
 use crate::verdict::{Counters, DropReason};
 use finish::Waiting;
 use fragments::Fragments;
@@ -110,12 +111,16 @@ impl From<ParseError> for Dropped {
 enum Ending {
     /// Leaves by a port.
     Forward(PortIndex),
+    /// Leaves by the tunnel, to this peer.
+    Seal(PeerId),
     /// Goes on in the hands of another worker.
     HandOver(WorkerIndex, Errand),
-    /// Left in fragments, which are in the output already; the frame itself is free.
-    Fragmented,
+    /// Left in so many fragments, which are the last in the output; the frame itself is free.
+    Fragmented(usize),
     /// Was turned into an answer, to go back where it came from.
     Answer,
+    /// Was a message of the tunnel's protocol, and is done with.
+    Message,
     /// Waits for the first fragment of its datagram.
     Await { datagram: u16, errand: Option<Errand> },
     /// Waits for a next hop's address.
@@ -159,6 +164,15 @@ struct Passing<'a> {
 }
 
 impl Passing<'_> {
+    /// Returns what its port and sender are remembered by, unless they are to be asked each time: who may have to come encrypted in a moment.
+    fn lasting_arrival(&self) -> Option<Arrival> {
+        if self.port.index == PortIndex::TUNNEL {
+            return Some(tunnel::ARRIVAL);
+        }
+        let is_moody = || self.view.topology.encryption().is_some_and(|it| it.is_moody(self.ip.source));
+        self.arrival.filter(|_| !is_moody())
+    }
+
     /// Returns what the first leg says, when this worker has the second.
     fn told(&self) -> Option<FirstLeg> {
         match self.errand {
@@ -188,7 +202,7 @@ pub struct Worker<F> {
     scratch: Box<[u8; 2048]>,
     taps: tap::Taps,
     at_hand: Option<PortIndex>,
-    tunnels: tunnel::OwnTunnels,
+    tunnels: tunnel::OwnTunnels<F>,
 }
 
 impl<F: Frame> Worker<F> {
@@ -228,8 +242,12 @@ impl<F: Frame> Worker<F> {
         out: &mut Output<F>,
     ) {
         self.name_anew(view.topology);
-        let prepared = self.prepare(frame.data());
-        self.complete(view, now, port, frame, &prepared, out);
+        self.counters.received += 1;
+        if is_sealed(view, port, frame.data()) {
+            self.arrive_sealed(view, now, port, frame, out);
+        } else {
+            self.walk(view, now, port, frame, out);
+        }
     }
 
     /// Takes frames that arrived together from one port to their ends, in order; `frames` is empty afterwards.
@@ -246,6 +264,7 @@ impl<F: Frame> Worker<F> {
     ) {
         self.name_anew(view.topology);
         let burst = fast::Burst::new(view, now, port);
+        let may_be_sealed = view.topology.encryption().is_some();
         let mut plain = [fast::Plain::NONE; BURST];
         while !frames.is_empty() {
             let count = frames.len().min(BURST);
@@ -260,12 +279,14 @@ impl<F: Frame> Worker<F> {
                 self.flows.prefetch_flow(read.hash);
             }
             for (mut frame, read) in frames.drain(..count).zip(&plain) {
-                let exit = if self.is_tapped(port, &frame) {
+                let tapped = self.is_tapped(port, &frame);
+                let exit = if tapped || (may_be_sealed && is_sealed(view, port, frame.data())) {
                     None
                 } else {
                     self.fast(&burst, &mut frame, read, None)
                 };
                 match exit {
+                    Some(fast::Exit::Seal(peer)) => self.seal(view, now, port, peer, frame, out),
                     Some(exit) => exit.take(port, frame, out),
                     None => self.handle_frame(view, now, port, frame, out),
                 }
@@ -294,17 +315,10 @@ impl<F: Frame> Worker<F> {
         Prepared { parsed, key, side, hash: self.flows.hash(&key) }
     }
 
+    /// The long way of a packet that has begun.
     #[inline]
-    fn complete(
-        &mut self,
-        view: View<'_>,
-        now: Nanos,
-        port: PortIndex,
-        mut frame: F,
-        prepared: &Prepared,
-        out: &mut Output<F>,
-    ) {
-        self.counters.received += 1;
+    fn walk(&mut self, view: View<'_>, now: Nanos, port: PortIndex, mut frame: F, out: &mut Output<F>) {
+        let prepared = &self.prepare(frame.data());
         let seen = self.look(port, &frame, prepared);
         let ended = self.process(view, now, port, &mut frame, prepared, out);
         if let Some(seen) = seen {
@@ -327,12 +341,13 @@ impl<F: Frame> Worker<F> {
         ended: Result<Ending, Dropped>,
         out: &mut Output<F>,
     ) {
-        let first = out.transmit.len();
+        let mut first = out.transmit.len();
         match ended {
             Ok(Ending::Forward(to)) => {
                 self.counters.forwarded += 1;
                 out.transmit.push((to, frame));
             }
+            Ok(Ending::Seal(peer)) => self.seal(view, now, port, peer, frame, out),
             Ok(Ending::HandOver(to, errand)) => {
                 self.counters.handed_over += 1;
                 out.handovers.push((to, Handover { frame, port, errand }));
@@ -341,8 +356,13 @@ impl<F: Frame> Worker<F> {
                 self.counters.answered += 1;
                 out.transmit.push((port, frame));
             }
-            Ok(Ending::Fragmented) => {
+            Ok(Ending::Message) => {
+                self.counters.messages += 1;
+                out.recycle.push(frame);
+            }
+            Ok(Ending::Fragmented(pieces)) => {
                 self.counters.forwarded += 1;
+                first = first.saturating_sub(pieces);
                 out.recycle.push(frame);
             }
             Ok(Ending::Await { datagram, errand }) => {
@@ -354,7 +374,7 @@ impl<F: Frame> Worker<F> {
             }
             Err(dropped) => self.end(view, now, port, frame, ip, dropped, out),
         }
-        self.relay(view, first, out);
+        self.relay(view, now, first, out);
     }
 
     /// The packet's way; the order is that of policy model 12.1.
@@ -450,13 +470,13 @@ impl<F: Frame> Worker<F> {
             self.flows.resort(slot);
         }
         let flow = self.flows.flow_mut(slot).ok_or(DropReason::InvalidState)?;
-        if let Some(arrival) = passing.arrival {
+        if let Some(arrival) = passing.lasting_arrival() {
             flow.arrivals[direction] = self.arrivals.id(arrival);
         }
         let state = flow.state;
         let path = match self.paths.get(flow.paths[direction]) {
             Some(path) => *path,
-            None => match path::resolve(view.topology, self.config.index, port, ip.destination)? {
+            None => match path::resolve(view.topology, self.config.index, port, ip.source, ip.destination)? {
                 path::Next::Ready(path) => {
                     flow.paths[direction] = self.paths.id(path);
                     path
@@ -505,12 +525,14 @@ impl<F: Frame> Worker<F> {
         self.expire_fragments(view, now, out);
         let first = out.transmit.len();
         self.release(view, now, out);
-        self.relay(view, first, out);
+        self.relay(view, now, first, out);
+        self.tick_tunnels(view, now, out);
     }
 
     /// Returns whether the worker waits for neighbours, so that the shell may ask the kernel to resolve them: (port, address) pairs.
     pub fn wanted_neighbours(&self) -> Vec<(PortIndex, IpAddr)> {
         let mut wanted: Vec<_> = self.waiting.iter().map(|w| (w.path.port, w.next_hop)).collect();
+        wanted.extend(self.tunnels.missing());
         wanted.sort();
         wanted.dedup();
         wanted
@@ -518,7 +540,7 @@ impl<F: Frame> Worker<F> {
 
     /// Returns whether packets wait for a neighbour: the shell then calls [`Worker::handle_timeout`] soon rather than sleeping long.
     pub fn is_waiting(&self) -> bool {
-        !self.waiting.is_empty()
+        !self.waiting.is_empty() || self.tunnels.is_waiting()
     }
 
     /// Returns the port of the packet that was taken up last from another worker or from those that waited: should that end in a panic,
@@ -531,6 +553,14 @@ impl<F: Frame> Worker<F> {
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
+}
+
+/// Whether a frame from a port is a datagram of a tunnel.
+#[inline]
+fn is_sealed(view: View<'_>, port: PortIndex, frame: &[u8]) -> bool {
+    let addressed = || view.topology.encryption().is_some_and(|it| it.addressed(frame).is_some());
+    let is_uplink = || view.topology.port(port).is_some_and(|port| matches!(port.kind, PortKind::Uplink));
+    addressed() && is_uplink()
 }
 
 /// Returns the generation of the policy in force; zero before the first.

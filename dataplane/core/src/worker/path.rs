@@ -23,15 +23,16 @@ fn unreachable(error: icmp::Error) -> Dropped {
     Dropped { reason: DropReason::NoRoute, rule: None, error: Some(error) }
 }
 
-/// Returns the way from `arrival` to `destination` for a packet in the hands of worker `me`.
+/// Returns the way from `arrival` to `destination` for a packet from `source` in the hands of worker `me`.
 ///
-/// Order: this node's own addresses, local pods, pods of other nodes (by their node's address), routes. A packet from the host port
-/// never goes back to it: the kernel has just routed it here.
-/// Errors: [`DropReason::NoRoute`], with the ICMP error for the sender.
+/// Order: this node's own addresses, local pods, WireGuard peers, pods of other nodes (by their node's address), routes. A packet from the
+/// host port never goes back to it: the kernel has just routed it here.
+/// Errors: [`DropReason::NoRoute`], with the ICMP error for the sender; [`DropReason::Unencrypted`].
 pub fn resolve(
     topology: &Topology,
     me: WorkerIndex,
     arrival: &Port,
+    source: IpAddr,
     destination: IpAddr,
 ) -> Result<Next, Dropped> {
     if topology.is_node_address(destination) {
@@ -45,6 +46,24 @@ pub fn resolve(
     }
     if topology.is_local_pod_cidr(destination) {
         return Err(unreachable(icmp::Error::HostUnreachable));
+    }
+    if let Some(encryption) = topology.encryption() {
+        if let Some(peer) = encryption.peer_for(source, destination) {
+            let family = encryption.family(destination).ok_or(DropReason::NoRoute)?;
+            return Ok(Next::Ready(Path {
+                port: PortIndex::TUNNEL,
+                source_mac: MacAddr::default(),
+                destination_mac: MacAddr::default(),
+                mtu: topology.tunnel_mtu(family).min(0xffff) as u16,
+                decrement_ttl: !from_host,
+                second_leg: false,
+                worker: topology.spread().keeper(peer),
+                tunnel: Some(peer),
+            }));
+        }
+        if encryption.forbids(source, destination) {
+            return Err(DropReason::Unencrypted.into());
+        }
     }
     if let Some(node) = topology.remote_pod_node(destination) {
         let same_family = |address: &&IpAddr| address.is_ipv4() == destination.is_ipv4();
@@ -103,5 +122,6 @@ fn path(
         decrement_ttl,
         second_leg: matches!(port.kind, PortKind::Pod { .. }),
         worker: topology.spread().carrier(me, port),
+        tunnel: None,
     }
 }

@@ -9,6 +9,7 @@ use super::{View, Worker, judge};
 use crate::flow::{Flow, State};
 use crate::frame::Frame;
 use crate::time::Nanos;
+use crate::topology::PortIndex;
 
 /// One live flow, for `margay flows`.
 #[derive(Clone, Debug)]
@@ -29,6 +30,8 @@ pub struct FlowRecord {
     pub forward: (u64, u64),
     /// Packets and bytes towards the opener.
     pub reverse: (u64, u64),
+    /// Whether packets from the opener, and towards it, go through a WireGuard tunnel.
+    pub encrypted: (bool, bool),
     /// Time until it is forgotten if nothing more comes.
     pub expires_in: Nanos,
     /// Sender's egress policy that let it pass, when the sender is a pod of this node.
@@ -55,10 +58,19 @@ impl<F: Frame> Worker<F> {
             }
             if let Some(flow) = self.flows.flow(slot as u32).filter(|flow| !flow.is_over(now) && !flow.second)
             {
-                records.push(flow.record(view, now));
+                let sealed = [0, 1].map(|direction| self.is_sealed(view, flow, direction));
+                records.push(flow.record(view, now, sealed.into()));
             }
         }
         (records, None)
+    }
+
+    /// Whether packets of one direction go into the tunnel here, or came out of it.
+    fn is_sealed(&self, view: View<'_>, flow: &Flow, direction: usize) -> bool {
+        let leaves = self.paths.get(flow.paths[direction]).is_some_and(|path| path.tunnel.is_some());
+        let came = self.arrivals.get(flow.arrivals[direction]);
+        // Names of an older topology mean nothing.
+        flow.topology == view.under().1 && (leaves || came.is_some_and(|from| from.port == PortIndex::TUNNEL))
     }
 }
 
@@ -73,7 +85,7 @@ impl Flow {
         }
     }
 
-    fn record(&self, view: View<'_>, now: Nanos) -> FlowRecord {
+    fn record(&self, view: View<'_>, now: Nanos, encrypted: (bool, bool)) -> FlowRecord {
         let tuple = self.tuple();
         let (from, to) = self.key().ends(self.opener);
         let by = |endpoint: Option<EndpointId>, direction: Direction| {
@@ -91,6 +103,7 @@ impl Flow {
             state: self.state_in_words(),
             forward: self.counted(0),
             reverse: self.counted(1),
+            encrypted,
             expires_in: self.expires_in(now),
             egress: by(egress, Direction::Egress),
             ingress: by(ingress, Direction::Ingress),

@@ -47,7 +47,7 @@ impl<F: Frame> Worker<F> {
             return Err(DropReason::IcmpRateLimited.into());
         }
         icmp::clamp_mtu_in_place(frame.data_mut(), ip);
-        match path::resolve(view.topology, self.config.index, port, ip.destination)? {
+        match path::resolve(view.topology, self.config.index, port, ip.source, ip.destination)? {
             path::Next::Ready(path) => self.leave(passing, &path, Errand::Take, frame, out),
             path::Next::Unresolved(path, next_hop) => Ok(Ending::Hold { path, next_hop, ip: *ip }),
         }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use margay_wire::{IpHeaders, Parsed, Transport, protocol};
 
 use super::WorkerConfig;
-use crate::topology::{Port, PortKind, Route, Topology};
+use crate::topology::{Port, PortIndex, PortKind, Route, Topology};
 use crate::verdict::DropReason;
 
 /// What an acceptable packet is.
@@ -190,6 +190,17 @@ fn from_uplink(
     }
     if ip.source.is_unspecified() {
         return Err(DropReason::MartianSource);
+    }
+    // What came out of the tunnel has proved its source.
+    if port.index == PortIndex::TUNNEL {
+        return Ok(Class::Forward);
+    }
+    if let Some(encryption) = topology.encryption() {
+        let to_node = topology.is_node_address(ip.destination);
+        let is_ours = to_node || topology.local_pod(ip.destination).is_some();
+        if is_ours && encryption.expects(ip.source, ip.destination, to_node) {
+            return Err(DropReason::ExpectedEncrypted);
+        }
     }
     if let Some(node) = topology.remote_pod_node(ip.source)
         && !came_from_node(topology, port, parsed, node)

@@ -232,8 +232,10 @@ impl<F: Frame> Worker<F> {
             // The other worker tells it.
             Ok(Ending::HandOver(..)) => return,
             Ok(Ending::Forward(port)) => Fate::Forwarded(*port),
-            Ok(Ending::Fragmented) => Fate::Fragmented,
-            Ok(Ending::Answer) => Fate::Answered,
+            Ok(Ending::Seal(_)) => Fate::Forwarded(PortIndex::TUNNEL),
+            Ok(Ending::Fragmented(_)) => Fate::Fragmented,
+            // Messages of the tunnel's protocol are told to nobody.
+            Ok(Ending::Answer | Ending::Message) => Fate::Answered,
             Ok(Ending::Await { .. }) => Fate::AwaitsFirstFragment,
             Ok(Ending::Hold { next_hop, .. }) => Fate::AwaitsNeighbour(*next_hop),
             Err(dropped) => Fate::Dropped(dropped.reason),
