@@ -3,7 +3,7 @@
  * What the kernel runs for us on every port. A program decides one thing: does this frame go to the socket of its (device, queue)?
  *
  *            pod, host                       uplink
- *   owner alive   -> socket, or drop         ours by address -> socket, or pass; else pass
+ *   owner alive   -> socket, or drop         ours by address, or WireGuard to us -> socket, or pass; else pass
  *   owner silent  -> drop                    pass
  *
  * "Alive" means that the worker which owns the queue stamped the heartbeat less than a second ago. A pod port therefore fails
@@ -71,6 +71,21 @@ struct {
 	TYPE(key, struct prefix);
 	TYPE(value, u8);
 } cluster_pods SEC(".maps");
+
+/* A UDP address, the address as in `prefix`, the port as on the wire. */
+struct door {
+	u8 address[16];
+	u16 port;
+	u16 zero;
+};
+
+/* Where WireGuard comes in at this node. */
+struct {
+	NUMBER(type, MAP_HASH);
+	NUMBER(max_entries, 16);
+	TYPE(key, struct door);
+	TYPE(value, u8);
+} doors SEC(".maps");
 
 /* The two ends of the host port's veth pair. */
 struct host_pair {
@@ -159,11 +174,27 @@ INLINE void map_v6(struct prefix *key, const u8 *address)
 	__builtin_memcpy(key->address, address, 16);
 }
 
+/*
+ * Whether a datagram with the UDP header at `udp` goes to a door of ours. Of one in fragments only the first has that header: it goes to
+ * the worker, which drops it by name, and the others to the kernel, which waits for the first in vain.
+ */
+INLINE int is_for_door(const u8 *udp, const u8 *end, const struct prefix *destination)
+{
+	struct door door = {};
+
+	if (udp + 8 > end)
+		return 0;
+	__builtin_memcpy(door.address, destination->address, 16);
+	__builtin_memcpy(&door.port, udp + 2, 2);
+	return bpf_map_lookup_elem(&doors, &door) != 0;
+}
+
 PROGRAM(uplink)
 {
 	const u8 *data = (const u8 *)(u64)frame->data;
 	const u8 *end = (const u8 *)(u64)frame->data_end;
 	struct prefix source, destination;
+	const u8 *udp = 0;
 
 	if (data + 14 > end)
 		return XDP_PASS;
@@ -173,20 +204,26 @@ PROGRAM(uplink)
 			return XDP_PASS;
 		map_v4(&source, ip + 12);
 		map_v4(&destination, ip + 16);
+		/* No options, UDP, not a later fragment. */
+		if (ip[0] == 0x45 && ip[9] == 17 && !(ip[6] & 0x1f) && !ip[7])
+			udp = ip + 20;
 	} else if (data[12] == 0x86 && data[13] == 0xdd) {
 		if (ip + 40 > end)
 			return XDP_PASS;
 		map_v6(&source, ip + 8);
 		map_v6(&destination, ip + 24);
+		if (ip[6] == 17)
+			udp = ip + 40;
 	} else {
 		return XDP_PASS;
 	}
 
 	if (bpf_map_lookup_elem(&local_pods, &destination) || bpf_map_lookup_elem(&cluster_pods, &source))
 		return to_socket(frame, XDP_PASS);
+	if (udp && is_for_door(udp, end, &destination))
+		return to_socket(frame, XDP_PASS);
 	return XDP_PASS;
 }
-
 
 /*
  * Whether an IPv6 frame is neighbour discovery or multicast listener discovery. Both end at this link, and without them the NIC has no

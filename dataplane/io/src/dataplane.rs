@@ -474,14 +474,19 @@ impl Dataplane {
     /// are in the plan as before keep their sessions. Until there is a topology, the plan waits for it.
     ///
     /// The plan's generation must grow with every call; [`Dataplane::tunnel_report`] says which one is in force.
-    pub fn set_encryption(&self, plan: &EncryptionPlan) {
+    ///
+    /// Errors: the kernel refuses to send us datagrams to our port; workers have the plan nevertheless, and what must not leave in clear
+    /// does not.
+    pub fn set_encryption(&self, plan: &EncryptionPlan) -> Result<(), DataplaneError> {
         let mut control = self.control();
         let encryption = Encryption::new(plan, control.encryption.as_deref());
         for family in encryption.families().iter().flatten().filter(|family| !family.excluded().is_empty()) {
             tracing::warn!(peers = ?family.excluded(), "peers that share a key, or have no valid number, are not encrypted to");
         }
+        let doors = encryption.families().iter().flatten().map(|family| family.endpoint()).collect();
         control.encryption = Some(Arc::new(encryption));
         self.publish_node(&control);
+        Ok(control.steer.set_doors(&doors)?)
     }
 
     fn publish_node(&self, control: &Control) {

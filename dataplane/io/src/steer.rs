@@ -19,7 +19,7 @@ pub use egress::EgressMode;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -57,7 +57,7 @@ pub enum Role {
     Pod,
     /// Our end of the host's veth: everything to us, or dropped.
     Host,
-    /// A NIC: pod traffic to us; everything else, and everything while we are silent, to the kernel.
+    /// A NIC: pod traffic and WireGuard to us; everything else, and everything while we are silent, to the kernel.
     Uplink,
     /// A pod's device that the agent has not taken in yet: everything is dropped.
     Closed,
@@ -204,6 +204,9 @@ type QueueKey = [u32; 2];
 /// Value of the `owners` map: slot, worker.
 type Owner = [u32; 2];
 
+/// Key of the `doors` map: address as in prefixes, port as on the wire, and two bytes of nothing.
+type DoorKey = [u8; 20];
+
 /// Value of the `governed` map: the kernel's end of the host port, ours.
 type HostPair = [u32; 2];
 
@@ -254,6 +257,8 @@ pub struct Steer {
     choice: AttachChoice,
     local: Prefixes,
     cluster: Prefixes,
+    doors: HashMap<MapData, DoorKey, u8>,
+    open_doors: BTreeSet<SocketAddr>,
     slots: BTreeSet<u32>,
     owned: BTreeMap<(u32, u32), Owner>,
 }
@@ -290,6 +295,17 @@ fn key_of(prefix: &IpNet) -> Key<[u8; 16]> {
     Key::new(length, address.octets())
 }
 
+fn door_key(door: SocketAddr) -> DoorKey {
+    let address = match door.ip() {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        IpAddr::V6(v6) => v6,
+    };
+    let mut key = [0; 20];
+    key[..16].copy_from_slice(&address.octets());
+    key[16..18].copy_from_slice(&door.port().to_be_bytes());
+    key
+}
+
 impl Steer {
     /// Loads the programs with fresh maps. `directory` must be a bpffs ([`mount_bpffs`]); links of earlier agents in it keep their old
     /// programs until [`Steer::attach`] or [`Steer::retain_links`].
@@ -319,6 +335,8 @@ impl Steer {
             choice: AttachChoice::Auto,
             local: prefixes(&mut programs, "local_pods")?,
             cluster: prefixes(&mut programs, "cluster_pods")?,
+            doors: take(&mut programs, "doors")?,
+            open_doors: BTreeSet::new(),
             programs,
             directory: directory.to_owned(),
             slots: BTreeSet::new(),
@@ -555,6 +573,22 @@ impl Steer {
     pub fn set_uplink_prefixes(&mut self, local: &[IpNet], cluster: &[IpNet]) -> Result<(), SteerError> {
         self.cluster.set(cluster)?;
         self.local.set(local)
+    }
+
+    /// Makes uplinks send us UDP datagrams to these addresses and ports, and to no others; see [`margay_core::tunnel`].
+    ///
+    /// Errors: too many.
+    pub fn set_doors(&mut self, wanted: &BTreeSet<SocketAddr>) -> Result<(), SteerError> {
+        let failed = |source| SteerError::Map { map: "doors", source: Box::new(source) };
+        for door in wanted.difference(&self.open_doors.clone()) {
+            self.doors.insert(door_key(*door), 1, 0).map_err(failed)?;
+            self.open_doors.insert(*door);
+        }
+        for door in self.open_doors.clone().difference(wanted) {
+            self.doors.remove(&door_key(*door)).map_err(failed)?;
+            self.open_doors.remove(door);
+        }
+        Ok(())
     }
 }
 

@@ -181,3 +181,63 @@ fn silence_and_absence_close_pods_and_pass_uplinks() {
         assert_eq!(answers(&mut steer), quiet, "given up");
     });
 }
+
+#[test]
+fn datagrams_to_a_door_are_ours_and_no_others() {
+    in_namespaces("datagrams_to_a_door_are_ours_and_no_others", |directory| {
+        support::ip("link set lo up");
+        veth("host0");
+        margay_io::mount_bpffs(directory).unwrap();
+        let mut steer = Steer::load(directory).unwrap();
+        let mut heartbeat = steer.take_heartbeat(0).unwrap();
+        let (umem, _chunks) = UmemHandle::new(2048, 64).unwrap();
+        let socket = umem.bind("host0", 0, Duration::ZERO).unwrap();
+        steer.own(support::ifindex("lo"), 0, 0, &socket).unwrap();
+        let macs = (Default::default(), Default::default());
+        let udp = |to: &str, port: u16| {
+            let to: IpAddr = to.parse().unwrap();
+            let from: IpAddr =
+                if to.is_ipv4() { [192, 0, 2, 9].into() } else { "2001:db8::9".parse().unwrap() };
+            margay_wire::build::udp(macs, (from, 4000), (to, port), b"sealed")
+        };
+        let mut ask = |steer: &mut Steer, frame: &[u8]| {
+            heartbeat.stamp(now()).unwrap();
+            let [got, plain] = steer.dry_run(Role::Uplink, frame).unwrap().unwrap();
+            assert_eq!(got, plain);
+            got
+        };
+        let ours = [udp("192.0.2.1", 51820), udp("2001:db8::1", 51821)];
+        for frame in &ours {
+            assert_eq!(ask(&mut steer, frame), PASS, "no door yet");
+        }
+        let doors = ["192.0.2.1:51820", "[2001:db8::1]:51821"].map(|door| door.parse().unwrap());
+        steer.set_doors(&doors.into()).unwrap();
+        for frame in &ours {
+            assert_eq!(ask(&mut steer, frame), REDIRECT);
+        }
+        for other in [
+            udp("192.0.2.2", 51820),
+            udp("192.0.2.1", 51821),
+            udp("2001:db8::1", 51820),
+            udp("2001:db8::2", 51821),
+        ] {
+            assert_eq!(ask(&mut steer, &other), PASS, "another's WireGuard");
+        }
+        // The first fragment shows the port; later ones, options and other protocols do not count.
+        let mut odd = ours[0].clone();
+        odd[20] = 0x20;
+        assert_eq!(ask(&mut steer, &odd), REDIRECT);
+        (odd[20], odd[21]) = (0, 5);
+        assert_eq!(ask(&mut steer, &odd), PASS);
+        let mut odd = ours[0].clone();
+        odd[14] = 0x46;
+        assert_eq!(ask(&mut steer, &odd), PASS);
+        let mut odd = ours[1].clone();
+        odd[20] = 6;
+        assert_eq!(ask(&mut steer, &odd), PASS);
+        assert_eq!(ask(&mut steer, &ours[0][..41]), PASS, "cut");
+        steer.set_doors(&doors[1..].iter().copied().collect()).unwrap();
+        assert_eq!(ask(&mut steer, &ours[0]), PASS);
+        assert_eq!(ask(&mut steer, &ours[1]), REDIRECT);
+    });
+}
