@@ -215,8 +215,17 @@ fn render_status(report: &StatusReport) -> String {
 
 /// Prints live flows.
 pub fn flows(socket: &Path, filter: super::report::FlowFilter, format: Format) -> Result<(), ClientError> {
-    let mut table =
-        Table::new(&["PROTO", "SOURCE", "DESTINATION", "STATE", "PACKETS", "BYTES", "EXPIRES", "ALLOWED BY"]);
+    let mut table = Table::new(&[
+        "PROTO",
+        "SOURCE",
+        "DESTINATION",
+        "STATE",
+        "PACKETS",
+        "BYTES",
+        "ENCRYPTED",
+        "EXPIRES",
+        "ALLOWED BY",
+    ]);
     ask(socket, &Request::Flows { filter }, |reply| {
         match (reply, format) {
             (Reply::Flow(flow), Format::Json) => print_json(&flow)?,
@@ -255,6 +264,13 @@ fn flow_row(flow: &FlowReport) -> Vec<String> {
         flow.state.clone(),
         format!("{}/{}", flow.forward_packets, flow.reverse_packets),
         format!("{}/{}", flow.forward_bytes, flow.reverse_bytes),
+        match (flow.encrypted_forward, flow.encrypted_reverse) {
+            (true, true) => "both ways",
+            (true, false) => "forward",
+            (false, true) => "reverse",
+            (false, false) => "no",
+        }
+        .to_owned(),
         format!("{} s", flow.expires_in_ms / 1_000),
         by.join("; "),
     ]

@@ -303,6 +303,10 @@ pub struct FlowReport {
     pub reverse_packets: u64,
     /// Bytes towards the opener.
     pub reverse_bytes: u64,
+    /// Whether packets from the opener go through a WireGuard tunnel.
+    pub encrypted_forward: bool,
+    /// Whether packets towards the opener do.
+    pub encrypted_reverse: bool,
     /// Milliseconds until it is forgotten if nothing more comes.
     pub expires_in_ms: u64,
     /// Who let it leave the sender.

@@ -24,7 +24,7 @@ pub struct Names<'a> {
 
 impl Names<'_> {
     fn port(&self, port: PortIndex) -> String {
-        self.ports.get(&port).cloned().unwrap_or_else(|| format!("port {}", port.0))
+        self.ports.get(&port).cloned().unwrap_or_else(|| port.to_string())
     }
 
     /// Returns the port and the addresses of a pod.

@@ -116,7 +116,7 @@ fn drop_report(
     let name = |address: Option<IpAddr>| address.and_then(|a| names.get(&a).cloned());
     DropReport {
         time_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
-        port: ports.get(&event.port).cloned().unwrap_or_else(|| format!("port {}", event.port.0)),
+        port: ports.get(&event.port).cloned().unwrap_or_else(|| event.port.to_string()),
         reason: reason.as_str().to_owned(),
         description: reason.describe().to_owned(),
         source: event.source,
@@ -145,6 +145,8 @@ fn flow_report(flow: &FlowRecord, names: &BTreeMap<IpAddr, String>) -> FlowRepor
         forward_bytes: flow.forward.1,
         reverse_packets: flow.reverse.0,
         reverse_bytes: flow.reverse.1,
+        encrypted_forward: flow.encrypted.0,
+        encrypted_reverse: flow.encrypted.1,
         expires_in_ms: flow.expires_in.0 / 1_000_000,
         egress: flow.egress.as_ref().map(Into::into),
         ingress: flow.ingress.as_ref().map(Into::into),

@@ -4,6 +4,7 @@
 //! reads. Ports keep their index for as long as they live; an index may be used again after the port is gone, so everything that
 //! remembers an index also remembers [`Topology::generation`].
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -23,6 +24,16 @@ pub struct PortIndex(pub u16);
 impl PortIndex {
     /// The tunnel: what is sealed leaves by it, what was opened came from it. No device has this index.
     pub const TUNNEL: Self = Self(8191);
+}
+
+impl fmt::Display for PortIndex {
+    /// Writes what stands for the port where its device has no name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::TUNNEL => f.write_str("tunnel"),
+            Self(number) => write!(f, "port {number}"),
+        }
+    }
 }
 
 /// What stands at the other end of a port.
