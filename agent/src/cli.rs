@@ -114,7 +114,7 @@ TCP, UDP, SCTP, UDPLite, ICMP, ICMPv6 or a number. Optional: `port`, `sport` (el
 An answer: `verdict`, and for both legs who decided. A leg that no policy is asked about is null: the peer is no pod, a node reaches its
 own pod, or a pod itself. `rule` -1 is the end of a tier. A pod that reaches its own node needs its egress policy and --endpoint-to-host
 accept, or defaultEndpointToHostAction of a FelixConfiguration; the agent's default is drop, most Kubernetes installations configure
-accept. `reason` appears where no rule decided.
+accept. `reason` appears where no rule decided, and `denyAction` ("Reject") where the sender of the denied packet is told.
 
 HostEndpoints, written or automatic, add "host" to the answer: every context that was asked on the way, in order, up to the one that drops
 the packet, such as {"node":"node-a","interface":"eth0","hostEndpoint":"a","context":"forward","direction":"ingress","verdict":"allow",…}.

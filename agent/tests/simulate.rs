@@ -636,3 +636,29 @@ spec: {allowUnenforcedCriteria: true}
     assert_eq!(verdicts, ["allow", "deny"], "{}", text(&output.stderr));
     assert!(output.status.success(), "tables and oracle agree");
 }
+
+#[test]
+fn pm_14_1_a_denial_that_is_told_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let manifest = folder.path().join("closed.yaml");
+    let felix = "apiVersion: projectcalico.org/v3\nkind: FelixConfiguration\nmetadata: {name: default}\nspec: {iptablesFilterDenyAction: ACTION}\n";
+    let policy = "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: closed, namespace: shop}\nspec: {podSelector: {}, policyTypes: [Ingress]}\n";
+    let probes = folder.path().join("probes.jsonl");
+    fs::write(&probes, "{\"from\":\"blog/front\",\"to\":\"shop/web\",\"protocol\":6,\"port\":8080}\n")
+        .unwrap();
+    let manifests = [recipes_folder().join("cluster.yaml"), manifest.clone()];
+    for (action, told) in [("Drop", Value::Null), ("Reject", json!("Reject"))] {
+        fs::write(&manifest, felix.replace("ACTION", action) + policy).unwrap();
+        let answers = lines(&simulate(&manifests, &probes, &["--engine", "both"]).stdout);
+        assert_eq!((&answers[0]["verdict"], &answers[0]["denyAction"]), (&json!("deny"), &told));
+        assert_eq!(answers[0]["oracle"], Value::Null);
+        let explained = margay()
+            .args(["explain", "--from", "blog/front", "--to", "shop/web", "--port", "8080", "--manifests"])
+            .args(&manifests)
+            .output()
+            .unwrap();
+        let explained = text(&explained.stdout);
+        let says_so = "deny by the end of tier default, and the sender is told (Reject)";
+        assert_eq!(explained.contains(says_so), action == "Reject", "{explained}");
+    }
+}

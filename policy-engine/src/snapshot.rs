@@ -18,6 +18,7 @@ use crate::compile::addresses::Addresses;
 use crate::compile::endpoints::Endpoints;
 use crate::compile::lookup::{Lookup, STAGE};
 use crate::compile::paged::Paged;
+use crate::compile::rejects::Rejects;
 use crate::compile::sets::{Membership, SetId, SetKey, set_of};
 use crate::compile::table::{Settled, Table};
 use crate::model::HostEndpoint;
@@ -122,8 +123,8 @@ pub struct Snapshot {
     pub(crate) addresses: Arc<Addresses>,
     pub(crate) memberships: Paged<Arc<Membership>>,
     pub(crate) has_logs: bool,
-    /// Decision points that answer whom they deny, ascending.
-    pub(crate) rejects: Vec<u32>,
+    /// Decision points that answer whom they deny.
+    pub(crate) rejects: Rejects,
     /// What each set contains, for those who want to know what a table is about.
     pub(crate) sets: Paged<Arc<SetKey>>,
 }
@@ -208,11 +209,11 @@ impl Snapshot {
         self.has_logs
     }
 
-    /// Returns whether a packet that `rule` denied gets an answer: a TCP reset, or ICMP's "administratively prohibited" (policy model
+    /// Returns whether a packet that `rule` denied gets an answer: a TCP reset, or ICMP's "administratively prohibited" (policy model 14.1,
     /// 32.9). That is so where a rule of a policy that says so denied it, and at the end of a tier of which such a policy governs the
-    /// endpoint.
+    /// endpoint; a policy that says nothing does as the configuration says, and so do profiles.
     pub fn rejects(&self, rule: RuleRef) -> bool {
-        self.rejects.binary_search(&rule.0).is_ok()
+        self.rejects.answers(rule.0)
     }
 
     /// Names the decision point. Panics never: an index of another snapshot gives `None`, or another point's name.

@@ -1,12 +1,13 @@
-//! Who is told that policy denied it (policy model 32.9).
+//! Who is told that policy denied it (policy model 14.1, 32.9).
 
 mod support;
 
 use std::sync::Arc;
 
-use margay_policy_engine::engine::Change;
-use margay_policy_engine::model::{Action, Object, Policy, TierDefault};
-use margay_policy_engine::packet::{Direction, Verdict};
+use margay_policy_engine::engine::{Change, Engine};
+use margay_policy_engine::model::{Action, DenyAction, FelixConfiguration, Object, Policy, TierDefault};
+use margay_policy_engine::packet::{Context, Direction, HostVerdict, Verdict};
+use support::hosts::*;
 use support::*;
 
 const TCP: &str = "tcp 10.0.0.9:999 > 10.0.0.1:80";
@@ -20,7 +21,7 @@ fn world() -> World {
 }
 
 fn rejecting(mut policy: Policy) -> Policy {
-    policy.flags.reject = true;
+    policy.flags.deny_action = Some(DenyAction::Reject);
     policy
 }
 
@@ -57,6 +58,92 @@ fn pm_32_9_the_end_of_a_tier_answers_for_those_whom_such_a_policy_governs() {
     world.policy(rejecting(policy("loud", 1.0)).only(Direction::Egress));
     world.policy(policy("silent", 1.0).only(Direction::Ingress));
     assert_eq!(asks(&world.all_local(), "ns/w", TCP), (Verdict::Deny, false));
+}
+
+/// A FelixConfiguration with one parameter.
+fn configured(name: &str, parameter: &str, value: &str) -> Change {
+    Change::Upsert(Object::FelixConfiguration(Arc::new(FelixConfiguration {
+        name: name.to_owned(),
+        others: [(parameter.to_owned(), value.to_owned())].into(),
+        ..FelixConfiguration::default()
+    })))
+}
+
+#[test]
+fn pm_14_1_reject_is_what_policies_do_that_say_nothing() {
+    let deny = |protocol| vec![rule(Action::Deny).protocol(protocol)];
+    let mut world = world();
+    let mut silent = policy("silent", 1.0).both(deny(6));
+    silent.flags.deny_action = Some(DenyAction::Drop);
+    world.policy(silent);
+    world.policy(policy("plain", 2.0).both(deny(17)));
+    let mut judge = world.all_local();
+    assert_eq!(asks(&judge, "ns/w", UDP), (Verdict::Deny, false), "Drop is the default");
+    for parameter in ["iptablesFilterDenyAction", "nftablesFilterDenyAction"] {
+        judge.apply(configured("default", parameter, "Reject")).publish();
+        assert_eq!(asks(&judge, "ns/w", UDP), (Verdict::Deny, true), "{parameter}");
+        assert_eq!(asks(&judge, "ns/w", TCP), (Verdict::Deny, false), "a policy's own word comes first");
+        judge.apply(configured("default", parameter, "Drop")).publish();
+        assert_eq!(asks(&judge, "ns/w", UDP), (Verdict::Deny, false), "{parameter}");
+    }
+}
+
+#[test]
+fn pm_14_1_the_setting_covers_the_ends_of_tiers_and_profiles() {
+    let mut world = world();
+    world.tier("t", 1.0, TierDefault::Deny);
+    let quiet = |mut policy: Policy| {
+        policy.flags.deny_action = Some(DenyAction::Drop);
+        policy
+    };
+    world.policy(quiet(policy("quiet", 1.0).tier("t").selects("app == 'other'")));
+    world.policy(policy("plain", 1.0).tier("t").selects("app == 'w'"));
+    world.policy(quiet(policy("also", 1.0).tier("t").selects("app == 'w'")));
+    // A namespace that does not exist has no profile that allows.
+    world.pod("nowhere/free", "10.0.0.3", &[("app", "free")], &[]);
+    let mut judge = world.all_local();
+    assert_eq!(asks(&judge, "nowhere/free", TCP), (Verdict::Deny, false));
+    judge.apply(configured("default", "iptablesFilterDenyAction", "Reject")).publish();
+    assert_eq!(asks(&judge, "ns/w", TCP), (Verdict::Deny, true), "the plain one answers");
+    assert_eq!(asks(&judge, "ns/other", TCP), (Verdict::Deny, false), "governed by the quiet one alone");
+    assert_eq!(asks(&judge, "nowhere/free", TCP), (Verdict::Deny, true), "the end of the profiles");
+}
+
+#[test]
+fn pm_14_1_untracked_and_pre_dnat_denials_stay_silent() {
+    let mut world = World::two_nodes();
+    world
+        .hep(hep("h", "eth0"))
+        .policy(host_policy("u", deny_all()).untracked())
+        .policy(host_policy("d", deny_all()).pre_dnat())
+        .policy(host_policy("n", deny_all()));
+    let mut engine = Engine::with_model(world.model.clone());
+    for interface in interfaces() {
+        engine.apply(Change::Interface(interface));
+    }
+    engine.apply(configured("default", "iptablesFilterDenyAction", "Reject"));
+    let snapshot = engine.publish();
+    let to_host = packet("tcp 203.0.113.7:40000 > 192.0.2.1:8055");
+    let answers = [Context::Untracked, Context::PreDnat, Context::Normal].map(|context| {
+        let judgement = snapshot.judge_host(ETH0, context, Direction::Ingress, &to_host).expect("asked");
+        assert_eq!(judgement.verdict, HostVerdict::Deny);
+        snapshot.rejects(judgement.rule)
+    });
+    assert_eq!(answers, [false, false, true]);
+}
+
+#[test]
+fn pm_14_1_the_nodes_own_word_comes_before_the_clusters() {
+    let mut world = world();
+    world.model.here = "n1".to_owned();
+    world.policy(policy("plain", 1.0).both(vec![rule(Action::Deny)]));
+    let mut judge = world.all_local();
+    judge.apply(configured("default", "iptablesFilterDenyAction", "Reject")).publish();
+    assert_eq!(asks(&judge, "ns/w", TCP), (Verdict::Deny, true));
+    judge.apply(configured("node.n2", "iptablesFilterDenyAction", "Drop")).publish();
+    assert_eq!(asks(&judge, "ns/w", TCP), (Verdict::Deny, true), "another node's");
+    judge.apply(configured("node.n1", "iptablesFilterDenyAction", "Drop")).publish();
+    assert_eq!(asks(&judge, "ns/w", TCP), (Verdict::Deny, false));
 }
 
 #[test]

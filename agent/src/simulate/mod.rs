@@ -25,6 +25,7 @@ use margay_control::{Severity, manifests};
 use margay_core::worker::EndpointToHost;
 use margay_policy_engine::engine::Engine;
 use margay_policy_engine::model::{Object, automatic_host_endpoints};
+use margay_policy_engine::packet::{Direction, Verdict};
 use margay_policy_engine::snapshot::Snapshot;
 use serde::Serialize;
 
@@ -107,6 +108,9 @@ pub struct Simulation {
 struct Line<'a> {
     #[serde(flatten)]
     answer: &'a Answer,
+    /// `Reject` where the sender of the denied packet is told; no part of a verdict, so the engines do not differ in it.
+    #[serde(rename = "denyAction", skip_serializing_if = "Option::is_none")]
+    deny_action: Option<&'static str>,
     /// The other opinion, where it differs.
     #[serde(skip_serializing_if = "Option::is_none")]
     oracle: Option<&'a Answer>,
@@ -158,6 +162,18 @@ impl Simulator {
     /// Returns the answer of the rules read literally.
     pub fn oracle(&self, question: &Question<'_>) -> Answer {
         question.answer(&Literally(&self.perspectives))
+    }
+
+    /// Returns whether the sender is told that a pod's policy denied the packet (policy model 14.1, 32.9): by the first leg that did.
+    pub fn rejects(&self, question: &Question<'_>) -> bool {
+        let legs = [(&question.egress, Direction::Egress), (&question.ingress, Direction::Ingress)];
+        let denial = legs.into_iter().find_map(|(leg, direction)| {
+            let leg = leg.as_ref()?;
+            let snapshot = self.perspectives.snapshot_of(&leg.pod);
+            let judgement = snapshot.judge(leg.endpoint, direction, &question.packet)?;
+            (judgement.verdict == Verdict::Deny).then(|| snapshot.rejects(judgement.rule))
+        });
+        denial.unwrap_or_default()
     }
 
     /// Returns the compiled tables, as nodes without settings of their own have them.
@@ -254,6 +270,7 @@ fn write_answer(
     };
     let second = (judge == Judge::Both).then(|| simulator.oracle(question));
     let differing = second.as_ref().filter(|second| **second != answer);
-    serde_json::to_writer(out, &Line { answer: &answer, oracle: differing })?;
+    let deny_action = simulator.rejects(question).then_some("Reject");
+    serde_json::to_writer(out, &Line { answer: &answer, deny_action, oracle: differing })?;
     Ok(differing.is_some())
 }

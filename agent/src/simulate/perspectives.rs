@@ -87,6 +87,11 @@ impl Perspectives {
         self.pods.get(pod).and_then(|node| self.by_node.get(node)).unwrap_or(&self.common)
     }
 
+    /// Returns the tables of a pod's node.
+    pub fn snapshot_of(&self, pod: &NamespacedName) -> &Snapshot {
+        &self.of_pod(pod).snapshot
+    }
+
     fn of_host(&self, interface: HostId) -> &Compiled {
         self.hosts.get(&interface).and_then(|node| self.by_node.get(node)).unwrap_or(&self.common)
     }

@@ -4,7 +4,7 @@ mod node;
 
 use margay_core::topology::{Port, PortKind, Route};
 use margay_core::{DropReason, Nanos, PortIndex};
-use margay_policy_engine::model::{Action, Object};
+use margay_policy_engine::model::{Action, DenyAction, FelixConfiguration, Object};
 use margay_wire::parse::{Packet, parse_quoted, tcp_flags};
 use margay_wire::{IpHeaders, build, checksum, parse, protocol};
 use node::{HOST, Node, POD_A, POD_B, UPLINK, ip, our_mac, peer_mac, policy, rule};
@@ -239,7 +239,7 @@ fn rejecting(name: &str, app: &str, ingress: bool) -> Object {
     let (ingress, egress) = if ingress { (rules, None) } else { (None, rules) };
     let Object::Policy(policy) = policy(name, app, ingress, egress) else { panic!("a policy") };
     let mut policy = (*policy).clone();
-    policy.flags.reject = true;
+    policy.flags.deny_action = Some(DenyAction::Reject);
     Object::Policy(policy.into())
 }
 
@@ -302,6 +302,22 @@ fn pm_32_9_off_by_default_and_nothing_but_policy_rejects() {
     assert_eq!(node.send(POD_B, &stray), Err(DropReason::InvalidState));
     let spoofed = tcp(POD_A, "10.0.1.77", "10.0.1.3", SYN);
     assert_eq!(node.send(POD_A, &spoofed), Err(DropReason::SpoofedPodSource));
+}
+
+#[test]
+fn pm_14_1_the_configuration_answers_for_policies_that_say_nothing() {
+    let mut node = Node::new();
+    let syn = tcp(POD_A, "10.0.1.2", "10.0.1.3", SYN);
+    node.apply(policy("deny", "a", None, Some(vec![rule(Action::Deny, None)])));
+    assert_eq!(node.send(POD_A, &syn), Err(DropReason::PolicyEgress));
+    let configuration = FelixConfiguration {
+        name: "default".to_owned(),
+        others: [("nftablesFilterDenyAction".to_owned(), "Reject".to_owned())].into(),
+        ..FelixConfiguration::default()
+    };
+    node.apply(Object::FelixConfiguration(configuration.into()));
+    let reset = answered(&mut node, POD_A, &syn);
+    assert_eq!(reset[usize::from(headers(&reset).transport_offset) + 13], RST | ACK);
 }
 
 #[test]

@@ -20,14 +20,14 @@ use super::failsafe;
 use super::lists::{ListKey, ListOwner, ListSource, Lists};
 use super::policies::Policies;
 use super::program::{End, KeyPart, PROFILES, Part, Program, key};
-use super::rejects::Rejecting;
+use super::rejects::{Peculiar, Rejects};
 use super::sets::{SetId, Sets};
 use super::sources::Sources;
 use super::table::{Table, TableIndex};
 use super::universe::LabelList;
 use super::work::{Touched, Work};
 use crate::engine::{HostInterface, LocalEndpoint};
-use crate::model::{Action, HostEndpoint, Model, NamespacedName, PolicyKey, Rule, TierDefault};
+use crate::model::{Action, DenyAction, HostEndpoint, Model, NamespacedName, PolicyKey, Rule, TierDefault};
 use crate::packet::{Context, Direction, EndpointId, Epoch, Generation, HostId, IdentityId};
 use crate::resolve::labels::{ALLOW_PROFILE, NAMESPACE_PROFILE, pod_profiles, service_account_of};
 use crate::resolve::{hosts, order, owners};
@@ -87,6 +87,7 @@ pub(crate) struct Compiler {
     addresses: Arc<Addresses>,
     last_epoch: u64,
     next_base: u32,
+    deny_action: DenyAction,
 }
 
 impl Compiler {
@@ -128,6 +129,7 @@ impl Compiler {
         work: &Work,
     ) -> BTreeSet<Subject> {
         let settings = model.settings_of_rules();
+        self.deny_action = settings.deny_action;
         self.sources.trust_annotations(settings.trust_pod_ip_annotations);
         let mut dirty = BTreeSet::new();
         if self.lists.allow_unenforced(settings.allow_unenforced_criteria) {
@@ -571,10 +573,11 @@ impl Compiler {
     }
 
     /// Returns the decision points that answer whom they deny.
-    fn rejects(&self) -> Vec<u32> {
-        let rejecting = Rejecting::new(self.policies.rejecting(), &self.lists);
+    fn rejects(&self) -> Rejects {
+        let general = self.deny_action;
+        let peculiar = Peculiar::new(general, self.policies.told_otherwise(general), &self.lists);
         let tables = self.tables.values().map(|entry| (entry.key.as_slice(), &*entry.table));
-        rejecting.points(tables)
+        peculiar.points(tables)
     }
 
     fn snapshot(&mut self, previous: &Snapshot) -> Snapshot {

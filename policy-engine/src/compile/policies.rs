@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::universe::{Filing, LabelList, Universe};
-use crate::model::{Model, Policy, PolicyKey};
+use crate::model::{DenyAction, Model, Policy, PolicyKey};
 use crate::resolve::order;
 
 /// A policy that can have an effect: not staged, and selecting something.
@@ -15,6 +15,10 @@ pub(crate) struct Entry {
     pub(crate) tie_break: String,
 }
 
+fn is_before_filter(policy: &Policy) -> bool {
+    policy.flags.do_not_track || policy.flags.pre_dnat
+}
+
 /// All of them, by number.
 #[derive(Debug, Default)]
 pub(crate) struct Policies {
@@ -22,8 +26,8 @@ pub(crate) struct Policies {
     free: Vec<u32>,
     numbers: BTreeMap<PolicyKey, u32>,
     filing: Filing<u32>,
-    /// Those that tell whom they deny.
-    rejecting: BTreeSet<u32>,
+    /// Those that may tell whom they deny otherwise than the configuration says.
+    peculiar: BTreeSet<u32>,
 }
 
 impl Policies {
@@ -39,7 +43,7 @@ impl Policies {
         }
         let Some(now) = now else {
             if let Some(number) = number {
-                self.rejecting.remove(&number);
+                self.peculiar.remove(&number);
                 self.numbers.remove(key);
                 self.free.push(number);
             }
@@ -50,9 +54,9 @@ impl Policies {
             self.entries.len() as u32 - 1
         });
         self.filing.insert(universe, now.selector.as_ref(), number);
-        match now.flags.reject {
-            true => self.rejecting.insert(number),
-            false => self.rejecting.remove(&number),
+        match now.flags.deny_action.is_some() || is_before_filter(now) {
+            true => self.peculiar.insert(number),
+            false => self.peculiar.remove(&number),
         };
         self.entries[number as usize] =
             Some(Entry { policy: Arc::clone(now), tie_break: order::tie_break(now) });
@@ -65,9 +69,15 @@ impl Policies {
         self.entries.get(number as usize)?.as_ref()
     }
 
-    /// Returns the policies that tell whom they deny (policy model 32.9).
-    pub(crate) fn rejecting(&self) -> impl Iterator<Item = &Policy> {
-        self.rejecting.iter().filter_map(|number| self.get(*number)).map(|entry| &*entry.policy)
+    /// Returns the policies whose denials are told otherwise than `general` says (policy model 14.1, 32.9).
+    pub(crate) fn told_otherwise(&self, general: DenyAction) -> impl Iterator<Item = &Policy> {
+        let policies =
+            self.peculiar.iter().filter_map(|number| self.get(*number)).map(|entry| &*entry.policy);
+        policies.filter(move |policy| {
+            // The setting is about the filter stage; before it denials are silent.
+            let general_here = if is_before_filter(policy) { DenyAction::Drop } else { general };
+            policy.flags.deny_action.unwrap_or(general_here) != general
+        })
     }
 
     /// Returns whether the policy selects a subject with `labels`.

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::field::{Fields, Problems};
 use super::identity::Metadata;
 use super::network_policy::simplify;
-use super::policy::{judged, open_spec, rejects};
+use super::policy::{deny_action, judged, open_spec};
 use super::rule::{everything, is_blank};
 use super::scalar::{self, SCTP, TCP, UDP, kubernetes_protocol};
 use super::scope::{Peer, Target};
@@ -62,7 +62,7 @@ pub(super) fn decode(
         governs_egress: governs.1,
         ingress,
         egress,
-        flags: PolicyFlags { reject: rejects(metadata, problems), ..PolicyFlags::default() },
+        flags: PolicyFlags { deny_action: deny_action(metadata, problems), ..PolicyFlags::default() },
         staged: None,
     };
     if !(has_tier && has_subject) {

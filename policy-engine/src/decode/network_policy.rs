@@ -11,7 +11,7 @@ use super::Judged;
 use super::field::{Fields, Problems};
 use super::identity::Metadata;
 use super::label_selector;
-use super::policy::{judged, open_spec, rejects, staged_action};
+use super::policy::{deny_action, judged, open_spec, staged_action};
 use super::rule::everything;
 use super::scalar::{self, kubernetes_protocol};
 use super::scope::{Peer, Target};
@@ -49,7 +49,7 @@ pub(super) fn decode(value: &Value, metadata: &Metadata, is_staged: bool, proble
         governs_egress: governs.1,
         ingress,
         egress,
-        flags: PolicyFlags { reject: rejects(metadata, problems), ..PolicyFlags::default() },
+        flags: PolicyFlags { deny_action: deny_action(metadata, problems), ..PolicyFlags::default() },
         staged,
     };
     judged(policy, is_selector_good)

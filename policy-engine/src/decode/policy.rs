@@ -7,7 +7,9 @@ use super::field::{Fields, Problems};
 use super::identity::Metadata;
 use super::rule::{self, Place, everything, is_blank, rules};
 use super::scope::Target;
-use crate::model::{Action, Object, Order, Policy, PolicyFlags, PolicyKey, PolicyKind, Rule, StagedAction};
+use crate::model::{
+    Action, DenyAction, Object, Order, Policy, PolicyFlags, PolicyKey, PolicyKind, Rule, StagedAction,
+};
 use crate::packet::Direction;
 use crate::selector::Selector;
 
@@ -36,7 +38,7 @@ pub(super) fn decode(
     };
     let governs = types(&mut spec, "types", (true, true), problems).unwrap_or(inferred);
     let flags = if is_global { flags(&mut spec, governs, &egress, problems) } else { PolicyFlags::default() };
-    let flags = PolicyFlags { reject: rejects(metadata, problems), ..flags };
+    let flags = PolicyFlags { deny_action: deny_action(metadata, problems), ..flags };
     performance_hints(&mut spec, problems);
     let staged = is_staged.then(|| staged_action(&mut spec, value, problems));
     spec.finish(problems);
@@ -142,7 +144,7 @@ fn flags(
         do_not_track: spec.boolean("doNotTrack", problems),
         pre_dnat: spec.boolean("preDNAT", problems),
         apply_on_forward: spec.boolean("applyOnForward", problems),
-        reject: false,
+        deny_action: None,
     };
     if flags.do_not_track && flags.pre_dnat {
         problems.refuse_text(spec.at("preDNAT"), "true", "excludes doNotTrack; write two policies");
@@ -170,14 +172,14 @@ fn flags(
 const DENY_ACTION: &str = "margay/deny-action";
 
 /// Reads [`DENY_ACTION`]. An answer changes no verdict, so a word that is none of the two is passed over with a warning.
-pub(super) fn rejects(metadata: &Metadata, problems: &mut Problems) -> bool {
-    match metadata.annotations.get(DENY_ACTION).map(String::as_str) {
-        Some("Reject") => true,
-        None | Some("Drop") => false,
-        Some(other) => {
-            let reason = "passed over, denied packets are dropped silently; write Reject or Drop";
+pub(super) fn deny_action(metadata: &Metadata, problems: &mut Problems) -> Option<DenyAction> {
+    match metadata.annotations.get(DENY_ACTION)?.as_str() {
+        "Reject" => Some(DenyAction::Reject),
+        "Drop" => Some(DenyAction::Drop),
+        other => {
+            let reason = "passed over, as if the policy did not say; write Reject or Drop";
             problems.warn(format!("metadata.annotations.{DENY_ACTION}"), other, reason);
-            false
+            None
         }
     }
 }

@@ -84,6 +84,9 @@ pub struct Leg {
     pub verdict: Says,
     /// Who decided; nobody when policy does not know the endpoint (yet), which closes it, or when nobody did.
     pub by: Option<By>,
+    /// Whether the sender of the denied packet is told (policy model 14.1, 32.9).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rejected: bool,
     /// Every tier in order, then the profiles.
     pub tiers: Vec<TierStory>,
     /// What was recorded (policy model 20.3).
@@ -237,7 +240,11 @@ impl Explainer<'_> {
         direction: Direction,
         packet: &PacketTuple,
     ) -> Leg {
-        let enforced = self.snapshot.judge(endpoint, direction, packet).and_then(|judgement| {
+        let judgement = self.snapshot.judge(endpoint, direction, packet);
+        let rejected = judgement.as_ref().is_some_and(|judgement| {
+            judgement.verdict == Verdict::Deny && self.snapshot.rejects(judgement.rule)
+        });
+        let enforced = judgement.and_then(|judgement| {
             let by = By::from(self.snapshot.attribution(judgement.rule)?);
             Some((Says::from(judgement.verdict), by))
         });
@@ -264,6 +271,7 @@ impl Explainer<'_> {
             hits,
             pending: pending.map(|pending| Pending::new(&pending, verdict, by.as_ref())),
             by,
+            rejected,
             disagreement,
         }
     }
@@ -303,6 +311,7 @@ impl Explainer<'_> {
             context: context.as_str().to_owned(),
             verdict,
             by,
+            rejected: false,
             tiers: story::tiers(self.model, direction, trace),
             trace: hits.iter().map(ToString::to_string).collect(),
             hits,

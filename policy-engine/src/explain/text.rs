@@ -56,6 +56,7 @@ impl Lines {
     fn leg(&mut self, leg: &Leg) {
         let context = if leg.context == "normal" { String::new() } else { format!(", {}", leg.context) };
         let who = match &leg.by {
+            Some(by) if leg.rejected => format!("{} by {by}, and the sender is told (Reject)", leg.verdict),
             Some(by) => format!("{} by {by}", leg.verdict),
             None if leg.verdict == Says::NoMatch => "nothing is decided here".to_owned(),
             None => format!("{}: policy does not know the endpoint (yet), so it is closed", leg.verdict),

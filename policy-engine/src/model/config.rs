@@ -50,6 +50,16 @@ pub enum EndpointToHostAction {
     Accept,
 }
 
+/// What the sender of a denied packet gets (policy model 14.1, 32.9). No part of a verdict.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum DenyAction {
+    /// Nothing.
+    #[default]
+    Drop,
+    /// A TCP reset, or ICMP's "administratively prohibited".
+    Reject,
+}
+
 /// What the configuration comes to for one node.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -65,7 +75,13 @@ pub struct Settings {
     pub restrict_namespace_selectors: bool,
     /// PM-D15.
     pub allow_unenforced_criteria: bool,
+    /// What those are told whom a policy denies that does not say itself: Reject where `iptablesFilterDenyAction` or
+    /// `nftablesFilterDenyAction` says so.
+    pub deny_action: DenyAction,
 }
+
+/// The parameters of policy model 14.1; a dataplane that is neither heeds both.
+const DENY_ACTIONS: [&str; 2] = ["iptablesFilterDenyAction", "nftablesFilterDenyAction"];
 
 /// Policy model 11.9.
 const INBOUND: [(u8, u16); 9] =
@@ -88,6 +104,7 @@ impl Default for Settings {
             trust_pod_ip_annotations: false,
             restrict_namespace_selectors: false,
             allow_unenforced_criteria: false,
+            deny_action: DenyAction::Drop,
         }
     }
 }
@@ -110,6 +127,10 @@ impl Settings {
             over(&mut settings.restrict_namespace_selectors, written.restrict_namespace_selectors);
             over(&mut settings.allow_unenforced_criteria, written.allow_unenforced_criteria);
         }
+        let rejects = |name: &&str| model.parameter_of(node, name) == Some("Reject");
+        if DENY_ACTIONS.iter().any(rejects) {
+            settings.deny_action = DenyAction::Reject;
+        }
         settings
     }
 }
@@ -127,11 +148,13 @@ impl Model {
         written(&format!("node.{node}")).or_else(|| written("default")).map(String::as_str)
     }
 
-    /// Returns the nodes for which rules and addresses mean something else than for the cluster as a whole.
+    /// Returns the nodes for which rules and addresses mean something else, or denials are told otherwise, than for the cluster as a whole.
     pub fn nodes_apart(&self) -> Vec<&str> {
         let of_rules = |node: &str| {
             let of = Settings::of_node(self, node);
-            (of.trust_pod_ip_annotations, of.restrict_namespace_selectors, of.allow_unenforced_criteria)
+            let switches =
+                (of.trust_pod_ip_annotations, of.restrict_namespace_selectors, of.allow_unenforced_criteria);
+            (switches, of.deny_action)
         };
         let common = of_rules("");
         let named = self.felix_configurations.keys().filter_map(|name| name.strip_prefix("node."));

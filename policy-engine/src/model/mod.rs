@@ -18,7 +18,7 @@ use crate::selector::Selector;
 
 pub use automatic::automatic_host_endpoints;
 pub use config::{
-    CalicoNode, EndpointToHostAction, Failsafe, FelixConfiguration, HostEndpointTemplate, IpPool,
+    CalicoNode, DenyAction, EndpointToHostAction, Failsafe, FelixConfiguration, HostEndpointTemplate, IpPool,
     KubeControllersConfiguration, Settings,
 };
 pub use http::{HeaderMatch, HeaderOperator, HttpMatch, PathMatch, WrittenPeer};
@@ -217,8 +217,8 @@ pub struct PolicyFlags {
     pub pre_dnat: bool,
     /// `applyOnForward`.
     pub apply_on_forward: bool,
-    /// Whoever is denied by the policy is told so (policy model 32.9).
-    pub reject: bool,
+    /// Whether whoever is denied by the policy is told so (policy model 32.9); `None` leaves it to the configuration (14.1).
+    pub deny_action: Option<DenyAction>,
 }
 
 /// `stagedAction` of a staged kind.

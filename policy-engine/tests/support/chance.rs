@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use margay_policy_engine::engine::{Change, HostInterface, LocalEndpoint};
 use margay_policy_engine::model::{
-    Action, EndpointSlice, Entity, Failsafe, FelixConfiguration, HostEndpoint, IcmpMatch, Labels, NamedPort,
-    Namespace, NamespacedName, NetworkSet, NetworkSetKey, Node, Object, Order, Pod, Policy, PolicyFlags,
-    PolicyKey, PolicyKind, PortMatch, Profile, Rule, ServiceAccount, StagedAction, Tier, TierDefault,
-    Unenforced,
+    Action, DenyAction, EndpointSlice, Entity, Failsafe, FelixConfiguration, HostEndpoint, IcmpMatch, Labels,
+    NamedPort, Namespace, NamespacedName, NetworkSet, NetworkSetKey, Node, Object, Order, Pod, Policy,
+    PolicyFlags, PolicyKey, PolicyKind, PortMatch, Profile, Rule, ServiceAccount, StagedAction, Tier,
+    TierDefault, Unenforced,
 };
 use margay_policy_engine::packet::{EndpointId, HostId, PacketTuple};
 
@@ -238,7 +238,7 @@ impl<'a> Chance<'a> {
                 do_not_track: self.once_in(20),
                 pre_dnat: self.once_in(20),
                 apply_on_forward: self.once_in(4),
-                reject: self.once_in(4),
+                deny_action: self.pick(&[None, None, Some(DenyAction::Drop), Some(DenyAction::Reject)]),
             },
             staged: self.some(10, |_| StagedAction::Set),
         }

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::model::{
-    HeaderOperator, HostEndpoint, HttpMatch, NetworkSet, Order, PathMatch, Profile, StagedAction, Tier,
-    TierDefault,
+    DenyAction, HeaderOperator, HostEndpoint, HttpMatch, NetworkSet, Order, PathMatch, Profile, StagedAction,
+    Tier, TierDefault,
 };
 
 fn object(text: &str) -> Object {
@@ -420,11 +420,12 @@ fn pm_32_9_every_kind_of_policy_can_ask_that_whom_it_denies_is_told() {
                 "apiVersion: {version}\nkind: {kind}\nmetadata: {{name: p{namespace}, annotations: {{{annotation}}}}}\nspec: {spec}\n"
             )
         };
-        assert!(policy(&written("margay/deny-action: Reject")).flags.reject, "{kind}");
-        assert!(!policy(&written("margay/deny-action: Drop")).flags.reject, "{kind}");
-        assert!(!policy(&written("")).flags.reject, "{kind}: off by default");
+        let said = |annotation| policy(&written(annotation)).flags.deny_action;
+        assert_eq!(said("margay/deny-action: Reject"), Some(DenyAction::Reject), "{kind}");
+        assert_eq!(said("margay/deny-action: Drop"), Some(DenyAction::Drop), "{kind}");
+        assert_eq!(said(""), None, "{kind}: left to the configuration");
         let odd = written("margay/deny-action: reject");
-        assert!(!policy(&odd).flags.reject, "{kind}: no word of ours");
+        assert_eq!(policy(&odd).flags.deny_action, None, "{kind}: no word of ours");
         let Decoded::Valid { warnings, .. } = one(&odd) else { panic!("valid") };
         assert!(
             warnings.iter().any(|w| w.field == "metadata.annotations.margay/deny-action"),
