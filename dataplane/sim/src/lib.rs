@@ -28,7 +28,7 @@ use margay_core::handover::Errand;
 use margay_core::tunnel::plan::EncryptionPlan;
 use margay_core::tunnel::{Encryption, TunnelReport};
 use margay_core::worker::FlowRecord;
-use margay_core::{Counters, DropReason, Frame, Nanos, PortIndex, View, WorkerConfig, WorkerIndex};
+use margay_core::{Counters, DropReason, Frame, Nanos, PortIndex, View, Worker, WorkerConfig, WorkerIndex};
 use margay_policy_engine::engine::{Change, Engine};
 use margay_wire::MacAddr;
 
@@ -55,7 +55,7 @@ pub struct WireFaults {
 pub struct Cluster {
     nodes: Vec<SimNode>,
     pods: usize,
-    shape: Shape,
+    config: WorkerConfig,
     now: Nanos,
     random: Random,
     /// Whose turn it is and which queue: apart from the wire's, so that clusters of any shape have the same wire.
@@ -82,12 +82,25 @@ impl Cluster {
         faults: WireFaults,
         config: &WorkerConfig,
     ) -> Self {
+        Self::mixed(seed, &vec![shape; nodes], pods, faults, config)
+    }
+
+    /// As [`Cluster::new`], with a node of each of these shapes.
+    pub fn mixed(
+        seed: u64,
+        shapes: &[Shape],
+        pods: usize,
+        faults: WireFaults,
+        config: &WorkerConfig,
+    ) -> Self {
         let now = Nanos::from_secs(1_000);
-        let built = (0..nodes).map(|node| node::build(node, nodes, pods, shape, config, now)).collect();
+        let nodes = shapes.iter().enumerate();
+        let built =
+            nodes.map(|(node, shape)| node::build(node, shapes.len(), pods, *shape, config, now)).collect();
         Self {
             nodes: built,
             pods,
-            shape,
+            config: config.clone(),
             now,
             random: Random::new(seed),
             turns: Random::new(!seed),
@@ -170,9 +183,15 @@ impl Cluster {
         self.nodes[node].workers[worker].worker.counters()
     }
 
-    /// Returns how each node is built.
-    pub fn shape(&self) -> Shape {
-        self.shape
+    /// Puts another worker in the place of one that panicked: what it knew and held is gone.
+    pub fn restart(&mut self, node: usize, worker: usize) {
+        let at = &mut self.nodes[node].workers[worker];
+        let mut last = at.worker.counters().clone();
+        last.close_after_panic(0, false);
+        assert_eq!(last.beginnings(), last.endings(), "a panic closes the books");
+        at.before += &last;
+        let config = WorkerConfig { index: WorkerIndex(worker as u16), ..self.config.clone() };
+        at.worker = Worker::new(config, self.now);
     }
 
     /// Returns how many finished packets found the inbox of their port's worker full.
@@ -237,7 +256,9 @@ impl Cluster {
         let taken = held + (waiting + spare) as u64;
         assert_eq!(self.living.get() as u64, taken, "every other frame is free again");
         let workers = &self.nodes[node].workers;
-        let sum = |of: fn(&Counters) -> u64| -> u64 { workers.iter().map(|w| of(w.worker.counters())).sum() };
+        let sum = |of: fn(&Counters) -> u64| -> u64 {
+            workers.iter().map(|w| of(w.worker.counters()) + of(&w.before)).sum()
+        };
         assert_eq!(sum(|c| c.handed_over), sum(|c| c.taken), "what was handed over was taken");
     }
 
@@ -269,7 +290,7 @@ impl Cluster {
                 self.wire.insert(1, (to, frame));
                 continue;
             }
-            let queue = self.turns.below(u64::from(self.shape.queues)) as u16;
+            let queue = self.turns.below(u64::from(self.nodes[to].shape.queues)) as u16;
             self.receive(to, UPLINK, queue, &frame);
             self.drain(to);
         }
@@ -299,7 +320,7 @@ impl Cluster {
     /// Returns drops for `reason`, over all nodes.
     pub fn dropped(&self, reason: DropReason) -> u64 {
         let workers = self.nodes.iter().flat_map(|node| &node.workers);
-        workers.map(|worker| worker.worker.counters().dropped(reason)).sum()
+        workers.map(|worker| worker.worker.counters().dropped(reason) + worker.before.dropped(reason)).sum()
     }
 
     fn receive(&mut self, node: usize, port: PortIndex, queue: u16, bytes: &[u8]) {
@@ -321,7 +342,7 @@ impl Cluster {
 
     /// Empties a worker's output: towards pods at once, towards other nodes through the wire, towards other workers into inboxes.
     fn deliver(&mut self, node: usize, worker: usize) {
-        let capacity = self.shape.inbox;
+        let capacity = self.nodes[node].shape.inbox;
         let at = &mut self.nodes[node].workers[worker];
         at.out.recycle.clear();
         at.out.events.clear();

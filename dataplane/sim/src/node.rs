@@ -9,7 +9,7 @@ use std::sync::Arc;
 use margay_core::frame::MemoryFrame;
 use margay_core::topology::{Port, PortKind, Route, TopologyBuilder};
 use margay_core::{
-    Frame, Handover, Nanos, Output, PortIndex, Spread, Topology, Worker, WorkerConfig, WorkerIndex,
+    Counters, Frame, Handover, Nanos, Output, PortIndex, Spread, Topology, Worker, WorkerConfig, WorkerIndex,
 };
 use margay_policy_engine::engine::{Change, Engine, LocalEndpoint};
 use margay_policy_engine::model::{Namespace, NamespacedName, Object, Pod};
@@ -94,10 +94,13 @@ pub(crate) struct SimWorker {
     pub(crate) snapshot: Arc<Snapshot>,
     /// Finished packets that found the inbox of the port's worker full.
     pub(crate) unsent: u64,
+    /// What workers counted that panicked in its place.
+    pub(crate) before: Counters,
 }
 
 #[derive(Debug)]
 pub(crate) struct SimNode {
+    pub(crate) shape: Shape,
     pub(crate) engine: Engine,
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) topology: Topology,
@@ -248,6 +251,13 @@ pub(crate) fn build(
         inbox: VecDeque::new(),
         snapshot: Arc::clone(&snapshot),
         unsent: 0,
+        before: Counters::default(),
     });
-    SimNode { workers: workers.collect(), engine, topology: builder.build(1).spread_over(spread), snapshot }
+    SimNode {
+        shape,
+        workers: workers.collect(),
+        engine,
+        topology: builder.build(1).spread_over(spread),
+        snapshot,
+    }
 }
