@@ -2,9 +2,8 @@
 
 mod common;
 
-use common::{on, passed};
+use common::{on, passed, tests_of};
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 use vm_tests::kernel::Series;
 use vm_tests::{Error, Initramfs, Kernel, Machine};
@@ -24,16 +23,7 @@ fn tests() -> PathBuf {
     if let Some(given) = std::env::var_os("MARGAY_GOVERN") {
         return PathBuf::from(given);
     }
-    let built = Command::new(env!("CARGO"))
-        .args(["test", "-p", "margay-io", "--test", "govern", "--no-run", "--message-format=json"])
-        .output()
-        .expect("cargo runs");
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    let text = String::from_utf8_lossy(&built.stdout);
-    let key = "\"executable\":\"";
-    let mut paths =
-        text.lines().filter_map(|line| line.split_once(key)?.1.split_once('"').map(|(path, _)| path));
-    PathBuf::from(paths.next_back().expect("a test has an executable"))
+    tests_of("margay-io", "govern")
 }
 
 fn governs(kernel: &Kernel) -> Result<(), Error> {

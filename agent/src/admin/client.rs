@@ -192,6 +192,9 @@ fn render_status(report: &StatusReport) -> String {
     if !report.ports.is_empty() {
         add(format!("\n{}", ports.to_string().trim_end()));
     }
+    for port in report.ports.iter().filter(|port| !port.why.is_empty()) {
+        add(format!("{} stands on {}: {}", port.name, port.stands_on.join(", "), port.why));
+    }
     let mut pods = Table::new(&["ENDPOINT", "POD", "INTERFACE", "STATE", "ADDRESSES"]);
     for endpoint in &report.endpoints {
         let addresses: Vec<String> = endpoint.addresses.iter().map(ToString::to_string).collect();

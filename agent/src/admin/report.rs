@@ -104,6 +104,10 @@ pub struct PortReport {
     pub kind: String,
     /// XDP and socket mode: `native`, `native, zero-copy` or `generic`.
     pub mode: String,
+    /// The NICs that carry an uplink which is made of others; empty elsewhere.
+    pub stands_on: Vec<String>,
+    /// Why its program is not on these.
+    pub why: String,
     /// Number of queues.
     pub queues: u32,
     /// Worker that owns the first queue.

@@ -245,7 +245,7 @@ fn uplinks(facts: &Facts, findings: &mut Vec<Finding>) {
         if uplink.nics != [uplink.name.clone()] {
             findings.push(info(
                 "uplink-stacked",
-                format!("{} stands on {}", uplink.name, uplink.nics.join(", ")),
+                format!("{} stands on {}: {}", uplink.name, uplink.nics.join(", "), uplink.why),
                 "XDP goes on the upper device, above its driver: right, and slower than in a driver",
                 "",
             ));

@@ -31,7 +31,7 @@ fn card(driver: &str, mtu: u32) -> Card {
 }
 
 fn uplink(name: &str) -> Uplink {
-    Uplink { name: name.to_owned(), choice: AttachChoice::Auto, nics: vec![name.to_owned()] }
+    Uplink { name: name.to_owned(), choice: AttachChoice::Auto, nics: vec![name.to_owned()], why: "" }
 }
 
 fn configuration(file: &str, plugin: &str) -> Configuration {
@@ -115,6 +115,7 @@ const ROWS: [(&str, Severity, Change); 37] = [
             name: "bond0".to_owned(),
             choice: AttachChoice::Generic,
             nics: vec!["eth0".to_owned(), "eth1".to_owned()],
+            why: crate::node::uplinks::REASONS[0].1,
         }]);
     }),
     ("driver-untested", Severity::Info, |f| drop(f.cards.insert("eth0".to_owned(), card("ice", 1500)))),
@@ -130,6 +131,7 @@ const ROWS: [(&str, Severity, Change); 37] = [
             name: "bond0".to_owned(),
             choice: AttachChoice::Generic,
             nics: vec!["bond0".to_owned()],
+            why: "",
         }]);
     }),
     ("xdp-occupied", Severity::Error, |f| f.cards.get_mut("eth0").expect("eth0").xdp = Some((7, false))),

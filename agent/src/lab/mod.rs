@@ -20,6 +20,7 @@ mod plan;
 mod process;
 mod state;
 mod up;
+mod uplink;
 
 use std::ffi::OsString;
 use std::io;
@@ -35,6 +36,7 @@ use serde_json::json;
 use crate::net::NetError;
 use crate::net::netns::NetNs;
 use state::{LabState, Paths};
+use uplink::UplinkKind;
 
 /// Arguments of `margay lab`.
 #[derive(Debug, Args)]
@@ -103,6 +105,9 @@ struct UpArgs {
     /// MTU of the wire between the nodes
     #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(1280..=65_535))]
     wire_mtu: u32,
+    /// What leads from a node to the others: a NIC, or a device that is made of some, as machines have them
+    #[arg(long, value_enum, default_value = "nic")]
+    uplink: UplinkKind,
     /// How long to wait for an agent or a pod, in seconds
     #[arg(long, default_value_t = 60)]
     timeout: u64,
@@ -233,6 +238,7 @@ fn up(args: &UpArgs) -> Result<ExitCode, LabError> {
     let options = up::Options {
         nodes: args.nodes,
         wire_mtu: args.wire_mtu,
+        uplink: args.uplink,
         timeout: Duration::from_secs(args.timeout),
         agent_args: args.agent_arg.clone(),
         manifests,

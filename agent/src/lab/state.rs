@@ -73,6 +73,8 @@ pub struct NodeState {
     pub addresses: Vec<IpAddr>,
     /// Its pods' prefixes.
     pub pod_cidrs: Vec<IpNet>,
+    /// The device that leads to the others.
+    pub uplink: String,
     /// Its agent, once started.
     pub agent: Option<Process>,
 }

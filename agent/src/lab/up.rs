@@ -25,13 +25,11 @@ use super::journal::{Entry, Journal};
 use super::plan::{Wanted, WantedNode, netns_name, node_manifest};
 use super::process::{self, Process};
 use super::state::{LabState, NodeState, Paths, PodState, replace};
+use super::uplink::UplinkKind;
 use crate::endpoints::protocol::ask;
 use crate::endpoints::{Reply, Request};
 use crate::net::netns::{self, NetNs};
 use crate::net::{NetError, Netlink, VethEnd, ethtool, sysctl};
-
-/// The NIC of every node.
-const UPLINK: &str = "eth0";
 
 /// Where CNI plug-ins are looked for unless `CNI_PATH` says otherwise.
 const CNI_PATH: &str = "/usr/lib/cni:/opt/cni/bin";
@@ -49,6 +47,8 @@ pub struct Options {
     pub nodes: Option<usize>,
     /// MTU between them.
     pub wire_mtu: u32,
+    /// What leads from a node to the others.
+    pub uplink: UplinkKind,
     /// How long to wait for an agent or a pod.
     pub timeout: Duration,
     /// Further arguments of every agent.
@@ -121,24 +121,29 @@ fn make_nodes(
             }
             Ok(())
         })??;
-        let port = format!("port{number}");
-        wire.within(|| -> Result<(), NetError> {
-            let mut netlink = Netlink::open()?;
-            let mac = |end: &str| mac_of(&format!("{}/{name}/{end}", paths.lab));
-            let ours = VethEnd { name: &port, mac: mac("wire"), netns: None, no_arp: false };
-            let theirs =
-                VethEnd { name: UPLINK, mac: mac("node"), netns: Some(netns.as_fd()), no_arp: false };
-            netlink.add_veth(&ours, &theirs, options.wire_mtu)?;
-            let bridge = netlink.existing("wire")?.index;
-            let index = netlink.existing(&port)?.index;
-            netlink.set_master(index, bridge)?;
-            netlink.set_up(index, true)
-        })??;
+        for (nth, nic) in options.uplink.nics().iter().enumerate() {
+            // `port0` for the first node's first, `port0b` for its second.
+            let port = format!("port{number}{}", if nth == 0 { "" } else { "b" });
+            wire.within(|| -> Result<(), NetError> {
+                let mut netlink = Netlink::open()?;
+                let mac = |end: &str| mac_of(&format!("{}/{name}/{nic}/{end}", paths.lab));
+                let ours = VethEnd { name: &port, mac: mac("wire"), netns: None, no_arp: false };
+                let theirs =
+                    VethEnd { name: nic, mac: mac("node"), netns: Some(netns.as_fd()), no_arp: false };
+                netlink.add_veth(&ours, &theirs, options.wire_mtu)?;
+                let bridge = netlink.existing("wire")?.index;
+                let index = netlink.existing(&port)?.index;
+                netlink.set_master(index, bridge)?;
+                netlink.set_up(index, true)
+            })??;
+        }
         netns.within(|| -> Result<(), NetError> {
-            // A wire carries complete checksums, and so does this one.
-            ethtool::set_features(UPLINK, &[("tx-checksum-ip-generic", false)])?;
+            for nic in options.uplink.nics() {
+                // A wire carries complete checksums, and so does this one.
+                ethtool::set_features(nic, &[("tx-checksum-ip-generic", false)])?;
+            }
             let mut netlink = Netlink::open()?;
-            let index = netlink.existing(UPLINK)?.index;
+            let index = options.uplink.make(&mut netlink)?;
             let own: Vec<IpNet> = node.addresses.iter().map(|a| on_wire(*a)).collect();
             for address in &own {
                 netlink.add_address(index, *address)?;
@@ -155,7 +160,8 @@ fn make_nodes(
         }
         let (addresses, pod_cidrs) = (node.addresses.clone(), node.pod_cidrs.clone());
         let netns = netns_name(&paths.lab, &[name]);
-        made.insert(name.clone(), NodeState { netns, addresses, pod_cidrs, agent: None });
+        let uplink = options.uplink.device().to_owned();
+        made.insert(name.clone(), NodeState { netns, addresses, pod_cidrs, uplink, agent: None });
     }
     let state = LabState { manifests: options.manifests.clone(), nodes: made, pods: BTreeMap::new() };
     state.save(paths)?;
@@ -316,7 +322,15 @@ fn start_agent(paths: &Paths, state: &LabState, name: &str, more: &[OsString]) -
     let binary = own_binary()?;
     let mut command = Command::new(&binary);
     command
-        .args(["agent", "--node", name, "--uplink", UPLINK, "--endpoint-to-host", "Accept"])
+        .args([
+            "agent",
+            "--node",
+            name,
+            "--uplink",
+            &state.nodes[name].uplink,
+            "--endpoint-to-host",
+            "Accept",
+        ])
         // Several agents share this machine: the scheduler places their workers better than any of them could.
         .args(["--cpu", "none"])
         .args(["--admin-listen", "127.0.0.1:9100"])

@@ -16,7 +16,8 @@ use rtnetlink::packet_core::{
 };
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+    BondMode, InfoBond, InfoData, InfoKind, InfoVeth, InfoVlan, LinkAttribute, LinkFlags, LinkInfo,
+    LinkLayerType, LinkMessage, LinkXdp,
 };
 use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use rtnetlink::packet_route::route::{
@@ -183,6 +184,36 @@ impl Netlink {
         self.request(RouteNetlinkMessage::NewLink(message), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
             .map(drop)
             .map_err(|e| NetError::new(format!("make the bridge {name}"), e))
+    }
+
+    /// Makes a bond of which one port is used and the others wait, down and without ports.
+    pub fn add_bond(&mut self, name: &str) -> Result<(), NetError> {
+        // The ports' carrier is looked at ten times a second.
+        let how = vec![InfoBond::Mode(BondMode::ActiveBackup), InfoBond::MiiMon(100)];
+        self.add_link(name, None, InfoKind::Bond, InfoData::Bond(how))
+    }
+
+    /// Makes a device for frames of `below` that carry the VLAN tag `id`, down.
+    pub fn add_vlan(&mut self, name: &str, below: u32, id: u16) -> Result<(), NetError> {
+        self.add_link(name, Some(below), InfoKind::Vlan, InfoData::Vlan(vec![InfoVlan::Id(id)]))
+    }
+
+    fn add_link(
+        &mut self,
+        name: &str,
+        below: Option<u32>,
+        kind: InfoKind,
+        data: InfoData,
+    ) -> Result<(), NetError> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        message.attributes.extend(below.map(LinkAttribute::Link));
+        message
+            .attributes
+            .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind.clone()), LinkInfo::Data(data)]));
+        self.request(RouteNetlinkMessage::NewLink(message), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+            .map(drop)
+            .map_err(|e| NetError::new(format!("make the {kind} {name}"), e))
     }
 
     fn change(

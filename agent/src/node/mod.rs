@@ -123,7 +123,7 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
     ports.push((reconciler::host_port(&kernel_end, &our_end), report, our_end.index));
     for (nth, (link, uplink)) in links.iter().zip(&uplinks).enumerate() {
         let index = PortIndex(FIRST_UPLINK + nth as u16);
-        let pin = format!("uplink-{}", link.name);
+        let pin = uplinks::pin(&link.name);
         let spec = PortSpec { index, device: link.name.clone(), role: PortRole::Uplink, pin, queues: None };
         let choice = match (uplink.choice, AttachChoice::from(args.xdp_mode)) {
             (AttachChoice::Generic, AttachChoice::Native) => {
@@ -137,6 +137,10 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
             (_, told) => told,
         };
         let report = dataplane.add_port_as(spec, choice)?;
+        if !uplink.why.is_empty() {
+            let (name, nics) = (&link.name, uplink.nics.join(", "));
+            tracing::info!(uplink = name, %nics, why = uplink.why, "the uplink's program stands above its NICs");
+        }
         if report.mode == AttachMode::Generic {
             for device in uplink.nics.iter().chain([&link.name]) {
                 offloads::no_large_receives(device)?;
@@ -161,7 +165,7 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
     let mut pins: std::collections::BTreeSet<String> =
         records.iter().map(|record| record.pin.clone()).collect();
     pins.insert("host".to_owned());
-    pins.extend(links.iter().map(|link| format!("uplink-{}", link.name)));
+    pins.extend(links.iter().map(|link| uplinks::pin(&link.name)));
     dataplane.retain_links(&pins);
 
     let board = Board::default();
@@ -225,6 +229,7 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
         board,
         commands: commands.clone(),
         hub: DropHub::new(),
+        uplinks: uplinks.clone(),
         cpus,
         endpoint_to_host: config.endpoint_to_host,
     });

@@ -7,10 +7,10 @@
 //!    br0, eth0.100                            eth0                   br0, eth0.100, above the driver
 //! ```
 //!
-//! The rule is: the lowest device on which a packet looks as the routes say. A NIC is that itself. Frames below a VLAN device carry tags,
-//! those below a bond or a bridge arrive at a device that no route names; so there the program stands on the upper device, in generic
-//! mode. A bond's driver would take the program and hand it down to its NICs, and then no socket on the bond would ever see a frame:
-//! hence generic mode is asked for by name.
+//! The rule is: the lowest device on which a packet looks as the routes say and from which it leaves as it should (decision 0021). A NIC is
+//! that itself. Of a device that is made of others it is the device: [`REASONS`] says for each kind why not one below. There the program
+//! stands in generic mode, which is asked for by name: a bond's driver would take the program and hand it down to its NICs, and then
+//! no socket on the bond would ever see a frame.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -24,6 +24,27 @@ use super::host_port::{KERNEL_END, OUR_END};
 
 /// The word for "those of the routes".
 pub const AUTO: &str = "auto";
+
+/// Kinds of devices that are made of others, each with why the program does not go below.
+pub const REASONS: [(&str, &str); 7] = [
+    ("bond", BONDED),
+    ("team", BONDED),
+    (
+        "bridge",
+        "below it frames for all that is bridged pass, and through which port one leaves is the bridge's to say; the kernel has no XDP in it",
+    ),
+    ("vlan", "below it frames carry tags, which are put on and taken off above the driver"),
+    ("macvlan", SHARED),
+    ("ipvlan", SHARED),
+    (
+        "openvswitch",
+        "below it frames for all that is switched pass, and through which port one leaves is the switch's to say",
+    ),
+];
+const BONDED: &str = "which of its NICs is spoken to and sends is the bond's to say, and a socket on the bond hears nothing of a program below it";
+const SHARED: &str = "the device below is other people's as well";
+/// Those of them whose parts are no uplinks of their own.
+const WHOLES: [&str; 4] = ["bond", "team", "bridge", "openvswitch"];
 
 /// A device, as far as the choice asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +85,8 @@ pub struct Uplink {
     pub choice: AttachChoice,
     /// The NICs that carry it, itself if it is one.
     pub nics: Vec<String>,
+    /// Why the program does not go on these; empty for a NIC.
+    pub why: &'static str,
 }
 
 /// Why no uplink could be chosen.
@@ -119,6 +142,11 @@ pub fn find(wanted: &[String], own: Option<IpAddr>) -> Result<Vec<Uplink>, Strin
     for name in wanted.iter().filter(|name| *name != AUTO) {
         let missing =
             || format!("uplink {name:?} is not a device of this network namespace; `ip link` lists them");
+        if let Some(whole) = whole(&devices, name) {
+            return Err(format!(
+                "uplink {name} is a part of {whole}: routes lead through {whole}, and what the two are told apart by is lost below it; name {whole} with --uplink"
+            ));
+        }
         found.push(named(&devices, name).ok_or_else(missing)?);
     }
     if wanted.iter().any(|name| name == AUTO) {
@@ -143,15 +171,26 @@ pub fn named(devices: &[Device], name: &str) -> Option<Uplink> {
     devices.iter().find(|device| device.name == name).map(|device| uplink(device, &by_index))
 }
 
+/// Returns the name under which the program of the uplink `name` is pinned. The bpf file system takes no name with a dot, which VLAN
+/// devices usually have; a colon is in no device's name.
+pub fn pin(name: &str) -> String {
+    format!("uplink-{}", name.replace('.', ":"))
+}
+
+/// Returns the bond, bridge or switch that the device `name` is a part of.
+pub fn whole<'a>(devices: &'a [Device], name: &str) -> Option<&'a str> {
+    let above = devices.iter().find(|device| device.name == name)?.above?;
+    let whole = devices.iter().find(|device| device.index == above)?;
+    whole.kind.as_deref().is_some_and(|kind| WHOLES.contains(&kind)).then_some(&whole.name)
+}
+
 fn uplink(device: &Device, by_index: &BTreeMap<u32, &Device>) -> Uplink {
-    let stacked = matches!(
-        device.kind.as_deref(),
-        Some("bond" | "team" | "bridge" | "vlan" | "macvlan" | "ipvlan" | "openvswitch")
-    );
+    let reason = REASONS.iter().find(|(kind, _)| device.kind.as_deref() == Some(*kind));
     let mut nics = BTreeSet::new();
     lowest(device, by_index, 8, &mut nics);
-    let choice = if stacked { AttachChoice::Generic } else { AttachChoice::Auto };
-    Uplink { name: device.name.clone(), choice, nics: nics.into_iter().collect() }
+    let choice = if reason.is_some() { AttachChoice::Generic } else { AttachChoice::Auto };
+    let why = reason.map_or("", |(_, why)| why);
+    Uplink { name: device.name.clone(), choice, nics: nics.into_iter().collect(), why }
 }
 
 /// Collects the NICs below `device`; stacks are shallow, and `patience` ends a table that contradicts itself.
@@ -237,6 +276,42 @@ mod tests {
         // A veth's peer has an index of another namespace, and is no device below.
         let lab = [device(2, "up0", "veth", 3, 0), device(3, "other", "", 0, 0)];
         assert_eq!(shown(of(&lab, 2, &[])), [row("up0", false, "up0")]);
+    }
+
+    #[test]
+    fn stacks_of_several_kinds_stand_on_their_nics_and_say_why() {
+        // eth0 and eth1 in a bond, a VLAN of it in a bridge with a pod's pair: what virtual machines' hosts look like.
+        let tree = [
+            device(2, "eth0", "", 0, 4),
+            device(3, "eth1", "", 0, 4),
+            device(4, "bond0", "bond", 0, 0),
+            device(5, "bond0.7", "vlan", 4, 6),
+            device(6, "br7", "bridge", 0, 0),
+            device(7, "vnet0", "tun", 0, 6),
+            device(8, "eth2", "", 0, 9),
+            device(9, "vrf0", "vrf", 0, 0),
+        ];
+        assert_eq!(shown(of(&tree, 6, &[])), [row("br7", true, "eth0 eth1 vnet0")]);
+        // Several NICs: the node's address on one, the default route through a stack.
+        assert_eq!(
+            shown(of(&tree, 8, &[default(5)])),
+            [row("bond0.7", true, "eth0 eth1"), row("eth2", false, "eth2")]
+        );
+        let whys: Vec<&str> = ["eth2", "bond0", "bond0.7", "br7"]
+            .map(|name| named(&tree, name).map_or("", |uplink| uplink.why))
+            .to_vec();
+        assert!(whys[0].is_empty() && whys[1..].iter().all(|why| !why.is_empty()), "{whys:?}");
+        assert!(whys[2].contains("tags"), "{whys:?}");
+        // Who names a part is told the whole; a device of a VRF is none.
+        let wholes = ["eth0", "bond0.7", "bond0", "eth2", "nosuch"].map(|name| whole(&tree, name));
+        assert_eq!(wholes, [Some("bond0"), Some("br7"), None, None, None]);
+        assert_eq!((pin("eth0"), pin("bond0.7")), ("uplink-eth0".to_owned(), "uplink-bond0:7".to_owned()));
+        // Every kind that is made of others has its reason, and no NIC has one.
+        for (kind, why) in REASONS {
+            let made = [device(2, "eth0", "", 0, 0), device(3, "upper", kind, 2, 0)];
+            assert_eq!(shown(of(&made, 3, &[])), [row("upper", true, "eth0")], "{kind}");
+            assert!(!why.is_empty());
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ use margay_policy_engine::packet::Verdict;
 use margay_policy_engine::snapshot::Snapshot;
 
 use super::reconciler::{Board, Command, Shown};
+use super::uplinks::Uplink;
 use crate::admin::DropHub;
 use crate::admin::report::{
     CounterReport, Decider, DropReport, EndpointReport, FlowFilter, FlowReport, MemoryReport, NodeView,
@@ -40,6 +41,8 @@ pub struct View {
     pub commands: Sender<Command>,
     /// Drops, for whoever follows them.
     pub hub: DropHub,
+    /// Uplinks as they were chosen.
+    pub uplinks: Vec<Uplink>,
     /// CPUs of the workers, in order and over again; empty when the scheduler decides.
     pub cpus: Vec<usize>,
     /// What a pod's packet to its own node meets.
@@ -186,6 +189,8 @@ impl NodeView for View {
         let memory = self.dataplane.memory().unwrap_or_default();
         let ports = board.ports.iter().map(|(index, (port, report))| {
             let numbers = statistics.get(index).copied().unwrap_or_default();
+            let stacked =
+                self.uplinks.iter().find(|uplink| uplink.name == port.name && !uplink.why.is_empty());
             PortReport {
                 name: port.name.clone(),
                 kind: match port.kind {
@@ -195,6 +200,8 @@ impl NodeView for View {
                 }
                 .to_owned(),
                 mode: report.mode.as_str().to_owned(),
+                stands_on: stacked.map(|uplink| uplink.nics.clone()).unwrap_or_default(),
+                why: stacked.map(|uplink| uplink.why.to_owned()).unwrap_or_default(),
                 queues: report.queues,
                 worker: report.worker.into(),
                 mtu: port.mtu,

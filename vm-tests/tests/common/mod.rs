@@ -33,3 +33,17 @@ pub fn on(name: &str, series: Series, scenario: impl Fn(&Kernel) -> Result<(), E
         Err(e) => panic!("{e}"),
     }
 }
+
+/// Builds an integration test of a package, to run it elsewhere; returns its executable.
+pub fn tests_of(package: &str, test: &str) -> PathBuf {
+    let built = Command::new(env!("CARGO"))
+        .args(["test", "-p", package, "--test", test, "--no-run", "--message-format=json"])
+        .output()
+        .expect("cargo runs");
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let text = String::from_utf8_lossy(&built.stdout);
+    let key = "\"executable\":\"";
+    let mut paths =
+        text.lines().filter_map(|line| line.split_once(key)?.1.split_once('"').map(|(path, _)| path));
+    PathBuf::from(paths.next_back().expect("a test has an executable"))
+}
