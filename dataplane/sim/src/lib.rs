@@ -27,7 +27,7 @@ use std::sync::Arc;
 use margay_core::handover::Errand;
 use margay_core::tunnel::plan::EncryptionPlan;
 use margay_core::tunnel::{Encryption, TunnelReport};
-use margay_core::worker::FlowRecord;
+use margay_core::worker::{FlowRecord, TapFilter, TapId};
 use margay_core::{Counters, DropReason, Frame, Nanos, PortIndex, View, Worker, WorkerConfig, WorkerIndex};
 use margay_policy_engine::engine::{Change, Engine};
 use margay_wire::MacAddr;
@@ -35,9 +35,6 @@ use margay_wire::MacAddr;
 use node::{FIRST_POD, HOST, SimNode, SimWorker, UPLINK, mac, node_address};
 pub use node::{PodRef, Shape, SimFrame};
 pub use random::Random;
-
-/// Spare frames that each worker has.
-const SPARES: usize = 4;
 
 /// What the wire between nodes does to frames, each in percent.
 #[derive(Clone, Copy, Debug, Default)]
@@ -146,11 +143,7 @@ impl Cluster {
         let SimNode { topology, workers, .. } = &mut self.nodes[node];
         let encryption = Encryption::new(plan, topology.encryption().map(|before| &**before));
         *topology = std::mem::take(topology).with_encryption(Some(Arc::new(encryption)));
-        for SimWorker { out, .. } in workers {
-            while out.spare.len() < SPARES {
-                out.spare.push(SimFrame::new(&[], &self.living));
-            }
-        }
+        workers.iter_mut().for_each(|worker| worker.give_spares(&self.living));
     }
 
     /// Returns the state of a node's tunnels.
@@ -166,6 +159,13 @@ impl Cluster {
             at.worker.flows(view, self.now, 0, usize::MAX).0
         };
         workers.iter().flat_map(of).collect()
+    }
+
+    /// Lets every packet of every worker be watched from now on, which sends it the long way.
+    pub fn watch_all(&mut self) {
+        for worker in self.nodes.iter_mut().flat_map(|node| &mut node.workers) {
+            worker.worker.set_tap(TapId(1), Some(TapFilter::default()));
+        }
     }
 
     /// Returns the frames that are on the wire between nodes, each with the node that it goes to.
@@ -346,6 +346,10 @@ impl Cluster {
         let at = &mut self.nodes[node].workers[worker];
         at.out.recycle.clear();
         at.out.events.clear();
+        at.out.captures.clear();
+        if !at.out.spare.is_empty() {
+            at.give_spares(&self.living);
+        }
         let handovers: Vec<_> = at.out.handovers.drain(..).collect();
         for (to, parcel) in handovers {
             assert_ne!(usize::from(to.0), worker, "nobody hands over to himself");
@@ -360,6 +364,7 @@ impl Cluster {
                 _ => at.worker.handover_refused(1),
             }
         }
+        let nodes = self.nodes.len();
         let node_at = &mut self.nodes[node];
         let counters = node_at.workers[worker].worker.counters();
         assert_eq!(
@@ -375,8 +380,11 @@ impl Cluster {
                 assert_eq!(usize::from(carrier.0), worker, "a frame leaves by a queue of its worker");
             }
             if port == UPLINK {
+                // A frame to nobody's address is lost.
                 let to = usize::from(bytes[3]);
-                self.wire.push_back((to, bytes));
+                if to < nodes {
+                    self.wire.push_back((to, bytes));
+                }
             } else if port.0 >= FIRST_POD {
                 let pod = PodRef { node, pod: usize::from(port.0 - FIRST_POD) };
                 self.inboxes.entry(pod).or_default().push(bytes);

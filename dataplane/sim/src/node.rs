@@ -21,6 +21,9 @@ pub(crate) const UPLINK: PortIndex = PortIndex(0);
 pub(crate) const HOST: PortIndex = PortIndex(1);
 pub(crate) const FIRST_POD: u16 = 2;
 
+/// Spare frames that a worker of a node that encrypts has.
+const SPARES: usize = 8;
+
 /// Names a pod: node and number on that node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PodRef {
@@ -96,6 +99,15 @@ pub(crate) struct SimWorker {
     pub(crate) unsent: u64,
     /// What workers counted that panicked in its place.
     pub(crate) before: Counters,
+}
+
+impl SimWorker {
+    /// Gives it spare frames, as a shell does.
+    pub(crate) fn give_spares(&mut self, living: &Rc<Cell<usize>>) {
+        while self.out.spare.len() < SPARES {
+            self.out.spare.push(SimFrame::new(&[], living));
+        }
+    }
 }
 
 #[derive(Debug)]

@@ -153,10 +153,12 @@ impl Peer {
         self.pairs[..count].iter_mut().filter(|pair| !pair.live).find_map(|pair| pair.begin(to))
     }
 
-    /// Whether its preferred pair should have a session.
+    /// Whether its preferred pair should have a session: because another has one, or because there is something to say.
     pub(super) fn wants_session(&self, now: Nanos) -> bool {
-        self.sends_by != Some(0)
-            && (self.keepalive().is_some() || self.wanted.is_some_and(|at| now - at < ACTIVE))
+        match self.sends_by {
+            Some(at) => at > 0,
+            None => self.keepalive().is_some() || self.wanted.is_some_and(|at| now - at < ACTIVE),
+        }
     }
 
     /// Returns how often something is sent when there is nothing to say.

@@ -1,6 +1,8 @@
 //! Random policies over the cluster's labels, and which seeds a run tries.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod encrypted;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
