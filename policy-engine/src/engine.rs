@@ -333,5 +333,6 @@ fn holds(model: &Model, object: &Object) -> bool {
         Object::KubeControllersConfiguration(o) => model.kube_controllers.get(&o.name) == Some(o),
         Object::IpPool(o) => model.ip_pools.get(&o.name) == Some(o),
         Object::CalicoNode(o) => model.calico_nodes.get(&o.name) == Some(o),
+        Object::Installation(o) => model.installations.get(&o.name) == Some(o),
     }
 }

@@ -84,7 +84,8 @@ impl Work {
                 ObjectKey::HostEndpoint(_) | ObjectKey::FelixConfiguration(_) => work.hosts = true,
                 ObjectKey::KubeControllersConfiguration(_)
                 | ObjectKey::CalicoNode(_)
-                | ObjectKey::IpPool(_) => {}
+                | ObjectKey::IpPool(_)
+                | ObjectKey::Installation(_) => {}
             }
         }
         work

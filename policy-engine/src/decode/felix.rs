@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::field::{Fields, Problems};
 use super::identity::Metadata;
 use super::policy::open_spec;
-use super::{duration, failsafe, scalar};
+use super::{duration, failsafe, rule, scalar};
 use crate::model::{EndpointToHostAction, FelixConfiguration, Object};
 
 /// What a parameter may be.
@@ -33,6 +33,8 @@ pub(crate) enum Shape {
     PortRanges,
     /// `100/second`, `/minute`, `/hour`, `/day`.
     Rate,
+    /// An expression over labels.
+    Selector,
     /// `ip[:port]`, `[v6]:port`, `k8s-service:[ns/]name[:port]`.
     DnsServers,
     /// Durations by state; `Auto` takes the kernel's.
@@ -43,7 +45,7 @@ pub(crate) enum Shape {
 
 use Shape::{
     Boolean, DnsServers, Duration, Integer, Interface, InterfaceNames, InterfacePrefixes, Networks, OneOf,
-    PortRanges, Rate, Scalar, Text, Timeouts,
+    PortRanges, Rate, Scalar, Selector, Text, Timeouts,
 };
 
 const ACCEPT_RETURN: Shape = OneOf(&["Accept", "Return"]);
@@ -53,7 +55,7 @@ const MTU: Shape = Integer(0, 65_535);
 const QUEUE: Shape = Integer(0, 65_535);
 
 /// The parameters that become text, by their field names.
-pub(crate) const PARAMETERS: [(&str, Shape); 72] = [
+pub(crate) const PARAMETERS: [(&str, Shape); 73] = [
     ("interfacePrefix", InterfacePrefixes),
     ("interfaceExclude", InterfaceNames),
     ("iptablesFilterAllowAction", ACCEPT_RETURN),
@@ -126,6 +128,7 @@ pub(crate) const PARAMETERS: [(&str, Shape); 72] = [
     ("flowAdoptionWindow", Duration),
     ("encryptionMode", OneOf(&["Permissive", "Strict"])),
     ("wireguardKeyRotationInterval", Duration),
+    ("encryptionExemptNodes", Selector),
 ];
 
 /// The parameters that policy itself reads: lists of failsafe ports, a word, switches.
@@ -283,6 +286,7 @@ fn parameter(
         PortRanges => port_ranges(spec, name, problems),
         DnsServers => dns_servers(spec, name, problems),
         Timeouts => timeouts(spec, name, problems),
+        Selector => rule::selector(spec, name, problems).map(|found| found.canonical().to_owned()),
         Scalar => match value {
             Value::Array(_) | Value::Object(_) => {
                 problems.refuse(spec.at(name), value, "must be a single value");

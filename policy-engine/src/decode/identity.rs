@@ -34,6 +34,7 @@ pub(super) enum Kind {
     KubeControllersConfiguration,
     IpPool,
     CalicoNode,
+    Installation,
 }
 
 /// What to do with a document.
@@ -46,7 +47,7 @@ pub(super) enum Route {
 }
 
 /// Group, version, kind text, kind. `projectcalico.org/v3` stands for `crd.projectcalico.org/v1` too.
-const KINDS: [(&str, &str, &str, Kind); 23] = [
+const KINDS: [(&str, &str, &str, Kind); 24] = [
     ("", "v1", "Namespace", Kind::Namespace),
     ("", "v1", "ServiceAccount", Kind::ServiceAccount),
     ("", "v1", "Pod", Kind::Pod),
@@ -67,6 +68,7 @@ const KINDS: [(&str, &str, &str, Kind); 23] = [
     (CALICO, "v3", "KubeControllersConfiguration", Kind::KubeControllersConfiguration),
     (CALICO, "v3", "IPPool", Kind::IpPool),
     (CALICO, "v3", "Node", Kind::CalicoNode),
+    (OPERATOR, "v1", "Installation", Kind::Installation),
     (
         ADMIN,
         "v1alpha2",
@@ -83,6 +85,7 @@ const KINDS: [(&str, &str, &str, Kind); 23] = [
 ];
 
 const CALICO: &str = "projectcalico.org";
+const OPERATOR: &str = "operator.tigera.io";
 const CALICO_CRD: &str = "crd.projectcalico.org/v1";
 const ADMIN: &str = "policy.networking.k8s.io";
 
@@ -179,6 +182,7 @@ impl Kind {
             | Self::KubeControllersConfiguration
             | Self::IpPool
             | Self::CalicoNode
+            | Self::Installation
             | Self::Policy(PolicyKind::GlobalNetworkPolicy | PolicyKind::StagedGlobalNetworkPolicy) => false,
             Self::ServiceAccount
             | Self::Pod

@@ -215,7 +215,7 @@ pub(super) fn node(value: &Value, metadata: &Metadata, problems: &mut Problems) 
             Err(reason) => problems.refuse_text(path, text, reason),
         }
     }
-    let annotations = with_prefixes(&metadata.annotations, &["projectcalico.org/"]);
+    let annotations = with_prefixes(&metadata.annotations, &["projectcalico.org/", "margay/wireguard"]);
     let (name, labels) = (metadata.name.clone(), metadata.labels.clone());
     Object::Node(
         Node { name, labels, addresses: internal, internal_addresses, pod_cidrs, annotations }.into(),

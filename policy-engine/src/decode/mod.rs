@@ -21,6 +21,7 @@ pub(crate) mod felix;
 mod field;
 mod http;
 mod identity;
+mod installation;
 mod json;
 mod kubernetes;
 mod label_selector;
@@ -200,5 +201,6 @@ fn judge(kind: Kind, value: &Value, metadata: &Metadata, problems: &mut Problems
         Kind::KubeControllersConfiguration => controllers::configuration(value, metadata, problems).into(),
         Kind::IpPool => pool::pool(value, metadata, problems).into(),
         Kind::CalicoNode => pool::calico_node(value, metadata, problems).into(),
+        Kind::Installation => installation::installation(value, metadata, problems).into(),
     }
 }

@@ -42,6 +42,7 @@ pub(super) fn pool(value: &Value, metadata: &Metadata, problems: &mut Problems) 
     allowed_uses(&mut spec, &mut others, problems);
     word(&mut spec, "assignmentMode", &["Automatic", "Manual"], &mut others, problems);
     word(&mut spec, "encryption", &["WireGuard", "None"], &mut others, problems);
+    annotated_encryption(metadata, &mut others, problems);
     if spec.raw("disableBGPExport").is_some() {
         let value = spec.boolean("disableBGPExport", problems);
         others.insert("disableBGPExport".to_owned(), value.to_string());
@@ -56,6 +57,19 @@ pub(super) fn pool(value: &Value, metadata: &Metadata, problems: &mut Problems) 
     };
     spec.finish(problems);
     Object::IpPool(pool.into())
+}
+
+/// The same word as an annotation (policy model 32.2), for servers whose definition of pools does not have the field and drops it.
+const ENCRYPTION: &str = "margay/encryption";
+
+/// Reads [`ENCRYPTION`]; the field counts where both are written.
+fn annotated_encryption(metadata: &Metadata, others: &mut BTreeMap<String, String>, problems: &mut Problems) {
+    let Some(word) = metadata.annotations.get(ENCRYPTION) else { return };
+    if ["WireGuard", "None"].contains(&word.as_str()) {
+        others.entry("encryption".to_owned()).or_insert_with(|| word.clone());
+    } else {
+        problems.refuse_text(format!("metadata.annotations.{ENCRYPTION}"), word, "must be WireGuard or None");
+    }
 }
 
 fn cidr(spec: &mut Fields<'_>, problems: &mut Problems) -> Option<IpNet> {

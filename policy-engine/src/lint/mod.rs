@@ -162,6 +162,7 @@ fn parts(key: &ObjectKey) -> (&str, Option<&str>, &str) {
         ObjectKey::KubeControllersConfiguration(name) => ("KubeControllersConfiguration", None, name),
         ObjectKey::IpPool(name) => ("IPPool", None, name),
         ObjectKey::CalicoNode(name) => ("Node", None, name),
+        ObjectKey::Installation(name) => ("Installation", None, name),
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod automatic;
 mod config;
+mod encryption;
 mod http;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ pub use config::{
     CalicoNode, DenyAction, EndpointToHostAction, Failsafe, FelixConfiguration, HostEndpointTemplate, IpPool,
     KubeControllersConfiguration, Settings,
 };
+pub use encryption::{Encryption, EncryptionFamily, Installation};
 pub use http::{HeaderMatch, HeaderOperator, HttpMatch, PathMatch, WrittenPeer};
 
 /// Label keys to values, ordered so that every walk repeats.
@@ -357,7 +359,7 @@ pub struct Node {
     pub internal_addresses: usize,
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<IpNet>,
-    /// Annotations under `projectcalico.org/`.
+    /// Annotations under `projectcalico.org/`, and those of `margay/` about encryption.
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -459,6 +461,8 @@ pub enum ObjectKey {
     IpPool(String),
     /// Calico Node by name.
     CalicoNode(String),
+    /// Installation by name.
+    Installation(String),
 }
 
 /// Any object that the engine follows.
@@ -492,6 +496,8 @@ pub enum Object {
     IpPool(Arc<IpPool>),
     /// Calico Node.
     CalicoNode(Arc<CalicoNode>),
+    /// Installation.
+    Installation(Arc<Installation>),
 }
 
 /// Everything that is known, judged and in force. Ordered maps: every walk repeats.
@@ -528,6 +534,8 @@ pub struct Model {
     pub ip_pools: BTreeMap<String, Arc<IpPool>>,
     /// Calico Nodes by name.
     pub calico_nodes: BTreeMap<String, Arc<CalicoNode>>,
+    /// Installations by name.
+    pub installations: BTreeMap<String, Arc<Installation>>,
 }
 
 impl Eq for Order {}
@@ -562,6 +570,7 @@ impl Object {
             Self::KubeControllersConfiguration(o) => ObjectKey::KubeControllersConfiguration(o.name.clone()),
             Self::IpPool(o) => ObjectKey::IpPool(o.name.clone()),
             Self::CalicoNode(o) => ObjectKey::CalicoNode(o.name.clone()),
+            Self::Installation(o) => ObjectKey::Installation(o.name.clone()),
         }
     }
 }
@@ -601,6 +610,7 @@ impl Model {
             Object::KubeControllersConfiguration(o) => drop(self.kube_controllers.insert(o.name.clone(), o)),
             Object::IpPool(o) => drop(self.ip_pools.insert(o.name.clone(), o)),
             Object::CalicoNode(o) => drop(self.calico_nodes.insert(o.name.clone(), o)),
+            Object::Installation(o) => drop(self.installations.insert(o.name.clone(), o)),
         }
     }
 
@@ -624,6 +634,7 @@ impl Model {
             ObjectKey::KubeControllersConfiguration(k) => drop(self.kube_controllers.remove(k)),
             ObjectKey::IpPool(k) => drop(self.ip_pools.remove(k)),
             ObjectKey::CalicoNode(k) => drop(self.calico_nodes.remove(k)),
+            ObjectKey::Installation(k) => drop(self.installations.remove(k)),
         }
     }
 }

@@ -57,7 +57,8 @@ fn of(parameter: Parameter) -> Shape {
         | Parameter::Interface
         | Parameter::InterfacePrefixes
         | Parameter::InterfaceNames
-        | Parameter::Rate => text(),
+        | Parameter::Rate
+        | Parameter::Selector => text(),
     }
 }
 
@@ -76,6 +77,7 @@ fn describe(parameter: Parameter) -> &'static str {
         Parameter::Networks => "Networks and addresses.",
         Parameter::PortRanges => "Ports and ranges of ports.",
         Parameter::Rate => "A rate such as 100/second.",
+        Parameter::Selector => "A selector over labels.",
         Parameter::DnsServers => "Servers: address, address and port, or k8s-service:NAMESPACE/NAME.",
         Parameter::Timeouts => "Durations by state; Auto takes the kernel's.",
         Parameter::Scalar => "A single value.",

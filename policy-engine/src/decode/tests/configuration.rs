@@ -62,6 +62,7 @@ fn pm_27_parameters() {
         ("flowAdoptionWindow: 120s", "flowAdoptionWindow", "120s"),
         ("encryptionMode: strict", "encryptionMode", "Strict"),
         ("wireguardKeyRotationInterval: 24h", "wireguardKeyRotationInterval", "86400s"),
+        ("encryptionExemptNodes: has( legacy )", "encryptionExemptNodes", "has(legacy)"),
     ];
     for (spec, name, text) in good {
         let found = felix(&format!("{{{spec}}}"));
@@ -305,4 +306,45 @@ fn pm_7_8_calico_nodes() {
     );
     assert_eq!(node.interfaces, [("eth0".to_owned(), vec!["10.0.0.1".parse().unwrap()])]);
     check(&calico("Node", "n", "{bgp: {ipv4Address: nonsense}}"), false);
+}
+
+#[test]
+fn pm_32_2_a_pool_says_it_by_field_or_by_annotation() {
+    let pool = |annotation: &str, field: &str| {
+        format!(
+            "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {{name: p, annotations: {{margay/encryption: '{annotation}'}}}}\nspec: {{cidr: 10.0.0.0/8{field}}}\n"
+        )
+    };
+    let word = |text: &str| match one(text) {
+        Decoded::Valid { object: Object::IpPool(pool), .. } => pool.others.get("encryption").cloned(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(word(&pool("None", "")).as_deref(), Some("None"));
+    assert_eq!(word(&pool("None", ", encryption: WireGuard")).as_deref(), Some("WireGuard"));
+    check(&pool("none", ""), false);
+}
+
+#[test]
+fn the_installation_s_switch_and_networks() {
+    let text = |spec: &str| {
+        format!(
+            "apiVersion: operator.tigera.io/v1\nkind: Installation\nmetadata: {{name: default}}\nspec: {spec}\n"
+        )
+    };
+    let read = |spec: &str| match one(&text(spec)) {
+        Decoded::Valid { object: Object::Installation(found), warnings, .. } => {
+            assert!(warnings.is_empty(), "{warnings:?}");
+            (found.wireguard, found.pools.iter().map(ToString::to_string).collect::<Vec<_>>())
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(read("{variant: Calico, wireguard: Enabled}"), (Some(true), vec![]));
+    let network =
+        "{calicoNetwork: {wireguard: Disabled, ipPools: [{cidr: 192.168.0.0/16, encapsulation: VXLAN}]}}";
+    assert_eq!(read(network), (Some(false), vec!["192.168.0.0/16".to_owned()]));
+    assert_eq!(read("{}"), (None, vec![]));
+    check(&text("{wireguard: yes}"), false);
+    check(&text("{wireguard: enabled}"), false);
+    check(&text("{wireguard: Enabled, calicoNetwork: {wireguard: Disabled}}"), false);
+    check(&text("{calicoNetwork: {ipPools: [{cidr: here}]}}"), false);
 }
