@@ -124,5 +124,6 @@ pub fn object_name(key: &ObjectKey) -> String {
         ObjectKey::KubeControllersConfiguration(name) => format!("KubeControllersConfiguration/{name}"),
         ObjectKey::IpPool(name) => format!("IPPool/{name}"),
         ObjectKey::CalicoNode(name) => format!("CalicoNode/{name}"),
+        ObjectKey::Installation(name) => format!("Installation/{name}"),
     }
 }

@@ -271,6 +271,22 @@ fn overlay_completes_pods_and_nothing_else() {
     world.wait_for("the bare pod", |world| addresses(world).is_empty());
 }
 
+#[test]
+fn overlay_says_what_nodes_say_about_themselves() {
+    let mut world = World::new();
+    world.write("nodes.yaml", "apiVersion: v1\nkind: Node\nmetadata: {name: n1, annotations: {projectcalico.org/a: '1', projectcalico.org/b: '2'}}\n");
+    world.write_overlay("n.json", r#"{"apiVersion":"v1","kind":"Node","metadata":{"name":"n1","annotations":{"projectcalico.org/a":null,"projectcalico.org/WireguardPublicKey":"k"}}}"#);
+    world.settle();
+    let annotations: Vec<&String> = world.model.nodes["n1"].annotations.keys().collect();
+    assert_eq!(annotations, ["projectcalico.org/WireguardPublicKey", "projectcalico.org/b"]);
+    world.write_overlay(
+        "n.json",
+        r#"{"apiVersion":"projectcalico.org/v3","kind":"Node","metadata":{"name":"n1"}}"#,
+    );
+    world.wait_for("the complaint", |world| !world.problems().is_empty());
+    assert_eq!(world.model.nodes["n1"].annotations.len(), 2, "what was said last stands");
+}
+
 /// What may happen to one of three files.
 #[derive(Clone, Debug)]
 enum Event {

@@ -209,6 +209,7 @@ fn follow(kubeconfig: &Path, store: &Path) {
         store: store.to_owned(),
         node: "node-0".to_owned(),
         namespace: "kube-system".to_owned(),
+        key_namespace: "calico-system".to_owned(),
         seed: 1,
     };
     let mut source = Kubernetes::open(config).expect("source");

@@ -42,7 +42,7 @@ const PERIOD: Duration = Duration::from_secs(5);
 pub struct DirectoryConfig {
     /// Files and folders with manifests. Folders are searched at every depth for `.yaml`, `.yml` and `.json`.
     pub manifests: Vec<PathBuf>,
-    /// A file or folder with partial Pods that are merged over those of the manifests (RFC 7386).
+    /// A file or folder with partial Pods and Nodes that are merged over those of the manifests (RFC 7386).
     pub overlay: Option<PathBuf>,
     /// Folder for what must survive a restart (PM-D2); made with mode 0700 where it is absent.
     pub store: PathBuf,

@@ -1,7 +1,7 @@
-//! What a machine knows better than the manifest: partial Pod documents, merged over the manifest's before it is judged.
+//! What a machine knows better than the manifest: partial Pod and Node documents, merged over the manifest's before it is judged.
 //!
-//! The merge is RFC 7386. A manifest says which pods there shall be; the overlay says what only the node can know, such as
-//! `status.podIPs`. A partial document without its manifest has no effect.
+//! The merge is RFC 7386. A manifest says which pods and nodes there shall be; the overlay says what only the node can know, such as
+//! `status.podIPs` of a Pod, or annotations of a Node. A partial document without its manifest has no effect.
 
 use std::collections::BTreeMap;
 
@@ -10,12 +10,12 @@ use serde_json::Value;
 
 use crate::problem::{Problem, Severity};
 
-/// Namespace and name of the Pod that a document is about.
-type PodName = (String, String);
+/// Kind, namespace (none for a Node) and name of what a document is about.
+type About = (&'static str, String, String);
 
 /// The partial documents of one overlay file.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Patches(Vec<(PodName, Value)>);
+pub(super) struct Patches(Vec<(About, Value)>);
 
 impl Patches {
     /// Reads the file's text. Errors: what is wrong, when any document cannot be read; an overlay is in force whole or not at all.
@@ -23,14 +23,14 @@ impl Patches {
         let (mut patches, mut problems) = (Vec::new(), Vec::new());
         for document in split_documents(text, file) {
             match document {
-                Ok((value, origin)) => match pod_name(&value) {
-                    Some(name) => patches.push((name, value)),
+                Ok((value, origin)) => match about(&value) {
+                    Some(about) => patches.push((about, value)),
                     None => problems.push(Problem {
                         line: origin.line,
                         ..Problem::of_file(
                             file,
                             Severity::Error,
-                            "an overlay holds partial Pods with a name, nothing else",
+                            "an overlay holds partial Pods and Nodes with a name, nothing else",
                         )
                     }),
                 },
@@ -46,7 +46,7 @@ impl Patches {
 
 /// All overlay files together.
 #[derive(Debug, Default)]
-pub(super) struct Overlay<'a>(BTreeMap<&'a PodName, Vec<&'a Value>>);
+pub(super) struct Overlay<'a>(BTreeMap<&'a About, Vec<&'a Value>>);
 
 impl<'a> Overlay<'a> {
     /// Joins the files' patches; later files are merged over earlier ones.
@@ -60,20 +60,25 @@ impl<'a> Overlay<'a> {
 
     /// Returns `document` with everything known about it merged in, or `None` when nothing is.
     pub fn apply(&self, document: &Value) -> Option<Value> {
-        let patches = self.0.get(&pod_name(document)?)?;
+        let patches = self.0.get(&about(document)?)?;
         let mut merged = document.clone();
         patches.iter().for_each(|patch| merge(&mut merged, patch));
         Some(merged)
     }
 }
 
-fn pod_name(document: &Value) -> Option<PodName> {
-    if document.get("kind")?.as_str()? != "Pod" {
+fn about(document: &Value) -> Option<About> {
+    if document.get("apiVersion").is_some_and(|version| version != "v1") {
         return None;
     }
     let metadata = document.get("metadata")?;
-    let namespace = metadata.get("namespace").and_then(Value::as_str).unwrap_or("default");
-    Some((namespace.to_owned(), metadata.get("name")?.as_str()?.to_owned()))
+    let name = metadata.get("name")?.as_str()?.to_owned();
+    let namespace = || metadata.get("namespace").and_then(Value::as_str).unwrap_or("default").to_owned();
+    match document.get("kind")?.as_str()? {
+        "Pod" => Some(("Pod", namespace(), name)),
+        "Node" => Some(("Node", String::new(), name)),
+        _ => None,
+    }
 }
 
 /// RFC 7386 §2.

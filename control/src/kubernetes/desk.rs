@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::discovery::Served;
 use super::kinds::{KindId, Meta};
 use super::picture::Ident;
+use super::write::NodeFindings;
 use crate::problem::Problem;
 
 /// What is in force of an object.
@@ -66,6 +67,8 @@ pub(super) struct Desk {
     pub complaints: BTreeMap<String, Problem>,
     /// They changed since they were collected.
     pub has_new_complaints: bool,
+    /// What was found out about nodes.
+    pub node_events: NodeFindings,
     /// The picture is complete: what is not here is not there.
     pub is_complete: bool,
 }

@@ -57,7 +57,7 @@ const fn judged(group: &'static str, versions: &'static [&'static str], name: &'
 }
 
 /// Every kind that is followed (policy model 1.1).
-pub(super) const KINDS: [Kind; 23] = [
+pub(super) const KINDS: [Kind; 24] = [
     kind("", &["v1"], "Namespace", Keep::Metadata),
     kind("", &["v1"], "ServiceAccount", Keep::Metadata),
     kind("", &["v1"], "Pod", Keep::Pod),
@@ -82,6 +82,7 @@ pub(super) const KINDS: [Kind; 23] = [
     kind(CALICO, &["v3"], "KubeControllersConfiguration", Keep::Spec),
     kind(CALICO, &["v3"], "IPPool", Keep::Spec),
     kind(CALICO, &["v3"], "Node", Keep::Spec),
+    kind("operator.tigera.io", &["v1"], "Installation", Keep::Spec),
 ];
 
 /// Annotations of Pods that policy or the packet path reads (policy model 7.3, 26).
@@ -160,7 +161,7 @@ impl Kind {
             }
             Keep::Node => {
                 meta.annotations = texts(metadata.get("annotations"));
-                keep_annotations(&mut metadata, &["projectcalico.org/"]);
+                keep_annotations(&mut metadata, &["projectcalico.org/", "margay/wireguard"]);
                 kept.insert("spec".to_owned(), only(take_map(&mut object, "spec"), &["podCIDR", "podCIDRs"]));
                 kept.insert("status".to_owned(), only(take_map(&mut object, "status"), &["addresses"]));
             }

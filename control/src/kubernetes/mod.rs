@@ -38,14 +38,14 @@ use kube::{Client, Config};
 use tokio::runtime::Runtime;
 use tokio::sync::{Notify, mpsc};
 
+pub use write::{NodeEvent, NodeEvents, NodeNotes, NodeSecret, Note, SecretState};
+
 use crate::problem::Problem;
 use crate::source::{Batch, Source, SourceError};
 use backoff::Chance;
 use desk::SharedDesk;
 use follow::{Counters, Shared, Told};
 use state::State;
-
-pub use write::{NodeNotes, Note};
 
 /// Events that may wait for the owner of the model; a page of a list is one.
 const WAITING: usize = 8;
@@ -67,6 +67,8 @@ pub struct KubernetesConfig {
     pub node: String,
     /// Namespace of the Lease by which agents agree who writes status.
     pub namespace: String,
+    /// Namespace of the Secret with this node's sealed keys.
+    pub key_namespace: String,
     /// Begins the chance by which agents do not ask in step.
     pub seed: u64,
 }
@@ -126,6 +128,8 @@ pub struct Kubernetes {
     was_stale: Option<bool>,
     notes: NodeNotes,
     runtime: Option<Runtime>,
+    secret: NodeSecret,
+    events: NodeEvents,
 }
 
 impl Kubernetes {
@@ -152,9 +156,14 @@ impl Kubernetes {
             requests: Counters::default(),
         });
         let mut chance = Chance::new(config.seed);
+        let secret = NodeSecret::default();
+        let events = NodeEvents(desk.clone());
+        let node = config.node.clone();
         let identity = write::Identity { node: config.node, namespace: config.namespace };
         let api = write::Api::new(client.clone(), Arc::clone(&shared));
         runtime.spawn(write::keep(api.clone(), desk.clone(), notes.clone(), chance.fork()));
+        let keeper = chance.fork();
+        runtime.spawn(write::keep_secret(api.clone(), secret.clone(), config.key_namespace, node, keeper));
         runtime.spawn(write::write(api, desk.clone(), identity, chance.fork()));
         runtime.spawn(supervise::supervise(client, Arc::clone(&shared), desk, chance));
         let now = Instant::now();
@@ -168,12 +177,24 @@ impl Kubernetes {
             was_stale: None,
             notes,
             runtime: Some(runtime),
+            secret,
+            events,
         })
     }
 
     /// Returns where to say what should stand in the annotations of this agent's Node.
     pub fn node_notes(&self) -> NodeNotes {
         self.notes.clone()
+    }
+
+    /// Returns the Secret of this node.
+    pub fn node_secret(&self) -> NodeSecret {
+        self.secret.clone()
+    }
+
+    /// Returns where to say what was found out about nodes.
+    pub fn node_events(&self) -> NodeEvents {
+        self.events.clone()
     }
 
     /// Returns a handle that counts requests, also while the source is followed elsewhere.

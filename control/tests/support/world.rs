@@ -108,6 +108,7 @@ impl World {
             kubeconfig: Some(self.kubeconfig.clone()),
             store: self.store.path().to_owned(),
             node: self.node.clone(),
+            key_namespace: "calico-system".to_owned(),
             namespace: "kube-system".to_owned(),
             seed: 7,
         };

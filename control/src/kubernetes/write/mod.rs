@@ -18,7 +18,9 @@
 mod conditions;
 mod events;
 mod lease;
+mod nodes;
 mod notes;
+mod secret;
 mod tiers;
 
 use std::collections::BTreeMap;
@@ -42,8 +44,13 @@ use super::state::SOURCE;
 use super::trouble::Trouble;
 use crate::problem::{Problem, Severity};
 use lease::Lease;
+
+pub(super) use nodes::NodeFindings;
+pub use nodes::{NodeEvent, NodeEvents};
 pub(super) use notes::keep;
 pub use notes::{NodeNotes, Note};
+pub(super) use secret::keep_secret;
+pub use secret::{NodeSecret, SecretState};
 
 /// Field manager of conditions.
 const MANAGER: &str = "margay";
@@ -162,6 +169,7 @@ pub(super) async fn write(api: Api, desk: SharedDesk, identity: Identity, chance
             writer.later.clear();
         }
         held = now_held;
+        writer.tell_of_nodes(held).await;
         if held {
             writer.round(&mut lease, rank).await;
         }
@@ -179,6 +187,26 @@ struct Writer {
 }
 
 impl Writer {
+    /// Says what was found out about nodes.
+    async fn tell_of_nodes(&mut self, held: bool) {
+        let found = self.desk.open().node_events.take(held);
+        for found in found {
+            let event = nodes::event(&found, &self.node);
+            match self.api.create("/api/v1/namespaces/default/events", &event).await {
+                Err(Trouble::Conflict(_)) => {}
+                outcome => {
+                    let is_worth_another =
+                        matches!(outcome, Err(Trouble::Unreachable(_) | Trouble::Busy { .. }));
+                    self.settle("events", outcome);
+                    if is_worth_another {
+                        NodeEvents(self.desk.clone()).tell(found);
+                    }
+                }
+            }
+            tokio::time::sleep(PACE).await;
+        }
+    }
+
     /// Brings what is there in line with what should be.
     async fn round(&mut self, lease: &mut Lease, rank: usize) {
         let missing = tiers::missing(&self.desk.open());
