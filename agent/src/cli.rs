@@ -56,6 +56,11 @@ pub enum Command {
         after_long_help = "Example:\n  margay status -o json | jq .problems\n\nExit code 1 when the node is not ready, 4 when no agent answers."
     )]
     Status(AskArgs),
+    /// Encryption between nodes: keys, peers, their sessions, as `wg show` has them
+    #[command(
+        after_long_help = "Example:\n  margay wireguard -o json | jq '.tunnels[].peers[] | [.node, .handshake_seconds]'"
+    )]
+    Wireguard(AskArgs),
     /// The live flows of the running node, with the rules that let them pass
     #[command(after_long_help = "Example:\n  margay flows --pod shop/web --port 443")]
     Flows(FlowsArgs),
@@ -562,6 +567,7 @@ pub fn run(cli: Cli) -> ExitCode {
             Ok(false) => ExitCode::from(1),
             Err(error) => failed(&error),
         },
+        Command::Wireguard(ask) => finish(client::wireguard(&ask.socket, ask.format)),
         Command::Flows(args) => {
             let FlowsArgs { address, pod, protocol, port, limit, ask } = args;
             let protocol = protocol.map(|protocol| protocol.0);

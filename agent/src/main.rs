@@ -5,6 +5,7 @@ mod capture;
 mod cli;
 mod cni;
 mod doctor;
+mod encryption;
 mod endpoints;
 mod explain;
 mod install;

@@ -4,11 +4,12 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::protocol::{Reply, Request};
 use super::report::{DropReport, FlowReport, StatusReport};
 use super::table::Table;
+use crate::encryption::report::{TunnelReport, WireguardReport};
 use crate::explain::Explanation;
 use crate::simulate::probe::{Probe, ProbeProtocol};
 
@@ -107,6 +108,36 @@ pub fn status(socket: &Path, format: Format) -> Result<bool, ClientError> {
     Ok(ready)
 }
 
+/// Prints encryption between nodes.
+pub fn wireguard(socket: &Path, format: Format) -> Result<(), ClientError> {
+    ask(socket, &Request::Status, |reply| {
+        if let Reply::Status(report) = reply {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            match format {
+                Format::Json => print_json(&report.wireguard)?,
+                Format::Table => io::stdout().lock().write_all(report.wireguard.text(now).as_bytes())?,
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Returns encryption in a line.
+fn encryption(report: &WireguardReport) -> Option<String> {
+    if report.mode.is_empty() || report.mode == "off" {
+        return None;
+    }
+    let tunnel = |tunnel: &TunnelReport| {
+        format!("{} {} of {} peers with a session", tunnel.family, tunnel.sessions(), tunnel.peers.len())
+    };
+    let mut parts = vec![report.mode.clone()];
+    parts.extend(report.tunnels.iter().map(tunnel));
+    if report.tunnels.is_empty() {
+        parts.push("no tunnel yet".to_owned());
+    }
+    Some(parts.join(", "))
+}
+
 fn render_status(report: &StatusReport) -> String {
     let mut text = String::new();
     let state = match (report.ready, report.stale) {
@@ -140,6 +171,9 @@ fn render_status(report: &StatusReport) -> String {
         mib(memory.umem_bytes),
         mib(memory.kernel_bytes)
     ));
+    if let Some(encryption) = encryption(&report.wireguard) {
+        add(format!("Encrypted: {encryption}"));
+    }
     let counters = &report.counters;
     let dropped: u64 = counters.drops.values().sum();
     add(format!(

@@ -14,6 +14,7 @@ use margay_policy_engine::snapshot::Attribution;
 use serde::{Deserialize, Serialize};
 
 use crate::capture::{CaptureFilter, CaptureReport};
+use crate::encryption::report::WireguardReport;
 use crate::explain::Explanation;
 use crate::simulate::probe::Probe;
 
@@ -74,6 +75,8 @@ pub struct StatusReport {
     pub objects: BTreeMap<String, u64>,
     /// Time that the last compilation took, in seconds.
     pub compile_seconds: f64,
+    /// Encryption between nodes.
+    pub wireguard: WireguardReport,
 }
 
 /// One pod of this node.

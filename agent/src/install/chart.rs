@@ -35,6 +35,11 @@ pub fn tree() -> BTreeMap<String, String> {
     );
     files
         .insert("podmonitor.yaml".into(), MADE.to_owned() + &yaml::document(&manifests::pod_monitor(&usual)));
+    for (name, objects) in
+        [("encryption", manifests::encryption(&usual)), ("admission", manifests::admission(&usual))]
+    {
+        files.insert(format!("{name}.yaml"), MADE.to_owned() + &yaml::documents(&objects));
+    }
     files.insert("dashboard.json".into(), dashboard.clone());
     for (path, text) in chart(&dashboard) {
         files.insert(format!("chart/margay/{path}"), text);
@@ -59,6 +64,15 @@ fn chart(dashboard: &str) -> BTreeMap<String, String> {
         ("values.yaml".to_owned(), values()),
         ("templates/agent.yaml".to_owned(), template(&yaml::documents(&manifests::agent(&settings)))),
     ]);
+    for (file, objects) in
+        [("encryption", manifests::encryption(&settings)), ("admission", manifests::admission(&settings))]
+    {
+        let body = template(&yaml::documents(&objects));
+        files.insert(
+            format!("templates/{file}.yaml"),
+            format!("{{{{- if .Values.{file}.enabled }}}}\n{body}{{{{- end }}}}\n"),
+        );
+    }
     for (file, condition, object) in [
         ("podmonitor", ".Values.podMonitor.enabled", manifests::pod_monitor(&settings)),
         ("dashboard", ".Values.dashboard.enabled", manifests::dashboard_map(&settings, dashboard)),

@@ -72,6 +72,85 @@ pub fn account(settings: &Settings) -> Vec<Value> {
     objects
 }
 
+/// What agents need to keep their keys as Secrets: rights in one namespace, and no others.
+pub fn encryption(settings: &Settings) -> Vec<Value> {
+    const KEYS: &str = "margay-keys";
+    let namespace = Some(settings.key_namespace.as_str());
+    vec![
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "Role",
+            "metadata": meta(KEYS, namespace, "agent"),
+            "rules": rights::rules(Scope::Keys),
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": meta(KEYS, namespace, "agent"),
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": KEYS },
+            "subjects": [{ "kind": "ServiceAccount", "name": NAME, "namespace": settings.namespace }],
+        }),
+    ]
+}
+
+/// Where the token of an agent says on which node it runs, from Kubernetes 1.30 on.
+const NODE_CLAIM: &str = "authentication.kubernetes.io/node-name";
+
+/// A rule of admission that RBAC cannot say: all agents share one account, and each may write its own Node and Secret alone
+/// (policy model 32.1).
+pub fn admission(settings: &Settings) -> Vec<Value> {
+    const RULE: &str = "margay-own-node";
+    const API: &str = "admissionregistration.k8s.io/v1";
+    let account = format!("system:serviceaccount:{}:{}", settings.namespace, NAME);
+    let rule = |resources: &[&str]| json!({ "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": resources });
+    let validations = [
+        (
+            format!("'{NODE_CLAIM}' in request.userInfo.extra"),
+            "the token does not say on which node the agent runs",
+        ),
+        (
+            "request.resource.resource != 'nodes' || object.metadata.name == variables.node".to_owned(),
+            "an agent writes the Node that it runs on, and no other",
+        ),
+        (
+            "request.resource.resource != 'nodes' || (oldObject != null && object.spec == oldObject.spec && \
+             has(object.metadata.labels) == has(oldObject.metadata.labels) && \
+             (!has(object.metadata.labels) || object.metadata.labels == oldObject.metadata.labels))"
+                .to_owned(),
+            "an agent writes annotations of its Node, and nothing else of it",
+        ),
+        (
+            "request.resource.resource != 'secrets' || object.metadata.name == 'wireguard-' + variables.node"
+                .to_owned(),
+            "an agent writes the Secret of the node that it runs on, and no other",
+        ),
+    ];
+    let validations =
+        validations.map(|(expression, message)| json!({ "expression": expression, "message": message }));
+    let claim =
+        format!("'{NODE_CLAIM}' in request.userInfo.extra ? request.userInfo.extra['{NODE_CLAIM}'][0] : ''");
+    vec![
+        json!({
+            "apiVersion": API,
+            "kind": "ValidatingAdmissionPolicy",
+            "metadata": meta(RULE, None, "agent"),
+            "spec": {
+                "failurePolicy": "Fail",
+                "matchConstraints": { "resourceRules": [rule(&["nodes", "nodes/status", "secrets"])] },
+                "matchConditions": [{ "name": "agents", "expression": format!("request.userInfo.username == '{account}'") }],
+                "variables": [{ "name": "node", "expression": claim }],
+                "validations": validations,
+            },
+        }),
+        json!({
+            "apiVersion": API,
+            "kind": "ValidatingAdmissionPolicyBinding",
+            "metadata": meta(RULE, None, "agent"),
+            "spec": { "policyName": RULE, "validationActions": ["Deny"] },
+        }),
+    ]
+}
+
 /// What the agent is started with; the parser of the command line judges it in a test.
 pub fn agent_arguments(settings: &Settings) -> Vec<String> {
     let port = match &settings.metrics_port {
@@ -84,6 +163,7 @@ pub fn agent_arguments(settings: &Settings) -> Vec<String> {
         "--node-address=$(NODE_ADDRESS)".to_owned(),
         "--datastore=kubernetes".to_owned(),
         format!("--lease-namespace={}", settings.namespace),
+        format!("--key-namespace={}", settings.key_namespace),
         format!("--uplink={}", settings.uplink),
         format!("--endpoint-to-host={}", settings.endpoint_to_host),
         format!("--run-dir={RUN}"),

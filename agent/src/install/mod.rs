@@ -46,6 +46,10 @@ pub enum Only {
     Dashboard,
     /// A DaemonSet that takes margay off every node.
     Uninstall,
+    /// Rights to keep nodes' WireGuard keys as Secrets.
+    Encryption,
+    /// A rule of admission that keeps every agent to its own Node and Secret; needs Kubernetes 1.30.
+    Admission,
 }
 
 /// `margay install`.
@@ -69,6 +73,9 @@ pub struct InstallArgs {
     /// Namespace of everything that has one
     #[arg(long, default_value = "kube-system")]
     namespace: String,
+    /// Namespace of the Secrets with nodes' WireGuard keys; it has to be there already
+    #[arg(long, default_value = "calico-system")]
+    key_namespace: String,
     /// NICs that lead to the other nodes, between commas; auto takes those of the routes
     #[arg(long, default_value = "auto")]
     uplink: String,
@@ -100,6 +107,7 @@ impl InstallArgs {
         Settings {
             image: self.image.clone(),
             namespace: self.namespace.clone(),
+            key_namespace: self.key_namespace.clone(),
             uplink: self.uplink.clone(),
             endpoint_to_host: self.endpoint_to_host.clone(),
             memory: format!("{}Mi", memory_request(self.pods_per_node)),
@@ -140,6 +148,8 @@ pub fn run(args: &InstallArgs) -> io::Result<ExitCode> {
                 objects.push(manifests::dashboard_map(&settings, &format!("{:#}\n", dashboard::dashboard())));
             }
             Only::Uninstall => objects.push(manifests::uninstall_everywhere(&settings)),
+            Only::Encryption => objects.extend(manifests::encryption(&settings)),
+            Only::Admission => objects.extend(manifests::admission(&settings)),
         }
     }
     let mut out = io::stdout().lock();

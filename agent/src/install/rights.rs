@@ -30,6 +30,8 @@ pub enum Scope {
     Cluster,
     /// In the agent's namespace only.
     OwnNamespace,
+    /// In the namespace of the nodes' keys only, where encryption is asked for.
+    Keys,
 }
 
 const FOLLOW: &[&str] = &["list", "watch"];
@@ -137,6 +139,22 @@ pub fn rights() -> Vec<Right> {
         ),
         Right { names: &[], verbs: &["create"], ..lease.clone() },
         lease,
+        cluster(
+            "operator.tigera.io",
+            named(&["installations"]),
+            FOLLOW,
+            "the switch for encryption in an Installation, where Calico's operator has its definition",
+            unknown,
+        ),
+        Right {
+            group: "",
+            resources: named(&["secrets"]),
+            names: &[],
+            scope: Scope::Keys,
+            verbs: &["create", "get", "patch"],
+            why: "the agent's own `wireguard-<node>`, sealed to its machine; only with `--only encryption`",
+            without: "nothing is encrypted, and `margay status` says so",
+        },
     ]
 }
 
@@ -158,15 +176,17 @@ pub fn rules(scope: Scope) -> Vec<Value> {
 pub fn documentation() -> String {
     let mut text = String::from(
         "# Rights\n\nThe agent's ClusterRole `margay` and its Role of the same name. They have exactly the verbs that the agent uses; there is no right to read Secrets or ConfigMaps,\n\
-         to delete anything, or to write Pods or policies. RBAC cannot say \"its own Node\": an agent uses `patch` on Nodes for its own one and its annotations\n\
+         to delete anything, or to write Pods or policies. Encryption adds a Role in the namespace of keys, for Secrets there and nowhere else. RBAC cannot say \"its own Node\": an agent uses `patch` on Nodes for its own one and its annotations\n\
          alone, by server-side apply. A right that is missing is named in the agent's log and in `margay status`.\n\n\
          | group | resources | verbs | for | without it |\n|---|---|---|---|---|\n",
     );
     for right in rights() {
         let group = if right.group.is_empty() { "core" } else { right.group };
         let mut resources = right.resources.join(", ");
-        if right.scope == Scope::OwnNamespace {
-            resources.push_str(" of the agent's namespace");
+        match right.scope {
+            Scope::Cluster => {}
+            Scope::OwnNamespace => resources.push_str(" of the agent's namespace"),
+            Scope::Keys => resources.push_str(" of the namespace of keys"),
         }
         if !right.names.is_empty() {
             resources.push_str(&format!(", only {}", right.names.join(", ")));
@@ -202,12 +222,16 @@ mod tests {
                 }
             }
         }
-        for never in ["secrets", "configmaps"] {
-            assert!(!seen.iter().any(|(_, resource, _)| resource == never));
+        assert!(!seen.iter().any(|(_, resource, _)| resource == "configmaps"));
+        let secrets = rights().into_iter().filter(|right| right.resources.contains(&"secrets".to_owned()));
+        for right in secrets {
+            assert_eq!(right.scope, Scope::Keys, "in the namespace of keys and nowhere else");
+            assert!(!right.verbs.contains(&"list") && !right.verbs.contains(&"watch"));
         }
         let status =
             rights().into_iter().flat_map(|right| right.resources).filter(|r| r.ends_with("/status"));
         assert_eq!(status.count(), JUDGED.len() + ADMIN_KINDS.len());
-        assert_eq!(rules(Scope::Cluster).len() + rules(Scope::OwnNamespace).len(), rights().len());
+        let scopes = [Scope::Cluster, Scope::OwnNamespace, Scope::Keys];
+        assert_eq!(scopes.map(|scope| rules(scope).len()).iter().sum::<usize>(), rights().len());
     }
 }

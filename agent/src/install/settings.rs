@@ -12,6 +12,8 @@ pub struct Settings {
     pub pull_policy: String,
     /// Namespace of everything that has one.
     pub namespace: String,
+    /// Namespace of the Secrets with nodes' keys.
+    pub key_namespace: String,
     /// `--uplink` of the agent: names between commas, or auto.
     pub uplink: String,
     /// `--endpoint-to-host` of the agent.
@@ -64,6 +66,7 @@ impl Default for Settings {
             image: format!("margay:{}", env!("CARGO_PKG_VERSION")),
             pull_policy: "IfNotPresent".to_owned(),
             namespace: "kube-system".to_owned(),
+            key_namespace: "calico-system".to_owned(),
             uplink: "auto".to_owned(),
             endpoint_to_host: "accept".to_owned(),
             metrics_address: "127.0.0.1".to_owned(),
@@ -87,6 +90,7 @@ impl Settings {
             image: of("image"),
             pull_policy: of("imagePullPolicy"),
             namespace: "{{ .Release.Namespace }}".to_owned(),
+            key_namespace: of("encryption.keyNamespace"),
             uplink: of("uplink"),
             endpoint_to_host: of("endpointToHost"),
             metrics_address: of("metrics.address"),
@@ -132,6 +136,21 @@ impl Settings {
                 "Where metrics and health are served; \"[::]\" lets Prometheus in.",
             ),
             ("metrics.port", own.metrics_port, "The port of both."),
+            (
+                "encryption.enabled",
+                json!(false),
+                "Whether agents may keep their WireGuard keys as Secrets; the switch itself is a FelixConfiguration.",
+            ),
+            (
+                "encryption.keyNamespace",
+                json!(own.key_namespace),
+                "Namespace of these Secrets; it has to be there already.",
+            ),
+            (
+                "admission.enabled",
+                json!(false),
+                "Whether a rule of admission keeps every agent to its own Node and Secret; needs Kubernetes 1.30.",
+            ),
             ("cni.binDir", json!(own.cni_bin), "Where the container runtime looks for CNI programs."),
             ("cni.confDir", json!(own.cni_conf), "Where it looks for configurations."),
             ("cni.ipam", json!(own.ipam), "The plug-in that gives addresses."),

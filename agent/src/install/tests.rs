@@ -114,7 +114,7 @@ fn rendered(file: &str, changes: &[(&str, Value)]) -> Vec<Value> {
 fn the_chart_renders_to_the_plain_manifests() {
     let settings = Settings { namespace: "net".to_owned(), ..Settings::default() };
     assert_eq!(rendered("agent", &[]), manifests::agent(&settings));
-    for file in ["podmonitor", "dashboard", "uninstall"] {
+    for file in ["podmonitor", "dashboard", "uninstall", "encryption", "admission"] {
         assert_eq!(rendered(file, &[]), Vec::<Value>::new(), "{file} is off unless asked for");
     }
 }
@@ -125,6 +125,7 @@ fn every_value_of_the_chart_reaches_the_objects() {
         image: "r.example/m@sha256:0".to_owned(),
         pull_policy: "Always".to_owned(),
         namespace: "net".to_owned(),
+        key_namespace: "keys".to_owned(),
         uplink: "eth0,eth1".to_owned(),
         endpoint_to_host: "drop".to_owned(),
         metrics_address: "[::]".to_owned(),
@@ -139,6 +140,9 @@ fn every_value_of_the_chart_reaches_the_objects() {
     let changes = [
         ("image", json!(settings.image)),
         ("imagePullPolicy", json!("Always")),
+        ("encryption.enabled", json!(true)),
+        ("encryption.keyNamespace", json!("keys")),
+        ("admission.enabled", json!(true)),
         ("uplink", json!("eth0,eth1")),
         ("endpointToHost", json!("drop")),
         ("metrics.address", json!("[::]")),
@@ -155,6 +159,8 @@ fn every_value_of_the_chart_reaches_the_objects() {
     assert_eq!(changes.len(), Settings::knobs().len(), "a value is not tried here");
     assert_eq!(rendered("agent", &changes), manifests::agent(&settings));
     assert_eq!(rendered("uninstall", &changes), [manifests::uninstall_hook(&settings)]);
+    assert_eq!(rendered("encryption", &changes), manifests::encryption(&settings));
+    assert_eq!(rendered("admission", &changes), manifests::admission(&settings));
     assert_eq!(rendered("podmonitor", &changes), [manifests::pod_monitor(&settings)]);
     let map = rendered("dashboard", &changes).remove(0);
     let inside: Value =
@@ -170,6 +176,8 @@ fn the_engine_of_go_renders_the_same() {
     let changes = [
         ("podMonitor.enabled", json!(true)),
         ("dashboard.enabled", json!(true)),
+        ("encryption.enabled", json!(true)),
+        ("admission.enabled", json!(true)),
         ("uninstall.nodes", json!(3)),
     ];
     let mut compared = 0;
@@ -200,7 +208,7 @@ fn the_engine_of_go_renders_the_same() {
         }
     }
     let agent = manifests::agent(&Settings::default()).len();
-    assert_eq!(compared, 2 * agent + 3, "every object of both settings");
+    assert_eq!(compared, 2 * agent + 7, "every object of both settings");
 }
 
 /// With helm itself, where it is installed.
@@ -296,4 +304,64 @@ fn what_is_printed_reads_back() {
         .map(|document| document.expect("reads").0)
         .collect();
     assert_eq!(read, objects);
+}
+
+/// Whether the rule of admission lets `request` through, evaluated as an API server does; `None` where it is not asked.
+fn admitted(request: &Value, object: &Value, before: &Value) -> Option<bool> {
+    let rule = &manifests::admission(&Settings::default())[0]["spec"];
+    let evaluate = |expression: &Value, node: &str| {
+        let text = expression.as_str().expect("text");
+        let program = cel::Program::compile(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+        let mut context = cel::Context::default();
+        let variables = json!({ "node": node });
+        for (name, value) in
+            [("request", request), ("object", object), ("oldObject", before), ("variables", &variables)]
+        {
+            context.add_variable(name, value.clone()).expect("a value");
+        }
+        program.execute(&context).unwrap_or_else(|error| panic!("{text}: {error}"))
+    };
+    if evaluate(&rule["matchConditions"][0]["expression"], "") != cel::Value::Bool(true) {
+        return None;
+    }
+    let cel::Value::String(node) = evaluate(&rule["variables"][0]["expression"], "") else {
+        panic!("no text")
+    };
+    let validations = rule["validations"].as_array().expect("a list");
+    Some(validations.iter().all(|one| evaluate(&one["expression"], &node) == cel::Value::Bool(true)))
+}
+
+#[test]
+fn pm_32_1_admission_lets_an_agent_write_its_own_node_and_secret_alone() {
+    let request = |resource: &str, node: Option<&str>| {
+        let extra =
+            node.map_or(json!({}), |node| json!({ "authentication.kubernetes.io/node-name": [node] }));
+        json!({
+            "resource": { "resource": resource },
+            "userInfo": { "username": "system:serviceaccount:kube-system:margay", "extra": extra },
+        })
+    };
+    let node = |name: &str, labels: Value, spec: &str| json!({ "metadata": { "name": name, "labels": labels }, "spec": { "podCIDR": spec } });
+    let plain = node("a", json!({ "x": "y" }), "10.0.0.0/24");
+    let ask = |node: Option<&str>, object: &Value, before: &Value| {
+        admitted(&request("nodes", node), object, before)
+    };
+    assert_eq!(ask(Some("a"), &plain, &plain), Some(true));
+    assert_eq!(ask(Some("b"), &plain, &plain), Some(false), "another node");
+    assert_eq!(ask(None, &plain, &plain), Some(false), "a token that does not say where");
+    for changed in [node("a", json!({}), "10.0.0.0/24"), node("a", json!({ "x": "y" }), "10.0.0.0/16")] {
+        assert_eq!(ask(Some("a"), &changed, &plain), Some(false), "{changed}");
+    }
+    let bare = json!({ "metadata": { "name": "a" }, "spec": {} });
+    assert_eq!(ask(Some("a"), &bare, &bare), Some(true), "no labels, before and after");
+    assert_eq!(ask(Some("a"), &plain, &bare), Some(false), "labels from nowhere");
+    assert_eq!(ask(Some("a"), &bare, &Value::Null), Some(false), "Nodes are not made");
+    let secret = |name: &str| json!({ "metadata": { "name": name } });
+    for (name, wanted) in [("wireguard-a", true), ("wireguard-b", false), ("other", false)] {
+        let found = admitted(&request("secrets", Some("a")), &secret(name), &Value::Null);
+        assert_eq!(found, Some(wanted), "{name}");
+    }
+    let mut other = request("nodes", None);
+    other["userInfo"]["username"] = json!("system:node:a");
+    assert_eq!(admitted(&other, &plain, &plain), None, "kubelets are not asked");
 }

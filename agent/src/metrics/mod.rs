@@ -8,7 +8,7 @@
 //!
 //! Every answer is made from one [`NodeView::status`], the value that `margay status` shows, at the moment of the request; there is no
 //! registry that could be forgotten in an update. Nothing here is about single pods or flows, so the number of series is bounded by the
-//! node's ports and the fixed list of drop reasons.
+//! node's ports, its WireGuard peers and the fixed list of drop reasons.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -30,6 +30,7 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::oneshot;
 
 use crate::admin::report::{NodeView, StatusReport};
+use crate::encryption::report::{PeerReport, TunnelReport, WireguardReport};
 
 /// Why the metrics page cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -257,9 +258,47 @@ pub fn render(status: &StatusReport) -> Result<String, std::fmt::Error> {
     let panics = status.workers.iter().map(|w| (vec![("worker", w.index.to_string())], w.panics));
     counters_by(&mut registry, "worker_panics", "Panics that a worker went on from", panics);
 
+    wireguard(&mut registry, &status.wireguard);
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
+}
+
+/// What a peer is and does; a series for each node and tunnel, unless prometheusWireGuardMetricsEnabled says otherwise.
+fn wireguard(registry: &mut Registry, report: &WireguardReport) {
+    if report.tunnels.is_empty() || !report.metrics {
+        return;
+    }
+    let rows = |value: fn(&PeerReport) -> Option<u64>| {
+        let peers = report
+            .tunnels
+            .iter()
+            .flat_map(|tunnel| tunnel.peers.iter().map(move |peer| (tunnel.family, peer)));
+        let rows = peers.filter_map(move |(family, peer)| {
+            let labels = vec![("node", peer.node.clone()), ("family", family.to_string())];
+            Some((labels, value(peer)?))
+        });
+        rows.collect::<Vec<_>>().into_iter()
+    };
+    let help = "Bytes of packets from a WireGuard peer";
+    counters_by(registry, "wireguard_peer_received_bytes", help, rows(|peer| Some(peer.received_bytes)));
+    let help = "Bytes of packets sealed for a WireGuard peer";
+    counters_by(registry, "wireguard_peer_sent_bytes", help, rows(|peer| Some(peer.sent_bytes)));
+    let help = "Time since the last handshake with a WireGuard peer; absent without a session";
+    gauges_by(registry, "wireguard_peer_handshake_age_seconds", help, rows(|peer| peer.handshake_seconds));
+    let of_tunnel = |value: fn(&TunnelReport) -> usize| {
+        let rows = report
+            .tunnels
+            .iter()
+            .map(move |tunnel| (vec![("family", tunnel.family.to_string())], value(tunnel) as u64));
+        rows.collect::<Vec<_>>().into_iter()
+    };
+    let help = "WireGuard peers";
+    gauges_by(registry, "wireguard_peers", help, of_tunnel(|tunnel| tunnel.peers.len()));
+    let help = "WireGuard peers with a session";
+    gauges_by(registry, "wireguard_sessions", help, of_tunnel(TunnelReport::sessions));
+    let findings = ConstGauge::new(i64::try_from(report.findings.len()).unwrap_or(i64::MAX));
+    registry.register("wireguard_findings", "Things about encryption that its owner should know", findings);
 }
 
 fn counters_by(registry: &mut Registry, name: &str, help: &str, rows: impl Iterator<Item = (Labels, u64)>) {

@@ -306,6 +306,21 @@ impl Netlink {
             .map_err(|e| NetError::new(format!("give interface {index} the address {address}"), e))
     }
 
+    /// Takes an address away from interface `index`; one that is gone already is fine.
+    pub fn remove_address(&mut self, index: u32, address: IpNet) -> Result<(), NetError> {
+        let mut message = AddressMessage::default();
+        message.header.family = family(address.addr());
+        message.header.prefix_len = address.prefix_len();
+        message.header.index = index;
+        message.attributes.push(AddressAttribute::Local(address.addr()));
+        match self.request(RouteNetlinkMessage::DelAddress(message), NLM_F_ACK) {
+            Err(e) if e.raw_os_error() == Some(libc::EADDRNOTAVAIL) => Ok(()),
+            other => other
+                .map(drop)
+                .map_err(|e| NetError::new(format!("take the address {address} from interface {index}"), e)),
+        }
+    }
+
     /// Returns the addresses of device `index`.
     pub fn addresses(&mut self, index: u32) -> Result<Vec<IpNet>, NetError> {
         let answers = self

@@ -31,7 +31,11 @@ pub struct AgentArgs {
     /// Namespace of the Lease by which agents agree which of them writes status.
     #[arg(long, default_value = "kube-system")]
     pub lease_namespace: String,
-    /// Folder of partial Pod documents merged over those of --manifests (RFC 7386), such as their status.
+    /// Namespace of the Secret in which this node's WireGuard keys are kept, sealed to this machine.
+    #[arg(long, default_value = "calico-system")]
+    pub key_namespace: String,
+    /// Folder of partial Pod and Node documents merged over those of --manifests (RFC 7386), such as status of Pods. With encryption the
+    /// agents of all nodes share it, and each publishes its keys there.
     #[arg(long)]
     pub overlay: Option<PathBuf>,
     /// Folder that survives a restart: endpoints, last valid forms of objects.

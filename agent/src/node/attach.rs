@@ -14,8 +14,10 @@ pub struct Attachments {
     pub commands: Sender<Command>,
     /// What the control thread shows.
     pub board: Board,
-    /// MTU of pods.
-    pub mtu: u32,
+    /// MTU of pods that was told; the uplink's, or what encryption leaves of it, where none was.
+    pub told_mtu: Option<u32>,
+    /// MTU of the smallest uplink.
+    pub uplink_mtu: u32,
     /// Longest wait for policy.
     pub patience: Duration,
 }
@@ -30,7 +32,8 @@ impl AttachHooks for Attachments {
     }
 
     fn default_mtu(&self) -> u32 {
-        self.mtu
+        let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        self.told_mtu.or(board.pod_mtu).unwrap_or(self.uplink_mtu)
     }
 
     fn attach(&self, record: &EndpointRecord, deadline: Instant) -> Result<(), String> {

@@ -60,6 +60,31 @@ pub fn ensure(netlink: &mut Netlink, mtu: u32, gateways: [IpAddr; 2]) -> Result<
     Ok((netlink.existing(KERNEL_END)?, netlink.existing(OUR_END)?))
 }
 
+/// Returns the routes that lead the kernel to pods in `cidrs`, and its own packets to `hosts` through the packet path. `source` says which
+/// of our addresses packets on a route have.
+pub fn wanted_routes(
+    device: u32,
+    gateways: [IpAddr; 2],
+    source: impl Fn(&IpNet) -> Option<IpAddr>,
+    cidrs: &BTreeSet<IpNet>,
+    hosts: &BTreeSet<IpAddr>,
+) -> BTreeSet<NodeRoute> {
+    let mut wanted = BTreeSet::new();
+    let mut lead = |destination: IpNet| {
+        let same = |address: &&IpAddr| address.is_ipv4() == destination.addr().is_ipv4();
+        let Some(gateway) = gateways.iter().find(same).copied() else { return };
+        let way = Way::Via { gateway, device, source: source(&destination) };
+        wanted.insert(NodeRoute { destination, way, metric: 0 });
+    };
+    cidrs.iter().for_each(|cidr| lead(*cidr));
+    // Nothing below these: when the device goes, a node is reached as it was before.
+    hosts.iter().for_each(|host| lead(IpNet::from(*host)));
+    let refused =
+        |cidr: &IpNet| NodeRoute { destination: *cidr, way: Way::Unreachable, metric: WORST_METRIC };
+    wanted.extend(cidrs.iter().map(refused));
+    wanted
+}
+
 /// Keeps the kernel's routes to pods as wanted.
 #[derive(Debug, Default)]
 pub struct PodRoutes {
@@ -68,27 +93,8 @@ pub struct PodRoutes {
 
 impl PodRoutes {
     /// Adds what is missing and removes what is not wanted any more; stops at the first refusal and goes on from there next time.
-    pub fn reconcile(
-        &mut self,
-        netlink: &mut Netlink,
-        device: u32,
-        gateways: [IpAddr; 2],
-        sources: &[IpAddr],
-        cidrs: &BTreeSet<IpNet>,
-    ) -> Result<(), NetError> {
-        let mut wanted = BTreeSet::new();
-        for cidr in cidrs {
-            let same = |address: &&IpAddr| address.is_ipv4() == cidr.addr().is_ipv4();
-            let Some(gateway) = gateways.iter().find(same).copied() else { continue };
-            let source = sources.iter().find(same).copied();
-            wanted.insert(NodeRoute {
-                destination: *cidr,
-                way: Way::Via { gateway, device, source },
-                metric: 0,
-            });
-            wanted.insert(NodeRoute { destination: *cidr, way: Way::Unreachable, metric: WORST_METRIC });
-        }
-        let gone: Vec<NodeRoute> = self.installed.difference(&wanted).copied().collect();
+    pub fn reconcile(&mut self, netlink: &mut Netlink, wanted: &BTreeSet<NodeRoute>) -> Result<(), NetError> {
+        let gone: Vec<NodeRoute> = self.installed.difference(wanted).copied().collect();
         for route in wanted.difference(&self.installed.clone()) {
             netlink.replace_route(route)?;
             self.installed.insert(*route);

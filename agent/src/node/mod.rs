@@ -31,6 +31,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Sender, bounded, unbounded};
+use margay_control::kubernetes::Note;
 use margay_control::{Directory, DirectoryConfig, Kubernetes, KubernetesConfig, Source};
 use margay_core::PortIndex;
 use margay_io::netlink::Follower;
@@ -39,6 +40,9 @@ use margay_io::{AttachChoice, AttachMode, Dataplane, DataplaneConfig, PortSpec, 
 
 use crate::admin::report::NodeView;
 use crate::admin::{AdminServer, DropHub};
+use crate::encryption::keeper::{Annotations, FileKeeper, Keeper, SecretKeeper};
+use crate::encryption::seen::Seen;
+use crate::encryption::{self, conductor::Conductor};
 use crate::endpoints::{Registry, bind_private, serve_cni};
 use crate::net::Netlink;
 use args::{AgentArgs, DatastoreArg};
@@ -91,7 +95,6 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
         links.push(netlink.existing(&uplink.name)?);
     }
     let mtu = links.iter().map(|link| link.mtu).min().unwrap_or(1500);
-    let pod_mtu = args.pod_mtu.unwrap_or(mtu);
     let config = args.worker(random_seed()?);
     let gateways = [config.gateway_v4, config.gateway_v6];
     let (kernel_end, our_end) = host_port::ensure(&mut netlink, mtu, gateways)?;
@@ -196,6 +199,10 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
                 store: args.state_dir.join("store"),
             })?;
             follow(source, commands.clone())?;
+            reconciler.encrypt_with(conductor(
+                args,
+                Box::new(FileKeeper::new(&args.state_dir, args.overlay.as_deref(), &args.node)),
+            ));
             None
         }
         DatastoreArg::Kubernetes => {
@@ -204,9 +211,26 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
                 store: args.state_dir.join("cluster"),
                 node: args.node.clone(),
                 namespace: args.lease_namespace.clone(),
+                key_namespace: args.key_namespace.clone(),
                 seed: random_seed()?,
             })?;
             let notes = source.node_notes();
+            let keeper = {
+                let notes = notes.clone();
+                let say = Box::new(move |wanted: &Annotations| {
+                    let absent = encryption::annotations().map(|name| (name.to_owned(), Note::Absent));
+                    let texts = wanted.iter().map(|(name, text)| (name.clone(), Note::Text(text.clone())));
+                    notes.say("margay-wireguard", absent.chain(texts).collect());
+                });
+                SecretKeeper::new(
+                    &args.state_dir,
+                    &args.node,
+                    source.node_secret(),
+                    source.node_events(),
+                    say,
+                )
+            };
+            reconciler.encrypt_with(conductor(args, Box::new(keeper)));
             follow(source, commands.clone())?;
             Some(notes)
         }
@@ -217,7 +241,8 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
     let hooks = attach::Attachments {
         commands: commands.clone(),
         board: Arc::clone(&board),
-        mtu: pod_mtu,
+        told_mtu: args.pod_mtu,
+        uplink_mtu: mtu,
         patience: args.attach_timeout,
     };
     let cni = serve_cni(listener, Arc::new(Mutex::new(registry)), Arc::new(hooks))?;
@@ -263,6 +288,11 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
         return Err("the worker ended unexpectedly; pods are closed until the agent is started again".into());
     }
     Ok(())
+}
+
+/// Returns who decides about encryption.
+fn conductor(args: &AgentArgs, keeper: Box<dyn Keeper>) -> Conductor {
+    Conductor::new(&args.node, keeper, Seen::open(&args.state_dir.join("wireguard.seen")))
 }
 
 /// Passes what the source tells on to the control thread, on a thread of its own.

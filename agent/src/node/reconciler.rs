@@ -10,6 +10,8 @@
 //! should be. Order of publication for a new pod: its table first, then its port, so a pod is never reachable without its policy
 //! (policy model 28, rows 2 and 7). Nothing is published before the source's first complete picture (row 1): pods stay closed.
 
+mod encryption;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,8 +31,9 @@ use margay_policy_engine::snapshot::Snapshot;
 use margay_wire::MacAddr;
 
 use super::conflist::Conflist;
-use super::host_port::PodRoutes;
+use super::host_port::{PodRoutes, wanted_routes};
 use super::{offloads, unheeded};
+use crate::encryption::report::WireguardReport;
 use crate::endpoints::EndpointRecord;
 use crate::net::{Link, Netlink};
 
@@ -95,6 +98,12 @@ pub struct Shown {
     pub names: Arc<BTreeMap<IpAddr, String>>,
     /// Duration of the last compilation.
     pub compile: Duration,
+    /// Largest packet of pods, where encryption makes it smaller.
+    pub pod_mtu: Option<u32>,
+    /// Encryption, without what only workers know.
+    pub wireguard: WireguardReport,
+    /// What its owner should know about it.
+    pub encryption_problems: Vec<Problem>,
 }
 
 /// The shared form of [`Shown`].
@@ -138,6 +147,7 @@ pub struct Reconciler {
     wanted: Receiver<Vec<(PortIndex, IpAddr)>>,
     asked: BTreeSet<(PortIndex, IpAddr)>,
     conflist: Option<Conflist>,
+    encryption: Option<encryption::Encryption>,
 }
 
 /// What [`Reconciler::new`] starts from.
@@ -195,6 +205,7 @@ impl Reconciler {
             resolved: BTreeSet::new(),
             asked: BTreeSet::new(),
             conflist: from.conflist,
+            encryption: None,
         }
     }
 
@@ -229,6 +240,7 @@ impl Reconciler {
             };
             for command in batch {
                 if !self.obey(command) {
+                    self.end_encryption();
                     return;
                 }
             }
@@ -271,6 +283,9 @@ impl Reconciler {
             tracing::debug!(changes = batch.changes.len(), "the source of truth changed");
         }
         for change in batch.changes {
+            if encryption::concerns(&change) {
+                self.encryption_changed();
+            }
             // Node objects carry pod CIDRs and addresses.
             self.topology_changed |=
                 matches!(&change, Change::Upsert(Object::Node(_)) | Change::Delete(ObjectKey::Node(_)));
@@ -360,6 +375,7 @@ impl Reconciler {
             self.policy_changed = false;
             self.publish_policy();
         }
+        self.settle_encryption();
         self.publish_topology();
         self.resolve_neighbours();
         self.answer_pending();
@@ -468,7 +484,7 @@ impl Reconciler {
             self.topology_generation += 1;
             self.dataplane.publish_topology(Arc::new(builder.build(self.topology_generation)));
         }
-        let prefixes = (local, cidrs.iter().copied().collect::<Vec<_>>());
+        let prefixes = (local.clone(), cidrs.iter().copied().collect::<Vec<_>>());
         if prefixes != self.uplink_prefixes {
             match self.dataplane.set_uplink_prefixes(&prefixes.0, &prefixes.1) {
                 Ok(()) => self.uplink_prefixes = prefixes,
@@ -485,13 +501,34 @@ impl Reconciler {
             }
         }
         let present = |cidr: &IpNet| view.routes.iter().any(|route| route.prefix == *cidr);
-        if !remembered.iter().all(present) {
+        if !remembered.iter().all(present) || !self.hosts().iter().all(|host| present(&IpNet::from(*host))) {
             // Somebody removed one, or the device was made anew; what is there already is only replaced by itself.
             self.routes.invalidate();
         }
         let device = self.kernel_end.index;
         let gateways = [self.config.gateway_v4, self.config.gateway_v6];
-        let result = self.routes.reconcile(&mut self.netlink, device, gateways, &sources, &remembered);
+        let interface = self.assign_interface_addresses();
+        let hosts = self.hosts();
+        self.forget_host_routes(&hosts);
+        let wanted = wanted_routes(
+            device,
+            gateways,
+            |destination| {
+                let is_remote = !local.iter().any(|net| net.contains(destination));
+                let addresses: Vec<IpAddr> =
+                    if is_remote { interface.iter().copied().collect() } else { Vec::new() };
+                addresses
+                    .into_iter()
+                    .chain(sources.iter().copied())
+                    .find(|source| source.is_ipv4() == destination.addr().is_ipv4())
+            },
+            &remembered,
+            &hosts,
+        );
+        let result = self.routes.reconcile(&mut self.netlink, &wanted);
+        if result.is_ok() {
+            self.release_interface_addresses(&interface);
+        }
         self.route_error = result.err().map(|error| chain(&error));
         if let Some(error) = &self.route_error {
             tracing::warn!(error, "the kernel's routes to pods are not as wanted");

@@ -224,6 +224,12 @@ impl NodeView for View {
             }
             .to_owned(),
         });
+        let mut wireguard = board.wireguard;
+        if !wireguard.tunnels.is_empty()
+            && let Ok(report) = self.dataplane.tunnel_report()
+        {
+            wireguard.tell(&report);
+        }
         StatusReport {
             node: self.node.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -236,7 +242,7 @@ impl NodeView for View {
             endpoints: endpoints.collect(),
             ports: ports.collect(),
             workers: workers.collect(),
-            problems: board.problems.to_vec(),
+            problems: board.problems.iter().chain(&board.encryption_problems).cloned().collect(),
             counters: CounterReport::from(&self.dataplane.counters()),
             memory: MemoryReport {
                 resident_bytes: resident_bytes(),
@@ -245,6 +251,7 @@ impl NodeView for View {
             },
             objects: board.objects,
             compile_seconds: board.compile.as_secs_f64(),
+            wireguard,
         }
     }
 

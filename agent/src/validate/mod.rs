@@ -193,7 +193,8 @@ fn namespace_of(key: &ObjectKey) -> Option<&str> {
         | ObjectKey::FelixConfiguration(_)
         | ObjectKey::KubeControllersConfiguration(_)
         | ObjectKey::IpPool(_)
-        | ObjectKey::CalicoNode(_) => None,
+        | ObjectKey::CalicoNode(_)
+        | ObjectKey::Installation(_) => None,
     }
 }
 
