@@ -12,15 +12,18 @@
 use crate::compile::endpoints::Gate;
 use crate::compile::lookup::{Lookup, STAGE};
 use crate::compile::rows::Line;
-use crate::compile::shortlist::asked;
-use crate::compile::table::{Settled, Standing, Table};
+use crate::compile::shortlist::{Listed, asked};
+use crate::compile::table::Standing;
 use crate::packet::IdentityId;
 use crate::snapshot::{Judgement, Query, Snapshot, judgement};
+
+/// How far ahead queries are asked for: far enough that even one from memory is there in time.
+const AHEAD: usize = 12;
 
 /// A packet that needs another step: its place in the batch, and what the step before found.
 #[derive(Clone, Copy, Default)]
 struct Open<'a> {
-    table: Option<&'a Table>,
+    gate: Option<&'a Gate>,
     /// The identity of the far end, then the number of its row.
     number: u32,
     /// What a shortlist is asked.
@@ -42,9 +45,9 @@ impl Snapshot {
 
     fn judge_stage(&self, queries: &[Query], out: &mut [Option<Judgement>]) {
         let mut gates: [Option<&Gate>; STAGE] = [None; STAGE];
-        for (query, gate) in queries.iter().zip(&mut gates) {
+        for (place, (query, gate)) in queries.iter().zip(&mut gates).enumerate() {
+            margay_accel::prefetch_item(queries, place + AHEAD);
             *gate = self.endpoints.get(query.endpoint, query.direction);
-            gate.iter().for_each(|gate| gate.table.prefetch());
             if let Some(end) = gate.and_then(|gate| gate.far) {
                 self.addresses.prefetch_page(end.address(&query.packet));
             }
@@ -62,13 +65,12 @@ impl Snapshot {
         for (place, ((gate, identity), out)) in (0u8..).zip(gates.iter().zip(identities).zip(&mut *out)) {
             *out = gate.map(|gate| gate.default);
             let Some(gate) = gate else { continue };
-            open[count % STAGE] =
-                Open { table: Some(&gate.table), number: identity.0, place, ..Open::default() };
+            open[count % STAGE] = Open { gate: Some(gate), number: identity.0, place, ..Open::default() };
             count += usize::from(identity != IdentityId(0) || !gate.is_closed);
         }
         let open = &mut open[..count];
-        for Open { table, number, .. } in &*open {
-            table.iter().for_each(|table| table.prefetch_list(IdentityId(*number)));
+        for Open { gate, number, .. } in &*open {
+            gate.iter().for_each(|gate| gate.lists.prefetch(*number));
         }
         // What needs no far memory is done while the lines are on their way.
         for open in &mut *open {
@@ -76,22 +78,27 @@ impl Snapshot {
         }
         let mut count = 0;
         for n in 0..open.len() {
-            let Open { table: Some(table), place, number, asked, .. } = open[n] else { continue };
-            let list = table.list(IdentityId(number));
-            open[n].number = list.row();
-            match table.settle_by(asked, list) {
-                Settled::By(verdict, point) => {
-                    out[usize::from(place)] = Some(judgement(table, (verdict, point)));
+            let Open { gate: Some(gate), place, number, asked, .. } = open[n] else { continue };
+            let (mut listed, row) = gate.lists.find(number, asked);
+            if listed == Listed::Absent {
+                if gate.is_closed {
+                    continue;
                 }
-                Settled::From(point) => {
-                    open[count] = Open { first: Some(point), ..open[n] };
-                    count += 1;
-                }
-                Settled::Open => {
-                    open[count] = open[n];
-                    count += 1;
-                }
+                listed = gate.table.of_nothing(asked);
             }
+            open[n].number = row;
+            let first = match listed {
+                // The verdict of what agrees with no rule is there already.
+                Listed::Nothing => continue,
+                Listed::Final(point, allows) => {
+                    out[usize::from(place)] = Some(gate.decided(point, allows));
+                    continue;
+                }
+                Listed::First(point) => Some(point),
+                Listed::Unknown | Listed::Absent => None,
+            };
+            open[count] = Open { first, ..open[n] };
+            count += 1;
         }
         if count > 0 {
             self.judge_by_rows(queries, out, &open[..count]);
@@ -108,7 +115,7 @@ impl Snapshot {
         let all = || {
             let open = open.iter().enumerate();
             open.filter_map(|(n, open)| {
-                Some((n, open, open.table?, &queries[usize::from(open.place)].packet))
+                Some((n, open, &*open.gate?.table, &queries[usize::from(open.place)].packet))
             })
         };
         let asked = || all().filter(|(_, open, ..)| open.first.is_none());

@@ -37,7 +37,7 @@ pub fn bench(count: usize) -> Result<()> {
         Want::Nothing,
     );
     let ours = time(&snapshot, &all, in_batches);
-    line("IPv4: identity of a random address, batches of 32", ours, "ns", Want::AtMost(20.0, 15.0));
+    line("IPv4: identity of a random address, batches of 64", ours, "ns", Want::AtMost(20.0, 15.0));
     drop(snapshot);
     match peers::lpm(&members, &addresses) {
         Err(why) => skipped("peer: BPF LPM trie", why),
@@ -89,8 +89,8 @@ fn one_by_one(snapshot: &Snapshot, addresses: &[IpAddr]) {
 }
 
 fn in_batches(snapshot: &Snapshot, addresses: &[IpAddr]) {
-    let mut found = [IdentityId(0); 32];
-    for batch in addresses.chunks_exact(32) {
+    let mut found = [IdentityId(0); 64];
+    for batch in addresses.chunks_exact(64) {
         snapshot.identities(batch, &mut found);
         black_box(&found);
     }

@@ -89,11 +89,26 @@ pub fn agreeing_lanes(
     scalar::agreeing_lanes(firsts, beyond, classes, port, class)
 }
 
+/// Returns a bit for every lane that is `wanted`.
+///
+/// Shape: four lanes; bit 0 is the first.
+#[inline(always)]
+pub fn equal_lanes(lanes: &[u32; 4], wanted: u32) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE2 is part of every x86_64, and the function needs nothing else.
+    unsafe {
+        sse2::equal_lanes(lanes, wanted)
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    scalar::equal_lanes(lanes, wanted)
+}
+
 #[cfg(target_arch = "x86_64")]
 mod sse2 {
     use core::arch::x86_64::{
-        _mm_and_si128, _mm_andnot_si128, _mm_cmpeq_epi16, _mm_movemask_epi8, _mm_packs_epi16, _mm_set1_epi16,
-        _mm_setr_epi16, _mm_setzero_si128, _mm_sub_epi16, _mm_subs_epu16,
+        _mm_and_si128, _mm_andnot_si128, _mm_castsi128_ps, _mm_cmpeq_epi16, _mm_cmpeq_epi32,
+        _mm_movemask_epi8, _mm_movemask_ps, _mm_packs_epi16, _mm_set1_epi16, _mm_set1_epi32, _mm_setr_epi16,
+        _mm_setr_epi32, _mm_setzero_si128, _mm_sub_epi16, _mm_subs_epu16,
     };
 
     #[target_feature(enable = "sse2")]
@@ -116,6 +131,14 @@ mod sse2 {
         let agrees = _mm_andnot_si128(_mm_cmpeq_epi16(shared, zero), is_near);
         _mm_movemask_epi8(_mm_packs_epi16(agrees, zero)).cast_unsigned()
     }
+
+    #[target_feature(enable = "sse2")]
+    #[inline]
+    pub(super) fn equal_lanes(lanes: &[u32; 4], wanted: u32) -> u32 {
+        let [a, b, c, d] = lanes.map(u32::cast_signed);
+        let equal = _mm_cmpeq_epi32(_mm_setr_epi32(a, b, c, d), _mm_set1_epi32(wanted.cast_signed()));
+        _mm_movemask_ps(_mm_castsi128_ps(equal)).cast_unsigned()
+    }
 }
 
 /// The same functions without help from the processor.
@@ -131,6 +154,11 @@ pub mod scalar {
         let agrees =
             |lane: usize| port.wrapping_sub(firsts[lane]) <= beyond[lane] && classes[lane] & class != 0;
         (0..8).map(|lane| u32::from(agrees(lane)) << lane).sum()
+    }
+
+    /// As [`super::equal_lanes`].
+    pub fn equal_lanes(lanes: &[u32; 4], wanted: u32) -> u32 {
+        (0..4).map(|lane| u32::from(lanes[lane] == wanted) << lane).sum()
     }
 
     /// Does nothing: a hint may always be left out.
@@ -168,6 +196,16 @@ mod tests {
             agreed += lanes.count_ones();
         }
         assert!(agreed > 1_000, "{agreed}");
+    }
+
+    #[test]
+    fn lanes_that_are_equal() {
+        for (lanes, wanted) in
+            [([1, 2, 3, 4], 3), ([7; 4], 7), ([0, u32::MAX, 0, 1 << 31], 0), ([1, 2, 3, 4], 5)]
+        {
+            assert_eq!(equal_lanes(&lanes, wanted), scalar::equal_lanes(&lanes, wanted));
+        }
+        assert_eq!(equal_lanes(&[5, 9, 5, 5], 5), 0b1101);
     }
 
     #[test]

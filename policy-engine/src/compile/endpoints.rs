@@ -3,63 +3,72 @@
 use std::sync::Arc;
 
 use super::numbers::Numbers;
-use super::shortlist::End;
+use super::shortlist::{End, Lists};
 use super::table::Table;
-use crate::packet::{Direction, EndpointId};
-use crate::snapshot::{Judgement, judgement};
+use crate::packet::{Direction, EndpointId, Verdict};
+use crate::snapshot::{Judgement, RuleRef, judgement};
 
-/// What a packet reads of its table first.
+/// What a packet reads first, and mostly all that it reads of its table: a cache line.
 #[derive(Clone, Debug)]
+#[repr(align(64))]
 pub(crate) struct Gate {
     pub(crate) table: Arc<Table>,
+    /// The table's lists.
+    pub(crate) lists: Lists,
     /// The first decision point that decides whatever reaches it: its number, and what it says.
     pub(crate) default: Judgement,
+    /// Number of the table's first decision point.
+    base: u32,
     /// The end whose address the table asks for; `None` where it does not matter who an address is.
     pub(crate) far: Option<End>,
     /// Whether what belongs to nothing at that end always gets `default`.
     pub(crate) is_closed: bool,
 }
 
+const _: () = assert!(size_of::<Gate>() == 64);
+
 impl Gate {
     fn new(table: Arc<Table>) -> Self {
         Self {
+            lists: table.lists().clone(),
             default: judgement(&table, table.verdict()),
+            base: table.base,
             far: table.far(),
             is_closed: table.is_closed(),
             table,
         }
     }
-}
 
-/// One endpoint: a cache line.
-#[derive(Clone, Debug)]
-#[repr(align(64))]
-struct Entry {
-    gates: [Gate; 2],
-    endpoint: EndpointId,
+    /// Returns what it means that a point of the table decides.
+    #[inline(always)]
+    pub(crate) fn decided(&self, point: u16, allows: bool) -> Judgement {
+        let verdict = if allows { Verdict::Allow } else { Verdict::Deny };
+        Judgement { verdict, rule: RuleRef(self.base + u32::from(point)) }
+    }
 }
 
 /// All of them, side by side: there are few, so a worker has them near.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Endpoints {
-    /// Place in `entries`, plus one.
+    /// Place in `gates`, plus one.
     places: Numbers,
-    entries: Vec<Entry>,
+    gates: Vec<[Gate; 2]>,
+    endpoints: Vec<EndpointId>,
 }
 
 impl Endpoints {
     /// Adds an endpoint that is not there yet.
     pub(crate) fn insert(&mut self, endpoint: EndpointId, ingress: Arc<Table>, egress: Arc<Table>) {
-        let gates = [Gate::new(ingress), Gate::new(egress)];
-        self.entries.push(Entry { gates, endpoint });
-        self.places.insert(endpoint.0, self.entries.len() as u32);
+        self.gates.push([Gate::new(ingress), Gate::new(egress)]);
+        self.endpoints.push(endpoint);
+        self.places.insert(endpoint.0, self.gates.len() as u32);
     }
 
     /// Returns what a packet of the endpoint meets.
     #[inline(always)]
     pub(crate) fn get(&self, endpoint: EndpointId, direction: Direction) -> Option<&Gate> {
         let place = (self.places.get(endpoint.0) as usize).wrapping_sub(1);
-        self.entries.get(place).map(|entry| &entry.gates[usize::from(direction == Direction::Egress)])
+        self.gates.get(place).map(|gates| &gates[usize::from(direction == Direction::Egress)])
     }
 
     /// Returns the table of an endpoint.
@@ -70,11 +79,11 @@ impl Endpoints {
 
     /// Number of endpoints.
     pub(crate) fn len(&self) -> usize {
-        self.entries.len()
+        self.endpoints.len()
     }
 
     /// Returns every endpoint.
     pub(crate) fn ids(&self) -> impl Iterator<Item = EndpointId> {
-        self.entries.iter().map(|entry| entry.endpoint)
+        self.endpoints.iter().copied()
     }
 }

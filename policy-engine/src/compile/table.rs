@@ -14,7 +14,7 @@ use super::program::{Outcome, Program};
 use super::rows::{Line, RowIndex, Rows};
 use super::rules::{icmp_view, ports};
 use super::sets::{Membership, SetId};
-use super::shortlist::{End, Listed, Shortlist, Shortlists, asked};
+use super::shortlist::{End, Listed, Lists, Shortlist, Shortlists, asked};
 use crate::packet::{Epoch, HostVerdict, IdentityId, PacketTuple};
 
 /// The rows of one end: what the identity of an address leaves standing.
@@ -62,8 +62,8 @@ impl Identified {
             Some(stop) => Shortlist::new(program, end, stop, program.shape.bits_of(rows.row(0))),
             None => Shortlist::default(),
         };
+        let (lists, numbers) = (Shortlists::new(&nothing), Numbers::default());
         index.lists.push(nothing);
-        let (lists, numbers) = (Shortlists::new(nothing), Numbers::default());
         Self { lists, numbers, rows, stop, end, relevant: Arc::new(relevant) }
     }
 
@@ -110,7 +110,7 @@ impl Identified {
     #[inline]
     fn number(&self, identity: IdentityId) -> u32 {
         match self.stop {
-            Some(_) => self.lists.get(identity.0).row(),
+            Some(_) => self.lists.lists().row(identity.0),
             None => self.numbers.get(identity.0),
         }
     }
@@ -215,12 +215,6 @@ impl Table {
         self.asks_who[0].then_some(self.end)
     }
 
-    /// Asks for what [`Table::prefetch_list`] reads.
-    #[inline(always)]
-    pub(crate) fn prefetch(&self) {
-        margay_accel::prefetch_item(std::slice::from_ref(&self.far.lists), 0);
-    }
-
     /// Returns the identity of the far end, of those of source and destination.
     #[inline(always)]
     pub(crate) fn far_of(&self, [source, destination]: [IdentityId; 2]) -> IdentityId {
@@ -246,16 +240,16 @@ impl Table {
         (self.verdict, self.stop as usize)
     }
 
-    /// Asks for what [`Table::list`] reads.
+    /// Returns the lists of the far end.
     #[inline(always)]
-    pub(crate) fn prefetch_list(&self, identity: IdentityId) {
-        self.far.lists.prefetch(identity.0);
+    pub(crate) fn lists(&self) -> &Lists {
+        self.far.lists.lists()
     }
 
-    /// Returns the list of the far end.
+    /// Returns what is listed of a far end that belongs to nothing.
     #[inline(always)]
-    pub(crate) fn list(&self, identity: IdentityId) -> &Shortlist {
-        self.far.lists.get(identity.0)
+    pub(crate) fn of_nothing(&self, asked: (u16, u16)) -> Listed {
+        self.far.lists.of_nothing(asked)
     }
 
     /// Settles what the far end's identity can settle.
@@ -265,23 +259,19 @@ impl Table {
             let (verdict, point) = self.verdict();
             return Settled::By(verdict, point);
         }
-        self.settle_by(asked(packet), self.list(identity))
-    }
-
-    /// The same by a list of this table.
-    #[inline(always)]
-    pub(crate) fn settle_by(&self, asked: (u16, u16), list: &Shortlist) -> Settled {
-        if asked.0 == 0 {
-            return Settled::Open;
-        }
-        match list.find(asked) {
+        let asked = asked(packet);
+        let listed = match self.lists().find(identity.0, asked).0 {
+            Listed::Absent => self.of_nothing(asked),
+            listed => listed,
+        };
+        match listed {
             Listed::Nothing => Settled::By(self.verdict, self.stop as usize),
             Listed::Final(point, allows) => {
                 let verdict = if allows { HostVerdict::Allow } else { HostVerdict::Deny };
                 Settled::By(verdict, usize::from(point))
             }
             Listed::First(point) => Settled::From(point),
-            Listed::Unknown => Settled::Open,
+            Listed::Unknown | Listed::Absent => Settled::Open,
         }
     }
 
