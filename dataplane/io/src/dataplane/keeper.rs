@@ -3,13 +3,15 @@
 //! Workers reach no map of the kernel programs, and a port's frames may end another worker than its own; so whoever sees all of it
 //! decides. Until then the port rests at the worker that it ended, which itself goes on at once.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam::channel::{Receiver, Sender};
 use margay_core::{PortIndex, WorkerIndex};
 
-use super::{Control, Hand};
+use super::{Control, Dataplane, Hand};
 use crate::panics::{Judgement, Ledger, WorkerPanic};
+use crate::spec::DataplaneError;
 use crate::thread::Command;
 
 pub(super) struct Keeper {
@@ -74,5 +76,42 @@ impl Keeper {
         {
             let _ = hand.waker.wake();
         }
+    }
+}
+
+impl Dataplane {
+    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns where panics of workers arrive, each with the frame that was at hand. One that finds no room is counted all the same
+    /// ([`SharedCounters::panics`]).
+    pub fn panics(&self) -> Receiver<WorkerPanic> {
+        self.panics.clone()
+    }
+
+    /// Returns the ports whose frames ended workers so often that nothing is taken from them any more; see [`crate::panics`].
+    pub fn quarantined(&self) -> BTreeSet<PortIndex> {
+        self.ledger().quarantined().clone()
+    }
+
+    /// Ends a port's quarantine; what waited at the port is forgotten. Returns whether it was quarantined.
+    ///
+    /// Errors: no such port; the kernel refuses to open it: it stays quarantined; a worker is gone.
+    pub fn release(&self, index: PortIndex) -> Result<bool, DataplaneError> {
+        let mut guard = self.control();
+        let control = &mut *guard;
+        let port = control.ports.get(&index).ok_or(DataplaneError::NoPort(index.0))?;
+        if !self.ledger().quarantined().contains(&index) {
+            return Ok(false);
+        }
+        control.steer.open(port.report.ifindex)?;
+        // Before its frames count again.
+        self.ledger().forget(index);
+        for (worker, _) in &port.statistics {
+            self.tell(*worker, Command::Open { port: index })?;
+        }
+        tracing::info!(port = index.0, device = port.spec.device, "the port is released from quarantine");
+        Ok(true)
     }
 }

@@ -1,0 +1,193 @@
+//! What the packet path says of itself: counters, flows, told packets, memory.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, bounded};
+use margay_core::spread::HOST_KEEPER;
+use margay_core::tunnel::TunnelReport;
+use margay_core::worker::{Captured, FlowRecord, TapFilter, TapId};
+use margay_core::{Counters, Nanos, PacketEvent, PortIndex, WorkerIndex};
+
+use super::{Dataplane, Hand};
+use crate::spec::{DataplaneError, FrameReport, MemoryReport, PortCounters, PortReport, PortSpec};
+use crate::thread::{self, Command, SharedCounters};
+use crate::xsk::RING_SIZE;
+
+/// Kernel memory per chunk and bound socket without the rings, as measured on Linux 6.18 (docs/decisions/0002); it is outside our
+/// resident size.
+const KERNEL_BYTES_PER_CHUNK_AND_SOCKET: u64 = 129;
+/// Told packets that may wait for one watcher.
+const WATCHED: usize = 4_096;
+/// The flow table of worker `w` is listed at cursors from `w << WORKER_SHIFT` on.
+const WORKER_SHIFT: u32 = 40;
+
+impl Dataplane {
+    /// Returns the core's counters as of the last burst, all workers' together.
+    pub fn counters(&self) -> Counters {
+        let mut sum = Counters::default();
+        for hand in self.hands.iter() {
+            sum += &hand.counters.load();
+        }
+        sum
+    }
+
+    /// Returns each worker's own numbers: its part of the counters, wake-ups, turns, lost drop events.
+    pub fn worker_counters(&self) -> impl Iterator<Item = &SharedCounters> {
+        self.hands.iter().map(|hand| &*hand.counters)
+    }
+
+    /// Returns the time since each worker's last heartbeat.
+    pub fn heartbeat_ages(&self) -> Vec<Duration> {
+        let now = thread::now();
+        let age = |hand: &Hand| (now - Nanos(hand.counters.last_stamp.load(Relaxed))).0;
+        self.hands.iter().map(|hand| Duration::from_nanos(age(hand))).collect()
+    }
+
+    /// Returns the longest time since a worker's last heartbeat.
+    pub fn heartbeat_age(&self) -> Duration {
+        self.heartbeat_ages().into_iter().max().unwrap_or_default()
+    }
+
+    /// Returns what each port did.
+    ///
+    /// Errors: a silent worker.
+    pub fn port_counters(&self) -> Result<BTreeMap<PortIndex, PortCounters>, DataplaneError> {
+        let mut kernel = Vec::new();
+        for worker in self.workers() {
+            kernel.extend(self.ask(worker, |reply| Command::Statistics { reply })?);
+        }
+        let mut all: BTreeMap<PortIndex, PortCounters> = BTreeMap::new();
+        for (index, port) in &self.control().ports {
+            let sum = all.entry(*index).or_default();
+            for (_, from) in &port.statistics {
+                sum.rx_packets += from.rx_packets.load(Relaxed);
+                sum.rx_bytes += from.rx_bytes.load(Relaxed);
+                sum.tx_packets += from.tx_packets.load(Relaxed);
+                sum.tx_bytes += from.tx_bytes.load(Relaxed);
+                sum.tx_failed += from.tx_failed.load(Relaxed);
+                sum.refused += from.refused.load(Relaxed);
+                sum.gone |= from.gone.load(Relaxed);
+            }
+        }
+        for (index, socket) in kernel {
+            if let Some(port) = all.get_mut(&index) {
+                port.kernel.rx_dropped += socket.rx_dropped;
+                port.kernel.rx_ring_full += socket.rx_ring_full;
+                port.kernel.fill_ring_empty += socket.fill_ring_empty;
+                port.kernel.invalid_descriptors += socket.invalid_descriptors;
+            }
+        }
+        Ok(all)
+    }
+
+    /// Returns the ports, each with its specification and report.
+    pub fn ports(&self) -> Vec<(PortSpec, PortReport)> {
+        self.control().ports.values().map(|p| (p.spec.clone(), p.report.clone())).collect()
+    }
+
+    /// Begins to tell packets that match `filter`, from every worker, until [`Dataplane::end_watch`]. A watcher that does not
+    /// keep up misses packets, which the next one it gets counts; it never holds a worker up.
+    ///
+    /// Errors: a worker that does not answer.
+    pub fn watch(&self, filter: TapFilter) -> Result<(TapId, Receiver<Captured>), DataplaneError> {
+        let (told, packets) = bounded(WATCHED);
+        let id = TapId(self.next_tap.fetch_add(1, Relaxed));
+        for worker in self.workers() {
+            let (filter, told) = (filter.clone(), told.clone());
+            self.ask(worker, |done| Command::Watch { id, filter, told, done })?;
+        }
+        Ok((id, packets))
+    }
+
+    /// Ends [`Dataplane::watch`].
+    pub fn end_watch(&self, id: TapId) {
+        for worker in self.workers() {
+            // A worker that is gone tells nobody.
+            let _ = self.tell(worker, Command::EndWatch { id });
+        }
+    }
+
+    /// Returns up to `limit` live flows from position `cursor`, and where to go on; `None` at the end. Small pieces keep a worker's
+    /// bursts short. Start at 0.
+    ///
+    /// Errors: a silent worker.
+    pub fn flows(
+        &self,
+        cursor: usize,
+        limit: usize,
+    ) -> Result<(Vec<FlowRecord>, Option<usize>), DataplaneError> {
+        let (at, slot) = (cursor >> WORKER_SHIFT, cursor & ((1 << WORKER_SHIFT) - 1));
+        if at >= self.hands.len() {
+            return Ok((Vec::new(), None));
+        }
+        let worker = WorkerIndex(at as u16);
+        let (flows, next) = self.ask(worker, |reply| Command::Flows { cursor: slot, limit, reply })?;
+        let next = match next {
+            Some(slot) => Some(at << WORKER_SHIFT | slot),
+            None => (at + 1 < self.hands.len()).then_some((at + 1) << WORKER_SHIFT),
+        };
+        Ok((flows, next))
+    }
+
+    /// Returns the state of the tunnels: the plan in force, our keys, every peer.
+    ///
+    /// Errors: a silent worker.
+    pub fn tunnel_report(&self) -> Result<TunnelReport, DataplaneError> {
+        let parts = self.workers().map(|worker| self.ask(worker, |reply| Command::Tunnels { reply }));
+        Ok(TunnelReport::new(parts.collect::<Result<Vec<_>, _>>()?))
+    }
+
+    /// Returns where sampled drop events arrive.
+    pub fn drop_events(&self) -> Receiver<PacketEvent> {
+        self.drops.clone()
+    }
+
+    /// Returns where lists of neighbours that packets wait for arrive; each list replaces the one before.
+    pub fn wanted_neighbours(&self) -> Receiver<Vec<(PortIndex, IpAddr)>> {
+        self.wanted.clone()
+    }
+
+    /// Returns what the packet path costs in memory.
+    ///
+    /// Errors: a silent worker.
+    pub fn memory(&self) -> Result<MemoryReport, DataplaneError> {
+        let (chunks, _) = self.ask(HOST_KEEPER, |reply| Command::Census { reply })?;
+        let control = self.control();
+        let sockets: u32 = control.ports.values().map(|p| p.report.queues).sum();
+        // Two rings of 16-byte and two of 8-byte entries.
+        let ring_bytes = u64::from(sockets) * u64::from(RING_SIZE) * 48;
+        let kernel_bytes =
+            KERNEL_BYTES_PER_CHUNK_AND_SOCKET * u64::from(control.umem.chunks()) * u64::from(sockets);
+        Ok(MemoryReport { umem_bytes: control.umem.bytes(), ring_bytes, kernel_bytes, sockets, chunks })
+    }
+
+    /// Returns where the frames are, by two books that agree when nothing is under way and no frame was ever lost.
+    ///
+    /// Errors: a silent worker.
+    pub fn frames(&self) -> Result<FrameReport, DataplaneError> {
+        let mut report = FrameReport::default();
+        for worker in self.workers() {
+            let own = self.ask(worker, |reply| Command::Frames { reply })?;
+            report.listed += own.at_hand;
+            report.spares += own.spares;
+            report.waiting += own.waiting as usize;
+            for (port, filled, in_flight) in own.rings {
+                let sum = report.rings.entry(port).or_default();
+                *sum = (sum.0 + filled, sum.1 + in_flight);
+            }
+        }
+        let (table, in_depot) = self.ask(HOST_KEEPER, |reply| Command::Census { reply })?;
+        report.table = table;
+        report.listed += in_depot;
+        Ok(report)
+    }
+
+    /// Returns the directory of the pinned links.
+    pub fn bpffs(&self) -> &Path {
+        &self.config.bpffs
+    }
+}
