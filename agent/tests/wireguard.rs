@@ -152,3 +152,148 @@ fn pm_25_one_switch_and_keys_peers_and_mtu_follow() {
     assert!(within(10, || peers(&lab, "node1").len() == 2));
     assert_eq!(published(&lab, "node1"), keys, "and the keys are as before");
 }
+
+/// Bytes that a node sealed for the other, in both tunnels.
+fn sealed(lab: &Lab, node: &str) -> u64 {
+    peers(lab, node).iter().filter_map(|peer| peer["sent_bytes"].as_u64()).sum()
+}
+
+fn sessions(lab: &Lab, node: &str) -> usize {
+    peers(lab, node).iter().filter(|peer| peer["handshake_seconds"].is_u64()).count()
+}
+
+#[test]
+fn pm_25_6_pods_and_with_host_encryption_nodes_speak_sealed() {
+    let name = "pm_25_6_pods_and_with_host_encryption_nodes_speak_sealed";
+    if skipped(name, &["curl", "python3"]) {
+        return;
+    }
+    let manifests = format!(
+        "{THREE_PODS}---\n{}",
+        felix("default", "{wireguardEnabled: true, wireguardEnabledV6: true}")
+    );
+    let lab = Lab::up("wh", &manifests);
+    let _servers = ["shop/web", "shop/db", "shop/far", "node2"].map(|place| lab.serve(place, 8000));
+    for address in lab.addresses("shop/far") {
+        assert!(within(10, || lab.fetches("shop/web", &address, 8000)), "{address}{}", lab.diagnosis());
+    }
+    assert!(
+        within(10, || sessions(&lab, "node1") == 2 && sessions(&lab, "node2") == 2),
+        "{:?}",
+        peers(&lab, "node1")
+    );
+    // What is sealed, by who speaks to whom (policy model 25.6).
+    let grows = |from: &str, to: &str| {
+        let before = sealed(&lab, "node1");
+        for address in lab.addresses(to) {
+            assert!(
+                within(5, || lab.fetches(from, &address, 8000)),
+                "{from} to {to} at {address}{}",
+                lab.diagnosis()
+            );
+        }
+        sealed(&lab, "node1") > before
+    };
+    assert!(grows("shop/web", "shop/far"), "pod to pod");
+    assert!(grows("node1", "shop/far"), "node to pod elsewhere");
+    assert!(!grows("shop/web", "shop/db"), "pods of one node");
+    assert!(!grows("shop/web", "node2"), "pod to another node");
+    assert!(!grows("node1", "node2"), "node to node");
+    let flows = {
+        let socket = folder(&lab).join("nodes/node1/run/admin.sock");
+        let output = Command::new(env!("CARGO_BIN_EXE_margay"))
+            .args(["flows", "--socket"])
+            .arg(socket)
+            .output()
+            .expect("run");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let row = |ends: [&str; 2]| {
+        flows.lines().find(|line| ends.iter().all(|end| line.contains(end))).expect("a flow")
+    };
+    assert!(row(["shop/web", "shop/far"]).contains("both ways"), "{flows}");
+    assert!(row(["shop/web", "shop/db"]).contains(" no "), "{flows}");
+
+    let both = "{wireguardEnabled: true, wireguardEnabledV6: true, wireguardHostEncryptionEnabled: true}";
+    lab.apply("pods.yaml", &format!("{THREE_PODS}---\n{}", felix("default", both)));
+    let route = || lab.must("node1", &["ip", "route", "get", &lab.addresses("node2")[0]]);
+    assert!(within(10, || route().contains("mgy0")), "{}", route());
+    assert!(within(10, || grows("node1", "node2")), "node to node{}", lab.diagnosis());
+    assert!(within(5, || grows("shop/web", "node2")), "pod to another node");
+    assert!(grows("shop/web", "shop/far"));
+    // An agent that ends lets its node speak as before; the others hear it once their sessions are over, or it is back.
+    let agent = lab.agent("node1").to_string();
+    assert!(Command::new("kill").arg(&agent).status().expect("kill").success());
+    assert!(within(10, || lab.agent_is_gone("node1")));
+    assert!(within(5, || !route().contains("mgy0")), "{}", route());
+    let manifests = lab.directory.join("manifests");
+    let output =
+        lab.call("up", &["--nodes", "2", "--manifests", &manifests.to_string_lossy()]).output().expect("run");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(within(20, || route().contains("mgy0")), "{}", route());
+    assert!(within(20, || grows("node1", "node2")), "node to node, after a restart{}", lab.diagnosis());
+    assert!(within(5, || grows("shop/web", "shop/far")));
+    lab.books_balance();
+}
+
+#[test]
+fn pm_32_4_strict_refuses_by_name_what_cannot_be_sealed() {
+    let name = "pm_32_4_strict_refuses_by_name_what_cannot_be_sealed";
+    if skipped(name, &["curl", "python3"]) {
+        return;
+    }
+    let pool = "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: pods}\nspec: {cidr: 10.244.0.0/16}\n";
+    let strict =
+        |more: &str| felix("default", &format!("{{wireguardEnabled: true, encryptionMode: Strict{more}}}"));
+    let lab = Lab::up("ws", &format!("{THREE_PODS}---\n{pool}---\n{}", strict("")));
+    let _servers = ["shop/far", "node2"].map(|place| lab.serve(place, 8000));
+    let [far, _] = lab.addresses("shop/far");
+    let [node2, _] = lab.addresses("node2");
+    assert!(within(10, || lab.fetches("shop/web", &far, 8000)), "{}", lab.diagnosis());
+    assert!(sealed(&lab, "node1") > 0);
+    // From the first second on: what came before the keys were known was refused, not sent in clear.
+    let before = lab.drops("node1", "unencrypted");
+
+    // The other node has no key any more.
+    lab.apply("optout.yaml", &felix("node.node2", "{wireguardEnabled: false}"));
+    assert!(within(10, || peers(&lab, "node1").is_empty()));
+    assert!(!lab.fetches("shop/web", &far, 8000), "in clear");
+    assert!(lab.drops("node1", "unencrypted") > before, "{}", lab.diagnosis());
+    assert!(
+        within(5, || lab.fetches("shop/web", &node2, 8000)),
+        "nodes are reached all the same{}",
+        lab.diagnosis()
+    );
+
+    // It may be spoken to in clear.
+    lab.apply(
+        "pods.yaml",
+        &format!(
+            "{THREE_PODS}---\n{pool}---\n{}",
+            strict(", encryptionExemptNodes: kubernetes.io/hostname == 'node2'")
+        ),
+    );
+    assert!(within(10, || lab.fetches("shop/web", &far, 8000)), "{}", lab.diagnosis());
+
+    // Or the pool is none that is encrypted.
+    lab.withdraw("optout.yaml");
+    lab.apply(
+        "pods.yaml",
+        &format!(
+            "{THREE_PODS}---\n{}---\n{}",
+            pool.replace("}\n", ", encryption: None}\n")
+                .replace("name: pods, encryption: None", "name: pods"),
+            strict("")
+        ),
+    );
+    assert!(
+        within(10, || peers(&lab, "node1")
+            .iter()
+            .any(|peer| peer["allowed"].as_array().is_some_and(Vec::is_empty))),
+        "{:?}",
+        peers(&lab, "node1")
+    );
+    let before = sealed(&lab, "node1");
+    assert!(within(10, || lab.fetches("shop/web", &far, 8000)), "{}", lab.diagnosis());
+    assert_eq!(sealed(&lab, "node1"), before, "in clear, as it is said");
+}

@@ -171,10 +171,11 @@ fn render_status(report: &StatusReport) -> String {
         mib(memory.umem_bytes),
         mib(memory.kernel_bytes)
     ));
-    if let Some(encryption) = encryption(&report.wireguard) {
-        add(format!("Encrypted: {encryption}"));
-    }
     let counters = &report.counters;
+    if let Some(encryption) = encryption(&report.wireguard) {
+        let (sealed, opened) = (counters.sealed, counters.opened);
+        add(format!("Encrypted: {encryption}; {sealed} packets sealed, {opened} opened"));
+    }
     let dropped: u64 = counters.drops.values().sum();
     add(format!(
         "Packets:   {} received, {} forwarded, {} answered, {} held, {dropped} dropped",

@@ -165,6 +165,14 @@ pub struct CounterReport {
     pub forwarded: u64,
     /// Frames answered by us.
     pub answered: u64,
+    /// Packets of our own that began the way into a tunnel.
+    pub made: u64,
+    /// WireGuard messages that carried no packet and needed no answer.
+    pub messages: u64,
+    /// Packets sealed; they are forwarded too.
+    pub sealed: u64,
+    /// Packets that came sealed and were opened.
+    pub opened: u64,
     /// Frames that wait for a neighbour.
     pub held: u64,
     /// ICMP errors sent.
@@ -194,6 +202,10 @@ impl From<&Counters> for CounterReport {
             handed_over: counters.handed_over,
             forwarded: counters.forwarded,
             answered: counters.answered,
+            made: counters.made,
+            messages: counters.messages,
+            sealed: counters.sealed,
+            opened: counters.opened,
             held: counters.held,
             icmp_errors_sent: counters.icmp_errors_sent,
             resets_sent: counters.resets_sent,

@@ -147,7 +147,8 @@ async fn ready(State(view): State<Arc<dyn NodeView>>) -> impl IntoResponse {
 
 type Labels = Vec<(&'static str, String)>;
 
-/// Writes the metrics of `status` as OpenMetrics text. The sum of endings equals `packets_received_total`.
+/// Writes the metrics of `status` as OpenMetrics text. The sum of endings, WireGuard messages among them, equals `packets_received_total`
+/// and `packets_made_total`.
 pub fn render(status: &StatusReport) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::with_prefix("margay");
     let counters = &status.counters;
@@ -156,6 +157,14 @@ pub fn render(status: &StatusReport) -> Result<String, std::fmt::Error> {
     count("packets_received", "Packets taken from all ports", counters.received);
     count("packets_forwarded", "Packets sent on to another port", counters.forwarded);
     count("packets_answered", "Packets answered by the node itself", counters.answered);
+    count("packets_made", "Packets of the node itself that began the way into a tunnel", counters.made);
+    count(
+        "wireguard_messages",
+        "WireGuard messages that carried no packet and needed no answer",
+        counters.messages,
+    );
+    count("wireguard_sealed_packets", "Packets sealed; they are forwarded too", counters.sealed);
+    count("wireguard_opened_packets", "Packets that came sealed and were opened", counters.opened);
     count("handed_over", "Packets given from one worker to another to be judged", counters.handed_over);
     count("icmp_errors_sent", "ICMP errors sent about dropped packets", counters.icmp_errors_sent);
     count("resets_sent", "TCP resets sent about segments that policy refused", counters.resets_sent);
@@ -326,8 +335,15 @@ mod tests {
 
     #[test]
     fn sum_of_endings_on_the_page_equals_packets_received() {
-        let mut counters =
-            Counters { received: 100, forwarded: 60, answered: 5, held: 2, ..Counters::default() };
+        let mut counters = Counters {
+            received: 102,
+            made: 1,
+            forwarded: 60,
+            answered: 5,
+            held: 2,
+            messages: 3,
+            ..Counters::default()
+        };
         counters.drops[DropReason::PolicyIngress as usize] = 30;
         counters.drops[DropReason::Multicast as usize] = 3;
         let status = StatusReport { counters: (&counters).into(), ..StatusReport::default() };
@@ -339,6 +355,7 @@ mod tests {
                 [
                     "margay_packets_forwarded_total",
                     "margay_packets_answered_total",
+                    "margay_wireguard_messages_total",
                     "margay_packets_held",
                     "margay_packets_dropped_total",
                 ]
@@ -347,8 +364,9 @@ mod tests {
             })
             .map(value)
             .sum();
-        let received = text.lines().find(|line| line.starts_with("margay_packets_received_total")).map(value);
-        assert_eq!(Some(sum), received, "{text}");
+        let begun = ["margay_packets_received_total", "margay_packets_made_total"];
+        let begun = text.lines().filter(|line| begun.iter().any(|name| line.starts_with(name))).map(value);
+        assert_eq!(sum, begun.sum::<u64>(), "{text}");
         assert!(text.contains(r#"margay_packets_dropped_total{reason="policy_ingress"} 30"#), "{text}");
         assert!(text.contains(r#"margay_packets_dropped_total{reason="truncated"} 0"#), "{text}");
         assert!(text.ends_with("# EOF\n"));

@@ -52,12 +52,17 @@ pub fn ensure(netlink: &mut Netlink, mtu: u32, gateways: [IpAddr; 2]) -> Result<
         ethtool::set_features(end, &[("tx-vlan-hw-insert", false), ("rx-vlan-hw-parse", false)])?;
     }
     netlink.set_up(kernel.index, true)?;
+    lead_to_gateways(netlink, kernel.index, gateways)?;
+    Ok((netlink.existing(KERNEL_END)?, netlink.existing(OUR_END)?))
+}
+
+/// Makes the gateways known to the kernel. To be done again after its end lost its last IPv4 address: routes and neighbours go with it.
+pub fn lead_to_gateways(netlink: &mut Netlink, kernel: u32, gateways: [IpAddr; 2]) -> Result<(), NetError> {
     for gateway in gateways {
-        netlink.add_neighbour(kernel.index, gateway, ours.mac)?;
+        netlink.add_neighbour(kernel, gateway, OUR_MAC)?;
     }
     let [v4, _] = gateways;
-    netlink.add_route(IpNet::from(v4), None, kernel.index)?;
-    Ok((netlink.existing(KERNEL_END)?, netlink.existing(OUR_END)?))
+    netlink.add_route(IpNet::from(v4), None, kernel)
 }
 
 /// Returns the routes that lead the kernel to pods in `cidrs`, and its own packets to `hosts` through the packet path. `source` says which

@@ -525,9 +525,10 @@ impl Reconciler {
             &remembered,
             &hosts,
         );
-        let result = self.routes.reconcile(&mut self.netlink, &wanted);
-        if result.is_ok() {
-            self.release_interface_addresses(&interface);
+        let mut result = self.routes.reconcile(&mut self.netlink, &wanted);
+        if result.is_ok() && self.release_interface_addresses(&interface) {
+            self.routes.invalidate();
+            result = self.routes.reconcile(&mut self.netlink, &wanted);
         }
         self.route_error = result.err().map(|error| chain(&error));
         if let Some(error) = &self.route_error {

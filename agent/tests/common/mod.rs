@@ -305,8 +305,10 @@ impl Lab {
             let counters = self.agent_status(node)["counters"].clone();
             let number = |value: &Value| value.as_u64().expect("number");
             let drops: u64 = counters["drops"].as_object().expect("drops").values().map(number).sum();
-            let endings: u64 = ["forwarded", "answered", "held"].iter().map(|k| number(&counters[*k])).sum();
-            assert_eq!(number(&counters["received"]), endings + drops, "{node}: {counters:#}");
+            let endings: u64 =
+                ["forwarded", "answered", "messages", "held"].iter().map(|k| number(&counters[*k])).sum();
+            let begun = number(&counters["received"]) + number(&counters["made"]);
+            assert_eq!(begun, endings + drops, "{node}: {counters:#}");
         }
     }
 

@@ -20,6 +20,9 @@ use margay_core::tunnel::PublicKey;
 use margay_policy_engine::engine::Change;
 use margay_policy_engine::model::{Object, ObjectKey};
 
+use margay_io::netlink::Address;
+
+use super::super::host_port::lead_to_gateways;
 use super::{Reconciler, chain};
 use crate::encryption::conductor::{Conductor, Outcome};
 use crate::net::routes::{NodeRoute, Way};
@@ -142,21 +145,32 @@ impl Reconciler {
         there
     }
 
-    /// Takes away addresses that an earlier state or run left, once no route names them.
-    pub(super) fn release_interface_addresses(&mut self, kept: &BTreeSet<IpAddr>) {
+    /// Takes away addresses that an earlier state or run left, once no route names them. Returns whether any was, which takes routes along.
+    pub(super) fn release_interface_addresses(&mut self, kept: &BTreeSet<IpAddr>) -> bool {
         let device = self.kernel_end.index;
         let view = self.follower.current();
-        let gone = view
+        let is_gone =
+            |at: &&Address| at.ifindex == device && !is_link_local(&at.ip) && !kept.contains(&at.ip);
+        let gone: Vec<IpNet> = view
             .addresses
             .iter()
-            .filter(|at| at.ifindex == device && !is_link_local(&at.ip) && !kept.contains(&at.ip));
-        for at in gone {
-            if let Ok(net) = IpNet::new(at.ip, at.prefix)
-                && let Err(error) = self.netlink.remove_address(device, net)
-            {
-                tracing::warn!(error = chain(&error), "an address of an earlier state stays");
-            }
+            .filter(is_gone)
+            .filter_map(|at| IpNet::new(at.ip, at.prefix).ok())
+            .collect();
+        // What an earlier run left may be wanted still; nobody knows before the first complete picture.
+        if !self.complete || gone.is_empty() {
+            return false;
         }
+        let mut done = gone.iter().try_for_each(|net| self.netlink.remove_address(device, *net));
+        if done.is_ok() {
+            let gateways = [self.config.gateway_v4, self.config.gateway_v6];
+            done = lead_to_gateways(&mut self.netlink, device, gateways);
+        }
+        if let Err(error) = done {
+            tracing::warn!(error = chain(&error), "an address of an earlier state is not taken away cleanly");
+            self.topology_changed = true;
+        }
+        true
     }
 
     /// Returns the nodes whose packets go through the host port.

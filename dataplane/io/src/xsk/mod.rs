@@ -468,11 +468,6 @@ impl Pass for Rc<Pool> {
     fn fasten(&self, loose: LooseFrame) -> UmemFrame {
         UmemFrame { descriptor: loose.0, pool: Some(Rc::clone(self)) }
     }
-
-    fn spare(&self) -> Option<UmemFrame> {
-        let descriptor = self.take(HELD)?;
-        Some(UmemFrame { descriptor, pool: Some(Rc::clone(self)) })
-    }
 }
 
 impl Frame for UmemFrame {
@@ -708,7 +703,8 @@ impl Rings for XskRings {
     }
 
     fn take_spare(&mut self) -> Option<UmemFrame> {
-        self.pool.spare()
+        let descriptor = self.pool.take(HELD)?;
+        Some(UmemFrame { descriptor, pool: Some(Rc::clone(&self.pool)) })
     }
 
     fn refused(&self) -> u64 {
