@@ -641,10 +641,8 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
             }
         }
         while self.out.spare.len() < SPARES {
-            let Some(frame) = self.lines.iter_mut().flatten().next().and_then(|line| line.rings.take_spare())
-            else {
-                break;
-            };
+            let of_a_port = self.lines.iter_mut().flatten().next().and_then(|line| line.rings.take_spare());
+            let Some(frame) = of_a_port.or_else(|| self.exchange.spare()) else { break };
             self.out.spare.push(frame);
         }
     }

@@ -37,6 +37,11 @@ pub trait Pass {
 
     /// Makes a frame this worker's.
     fn fasten(&self, loose: Self::Loose) -> Self::Frame;
+
+    /// Takes a free frame, empty, of this worker's memory.
+    fn spare(&self) -> Option<Self::Frame> {
+        None
+    }
 }
 
 type Batch<L> = Vec<Handover<L>>;
@@ -83,6 +88,11 @@ impl<L> Inbox<L> {
 pub trait Exchange<F> {
     /// Posts what is in `handovers` and empties it. What found no room is appended to `refused`.
     fn give(&mut self, handovers: &mut Vec<(WorkerIndex, Handover<F>)>, refused: &mut Vec<Handover<F>>);
+
+    /// Takes a free frame, empty: a worker without ports has no other way to one.
+    fn spare(&mut self) -> Option<F> {
+        None
+    }
 
     /// Takes up to `batches` batches out of the inbox; returns how many packets were appended to `parcels`.
     fn take(&mut self, parcels: &mut Vec<Handover<F>>, batches: usize) -> usize;
@@ -162,6 +172,10 @@ impl<P: Pass> Exchange<P::Frame> for Inboxes<P> {
                 self.post(to, refused);
             }
         }
+    }
+
+    fn spare(&mut self) -> Option<P::Frame> {
+        self.pass.spare()
     }
 
     fn take(&mut self, parcels: &mut Vec<Handover<P::Frame>>, batches: usize) -> usize {

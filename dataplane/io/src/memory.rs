@@ -83,6 +83,10 @@ impl Pass for Rc<MemoryPool> {
     fn fasten(&self, loose: LooseMemory) -> PooledFrame {
         PooledFrame { buffer: loose.buffer, len: loose.len, pool: Rc::clone(self) }
     }
+
+    fn spare(&self) -> Option<PooledFrame> {
+        PooledFrame::take(self)
+    }
 }
 
 impl Frame for PooledFrame {

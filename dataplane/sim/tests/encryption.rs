@@ -429,3 +429,19 @@ fn a_wire_that_loses_repeats_and_reorders_passes_nothing_twice() {
         assert!(seen.len() > 150 && cluster.dropped(DropReason::TunnelReplayed) > 50);
     }
 }
+
+#[test]
+fn a_worker_that_begins_anew_makes_its_sessions_anew() {
+    for shape in SHAPES {
+        let mut cluster = encrypted(3, shape, NONE);
+        assert_eq!(call(&mut cluster, pod(0, 0), pod(1, 1), false, MARKER).len(), 1);
+        for worker in 0..shape.0 {
+            cluster.restart(1, worker.into());
+        }
+        // Node 0 does not know, and its session is good to nobody.
+        cluster.advance(Nanos::from_millis(200));
+        cluster.settle();
+        assert_eq!(call(&mut cluster, pod(0, 0), pod(1, 1), false, MARKER).len(), 1, "{shape:?}");
+        assert_eq!(call(&mut cluster, pod(1, 1), pod(0, 0), false, MARKER).len(), 1, "{shape:?}");
+    }
+}

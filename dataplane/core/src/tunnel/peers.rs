@@ -58,6 +58,8 @@ pub(super) struct Peer {
     pub(super) sends_by: Option<usize>,
     /// When a packet for it last came.
     pub(super) wanted: Option<Nanos>,
+    /// It had a session with the worker that was here before, and still sends under that.
+    bereft: bool,
     /// When anything was last sealed for it.
     pub(super) sealed: Nanos,
     pub(super) sent: Traffic,
@@ -65,13 +67,14 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn new(plan: &PeerPlan, family: &Family) -> Self {
+    pub(super) fn new(plan: &PeerPlan, family: &Family, bereft: bool) -> Self {
         let mut peer = Self {
             plan: plan.clone(),
             endpoint: plan.endpoint,
             pairs: Vec::new(),
             sends_by: None,
             wanted: None,
+            bereft,
             sealed: Nanos(0),
             sent: Traffic::default(),
             received: Traffic::default(),
@@ -123,6 +126,7 @@ impl Peer {
             pair.live = pair.tunnel.time_since_last_handshake().is_some();
         }
         let first = self.pairs.iter().position(|pair| pair.live);
+        self.bereft &= first.is_none();
         std::mem::replace(&mut self.sends_by, first) != first
     }
 
@@ -157,7 +161,9 @@ impl Peer {
     pub(super) fn wants_session(&self, now: Nanos) -> bool {
         match self.sends_by {
             Some(at) => at > 0,
-            None => self.keepalive().is_some() || self.wanted.is_some_and(|at| now - at < ACTIVE),
+            None => {
+                self.bereft || self.keepalive().is_some() || self.wanted.is_some_and(|at| now - at < ACTIVE)
+            }
         }
     }
 

@@ -58,7 +58,7 @@ impl Tunnels {
                     peer.follow(plan, family);
                     peer
                 }
-                None => Box::new(Peer::new(plan, family)),
+                None => Box::new(Peer::new(plan, family, family.is_live(plan.id))),
             });
         }
         self.family = Arc::clone(family);

@@ -468,6 +468,11 @@ impl Pass for Rc<Pool> {
     fn fasten(&self, loose: LooseFrame) -> UmemFrame {
         UmemFrame { descriptor: loose.0, pool: Some(Rc::clone(self)) }
     }
+
+    fn spare(&self) -> Option<UmemFrame> {
+        let descriptor = self.take(HELD)?;
+        Some(UmemFrame { descriptor, pool: Some(Rc::clone(self)) })
+    }
 }
 
 impl Frame for UmemFrame {
@@ -703,8 +708,7 @@ impl Rings for XskRings {
     }
 
     fn take_spare(&mut self) -> Option<UmemFrame> {
-        let descriptor = self.pool.take(HELD)?;
-        Some(UmemFrame { descriptor, pool: Some(Rc::clone(&self.pool)) })
+        self.pool.spare()
     }
 
     fn refused(&self) -> u64 {
