@@ -9,19 +9,21 @@
 //! gives the frames back, begins anew with the rings that it has, and tells the control side whose frame it was. A panic anywhere else,
 //! or the third within a minute with no port to blame, ends the thread.
 
+mod counters;
+
 use std::any::Any;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime};
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError};
 use margay_core::tunnel::PeerReport;
 use margay_core::worker::{Captured, FlowRecord, TapFilter, TapId};
-use margay_core::{Counters, DropReason, Nanos, PortIndex, Topology, View, WorkerIndex};
+use margay_core::{Nanos, PortIndex, Topology, View, WorkerIndex};
 use margay_policy_engine::snapshot::Snapshot;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
@@ -34,6 +36,8 @@ use crate::publish::Subscriber;
 use crate::rings::Rings;
 use crate::steer::Heartbeat;
 use crate::xsk::{Census, LooseFrame, Pool, SocketSlot, SocketStatistics, UmemFrame, XskRings, XskSocket};
+
+pub use counters::SharedCounters;
 
 const WAKER: Token = Token(usize::MAX);
 const TICK: Nanos = Nanos::from_millis(10);
@@ -101,142 +105,6 @@ pub(crate) struct WorkerFrames {
     pub waiting: u64,
     /// With the kernel: port, to receive into, to be sent.
     pub rings: Vec<(PortIndex, usize, usize)>,
-}
-
-/// The core's counters for others to read.
-#[derive(Debug)]
-struct Tally {
-    plain: [AtomicU64; 18],
-    drops: Vec<AtomicU64>,
-}
-
-/// A worker's counters, stored by it once a burst, read by anyone.
-#[derive(Debug, Default)]
-pub struct SharedCounters {
-    now: Tally,
-    /// Those of processors that panicked.
-    before: Tally,
-    /// Panics that the worker went on from.
-    pub panics: AtomicU64,
-    /// Times that the thread woke from sleep.
-    pub wakeups: AtomicU64,
-    /// Turns of the loop.
-    pub turns: AtomicU64,
-    /// Drop events that found the channel full.
-    pub events_lost: AtomicU64,
-    /// Frames whose port was not there any more when they were to be sent.
-    pub portless: AtomicU64,
-    /// Finished packets that found the inbox of their port's worker full.
-    pub unsent: AtomicU64,
-    /// The heartbeat could not be written.
-    pub heartbeat_failures: AtomicU64,
-    /// Monotonic time of the last stamp that was written, in nanoseconds.
-    pub last_stamp: AtomicU64,
-}
-
-impl SharedCounters {
-    fn store(&self, counters: &Counters) {
-        self.now.store(counters);
-    }
-
-    /// Takes note of what a processor that is no more has counted.
-    fn close(&self, last: &Counters) {
-        let mut before = self.before.load();
-        before += last;
-        self.now.store(&Counters::default());
-        self.before.store(&before);
-    }
-
-    /// Returns the counters as of the last burst. Fields are read one by one, so sums may be off by the burst under way.
-    pub fn load(&self) -> Counters {
-        let mut counters = self.before.load();
-        counters += &self.now.load();
-        counters
-    }
-}
-
-impl Default for Tally {
-    fn default() -> Self {
-        Self { plain: Default::default(), drops: DropReason::ALL.iter().map(|_| AtomicU64::new(0)).collect() }
-    }
-}
-
-impl Tally {
-    fn store(&self, counters: &Counters) {
-        let c = counters;
-        let values = [
-            c.received,
-            c.forwarded,
-            c.answered,
-            c.held,
-            c.icmp_errors_sent,
-            c.resets_sent,
-            c.answers_limited,
-            c.flow_hits,
-            c.flow_misses,
-            c.flow_rejudged,
-            c.flows,
-            c.taken,
-            c.handed_over,
-            c.flow_evicted,
-            c.made,
-            c.messages,
-            c.sealed,
-            c.opened,
-        ];
-        for (to, value) in self.plain.iter().zip(values) {
-            to.store(value, Relaxed);
-        }
-        for (to, value) in self.drops.iter().zip(counters.drops) {
-            to.store(value, Relaxed);
-        }
-    }
-
-    fn load(&self) -> Counters {
-        let mut counters = Counters::default();
-        let [
-            received,
-            forwarded,
-            answered,
-            held,
-            errors,
-            resets,
-            limited,
-            hits,
-            misses,
-            rejudged,
-            flows,
-            taken,
-            handed_over,
-            evicted,
-            made,
-            messages,
-            sealed,
-            opened,
-        ] = std::array::from_fn(|at| self.plain[at].load(Relaxed));
-        counters.received = received;
-        counters.forwarded = forwarded;
-        counters.answered = answered;
-        counters.held = held;
-        counters.icmp_errors_sent = errors;
-        counters.resets_sent = resets;
-        counters.answers_limited = limited;
-        counters.flow_hits = hits;
-        counters.flow_misses = misses;
-        counters.flow_rejudged = rejudged;
-        counters.flows = flows;
-        counters.taken = taken;
-        counters.handed_over = handed_over;
-        counters.flow_evicted = evicted;
-        counters.made = made;
-        counters.messages = messages;
-        counters.sealed = sealed;
-        counters.opened = opened;
-        for (to, from) in counters.drops.iter_mut().zip(&self.drops) {
-            *to = from.load(Relaxed);
-        }
-        counters
-    }
 }
 
 /// What a thread is born with.

@@ -1,0 +1,232 @@
+//! The rings that an engine has: which of them are polled, how much memory each is given, what leaves by them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use margay_core::{Frame, Nanos, PortIndex};
+
+use super::{BURST, Engine, Processor};
+use crate::rings::Rings;
+
+/// A port without traffic for this long is polled no more until its event comes.
+pub(super) const ACTIVE_FOR: Nanos = Nanos::from_millis(1);
+/// Frames on the fill ring of an idle port, where there are few ports.
+const IDLE_FILL: usize = 64;
+/// Frames on the fill ring of the busiest port.
+const BUSY_FILL: usize = 1024;
+
+/// What a port did, written by its worker, read by anyone.
+#[derive(Debug, Default)]
+pub struct PortStatistics {
+    /// Frames received.
+    pub rx_packets: AtomicU64,
+    /// Bytes received.
+    pub rx_bytes: AtomicU64,
+    /// Frames handed to the kernel for sending.
+    pub tx_packets: AtomicU64,
+    /// Bytes handed to the kernel for sending.
+    pub tx_bytes: AtomicU64,
+    /// Frames not sent: the transmit ring stayed full, or the device was gone.
+    pub tx_failed: AtomicU64,
+    /// Descriptors of the kernel that were refused.
+    pub refused: AtomicU64,
+    /// Whether the device went away under us.
+    pub gone: AtomicBool,
+}
+
+pub(super) fn add(counter: &AtomicU64, value: u64) {
+    // One writer, the worker of these rings: a plain addition in two relaxed steps.
+    counter.store(counter.load(Relaxed) + value, Relaxed);
+}
+
+/// Identifies one set of rings within an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RingId(pub usize);
+
+#[derive(Debug)]
+pub(super) struct Line<R: Rings> {
+    pub(super) port: PortIndex,
+    pub(super) rings: R,
+    pub(super) outbox: Vec<R::Frame>,
+    pub(super) statistics: Arc<PortStatistics>,
+    pub(super) target: usize,
+    pub(super) active: bool,
+    pub(super) gone: bool,
+    /// Nothing is taken from it; see [`Engine::close`].
+    pub(super) closed: bool,
+    pub(super) last_traffic: Nanos,
+}
+
+impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
+    /// Takes nothing more from a port, until [`Engine::open`]. What is sent to it goes on.
+    pub fn close(&mut self, port: PortIndex) {
+        for (at, line) in self.lines.iter_mut().enumerate() {
+            if let Some(line) = line.as_mut().filter(|line| line.port == port) {
+                (line.closed, line.active) = (true, false);
+                self.active.retain(|active| *active != at);
+            }
+        }
+    }
+
+    /// Drops what waits at a closed port; returns how many frames.
+    pub fn discard(&mut self, port: PortIndex) -> u64 {
+        let mut discarded = 0;
+        for line in self.lines.iter_mut().flatten().filter(|line| line.port == port && line.closed) {
+            while line.rings.poll_rx(&mut self.batch, BURST) > 0 {
+                discarded += self.batch.len() as u64;
+                self.batch.clear();
+            }
+        }
+        discarded
+    }
+
+    /// Ends [`Engine::close`].
+    pub fn open(&mut self, port: PortIndex, now: Nanos) {
+        for at in 0..self.lines.len() {
+            if let Some(line) = self.lines[at].as_mut().filter(|line| line.port == port && line.closed) {
+                line.closed = false;
+                self.activate(RingId(at), now);
+            }
+        }
+    }
+
+    /// Returns the rings of a line.
+    pub fn rings(&self, id: RingId) -> Option<&R> {
+        self.lines.get(id.0)?.as_ref().map(|line| &line.rings)
+    }
+
+    /// Returns the rings of a line for changing.
+    pub fn rings_mut(&mut self, id: RingId) -> Option<&mut R> {
+        self.lines.get_mut(id.0)?.as_mut().map(|line| &mut line.rings)
+    }
+
+    /// Returns every line: its port, its identity, its rings.
+    pub fn lines(&self) -> impl Iterator<Item = (PortIndex, RingId, &R)> {
+        self.lines
+            .iter()
+            .enumerate()
+            .filter_map(|(at, line)| line.as_ref().map(|l| (l.port, RingId(at), &l.rings)))
+    }
+
+    /// Adds the rings of one queue of a port and fills them. Frames to the port leave through the queue that was added first.
+    pub fn add(&mut self, port: PortIndex, rings: R, statistics: Arc<PortStatistics>, now: Nanos) -> RingId {
+        let line = Line {
+            port,
+            rings,
+            outbox: Vec::new(),
+            statistics,
+            target: 0,
+            active: true,
+            gone: false,
+            closed: false,
+            last_traffic: now,
+        };
+        let at = self.lines.iter().position(Option::is_none).unwrap_or(self.lines.len());
+        if at == self.lines.len() {
+            self.lines.push(None);
+        }
+        self.lines[at] = Some(line);
+        self.active.push(at);
+        let index = usize::from(port.0);
+        if self.first.len() <= index {
+            self.first.resize(index + 1, None);
+        }
+        self.first[index].get_or_insert(at);
+        let idle = self.idle_fill();
+        if let Some(line) = &mut self.lines[at] {
+            line.target = idle;
+            line.rings.refill(idle);
+        }
+        RingId(at)
+    }
+
+    /// Takes the rings of a port out. Frames that wait to be sent there are dropped.
+    pub fn remove(&mut self, port: PortIndex) -> Vec<R> {
+        let mut taken = Vec::new();
+        for at in 0..self.lines.len() {
+            if self.lines[at].as_ref().is_some_and(|line| line.port == port) {
+                self.active.retain(|a| *a != at);
+                self.sending.retain(|a| *a != at);
+                taken.extend(self.lines[at].take().map(|line| line.rings));
+            }
+        }
+        if let Some(first) = self.first.get_mut(usize::from(port.0)) {
+            *first = None;
+        }
+        taken
+    }
+
+    /// Puts a line back among those that are polled: its event came.
+    pub fn activate(&mut self, id: RingId, now: Nanos) {
+        if let Some(Some(line)) = self.lines.get_mut(id.0) {
+            line.last_traffic = now;
+            if !line.active && !line.gone && !line.closed {
+                line.active = true;
+                self.active.push(id.0);
+            }
+        }
+    }
+
+    /// Notes that the device of a line is gone. Returns its port.
+    pub fn mark_gone(&mut self, id: RingId) -> Option<PortIndex> {
+        let line = self.lines.get_mut(id.0)?.as_mut()?;
+        line.gone = true;
+        line.active = false;
+        line.statistics.gone.store(true, Relaxed);
+        self.active.retain(|a| *a != id.0);
+        Some(line.port)
+    }
+
+    /// Frames that an idle port may hold: with many ports less than usual, so that most of the memory stays for traffic.
+    pub(super) fn idle_fill(&self) -> usize {
+        let ports = self.lines.iter().flatten().count().max(1) * self.sharers;
+        let total = self.lines.iter().flatten().next().map_or(0, |line| line.rings.pool().1);
+        IDLE_FILL.min(total / (4 * ports)).max(8)
+    }
+
+    /// After a burst: a port that had more to give than one turn takes, or that came near to emptying its fill ring, gets a larger one
+    /// while memory is plentiful.
+    pub(super) fn grow(&mut self, at: usize, received: usize) {
+        let Some(line) = self.lines[at].as_mut() else { return };
+        let (free, total) = line.rings.pool();
+        let filled = line.rings.filled();
+        if (received == BURST || filled < line.target / 2) && free > total / 4 {
+            line.target = (line.target * 2).min(BUSY_FILL);
+        }
+        line.rings.refill(line.target.saturating_sub(filled));
+    }
+}
+
+/// Sends a line's outbox. A ring that stays full after a wake-up loses the rest: queues are the kernel's and the sender's business.
+pub(super) fn send<R: Rings>(line: &mut Line<R>) {
+    let mut failed = 0;
+    line.rings.complete();
+    // A device that stands still: it may have as much as is free beside it, and not the last frame of the others.
+    let in_flight = line.rings.in_flight();
+    if in_flight > 0 {
+        let room = line.rings.pool().0.saturating_sub(in_flight);
+        failed += line.outbox.len().saturating_sub(room) as u64;
+        line.outbox.truncate(room);
+    }
+    while !line.outbox.is_empty() && !line.gone {
+        let before = line.outbox.len();
+        let bytes_before: u64 = line.outbox.iter().map(|frame| frame.data().len() as u64).sum();
+        let taken = line.rings.submit_tx(&mut line.outbox);
+        let bytes_after: u64 = line.outbox.iter().map(|frame| frame.data().len() as u64).sum();
+        add(&line.statistics.tx_packets, (before - line.outbox.len()) as u64);
+        add(&line.statistics.tx_bytes, bytes_before - bytes_after);
+        if line.rings.wakeup().is_err() {
+            line.gone = true;
+            line.statistics.gone.store(true, Relaxed);
+        }
+        line.rings.complete();
+        if taken == 0 {
+            break;
+        }
+    }
+    failed += line.outbox.len() as u64;
+    line.outbox.clear();
+    if failed > 0 {
+        add(&line.statistics.tx_failed, failed);
+    }
+}

@@ -1,0 +1,130 @@
+//! What an engine asks of the one inside it.
+
+use std::net::IpAddr;
+
+use margay_core::handover::Handover;
+use margay_core::tunnel::PeerReport;
+use margay_core::worker::{FlowRecord, TapFilter, TapId};
+use margay_core::{Counters, Frame, Nanos, Output, PortIndex, View, Worker};
+
+/// What stands inside the engine: [`margay_core::Worker`] in the agent, something smaller in tests of input and output.
+pub trait Processor<F> {
+    /// Takes frames that arrived together to their ends and leaves `frames` empty; see [`Worker::handle_burst`].
+    fn handle_burst(
+        &mut self,
+        view: View<'_>,
+        now: Nanos,
+        port: PortIndex,
+        frames: &mut Vec<F>,
+        out: &mut Output<F>,
+    );
+
+    /// Takes packets from other workers to their ends and leaves `parcels` empty; see [`Worker::handle_handovers`].
+    ///
+    /// A processor that gives nothing to others gets nothing from them; it may leave this to the default, which ends such packets.
+    fn handle_handovers(&mut self, _: View<'_>, _: Nanos, parcels: &mut Vec<Handover<F>>, _: &mut Output<F>) {
+        parcels.clear();
+    }
+
+    /// Is told that so many packets which were to be judged elsewhere found no room there; see [`Worker::handover_refused`].
+    fn handover_refused(&mut self, _: u64) {}
+
+    /// Does what time demands; see [`Worker::handle_timeout`].
+    fn handle_timeout(&mut self, view: View<'_>, now: Nanos, out: &mut Output<F>);
+
+    /// Returns the neighbours that packets wait for.
+    fn wanted_neighbours(&self) -> Vec<(PortIndex, IpAddr)>;
+
+    /// Returns whether packets wait for a neighbour, so that time is to pass in small steps.
+    fn is_waiting(&self) -> bool;
+
+    /// Returns the counters.
+    fn counters(&self) -> &Counters;
+
+    /// Returns the port of the packet that was taken up last outside a burst; see [`Worker::at_hand`].
+    fn at_hand(&self) -> Option<PortIndex> {
+        None
+    }
+
+    /// Begins or ends to tell packets; see [`Worker::set_tap`]. A processor without taps tells none.
+    fn set_tap(&mut self, _id: TapId, _filter: Option<TapFilter>) {}
+
+    /// Returns the number of the encryption plan in force and the state of the peers; see [`Worker::tunnels`].
+    fn tunnels(&self, _now: Nanos) -> (u64, Vec<PeerReport>) {
+        (0, Vec::new())
+    }
+
+    /// Returns a piece of the flow table; see [`Worker::flows`].
+    fn flows(
+        &self,
+        view: View<'_>,
+        now: Nanos,
+        cursor: usize,
+        limit: usize,
+    ) -> (Vec<FlowRecord>, Option<usize>);
+}
+
+impl<F: Frame> Processor<F> for Worker<F> {
+    fn handle_burst(
+        &mut self,
+        view: View<'_>,
+        now: Nanos,
+        port: PortIndex,
+        frames: &mut Vec<F>,
+        out: &mut Output<F>,
+    ) {
+        Worker::handle_burst(self, view, now, port, frames, out);
+    }
+
+    fn handle_handovers(
+        &mut self,
+        view: View<'_>,
+        now: Nanos,
+        parcels: &mut Vec<Handover<F>>,
+        out: &mut Output<F>,
+    ) {
+        Worker::handle_handovers(self, view, now, parcels, out);
+    }
+
+    fn handover_refused(&mut self, count: u64) {
+        Worker::handover_refused(self, count);
+    }
+
+    fn handle_timeout(&mut self, view: View<'_>, now: Nanos, out: &mut Output<F>) {
+        Worker::handle_timeout(self, view, now, out);
+    }
+
+    fn wanted_neighbours(&self) -> Vec<(PortIndex, IpAddr)> {
+        Worker::wanted_neighbours(self)
+    }
+
+    fn is_waiting(&self) -> bool {
+        Worker::is_waiting(self)
+    }
+
+    fn counters(&self) -> &Counters {
+        Worker::counters(self)
+    }
+
+    fn at_hand(&self) -> Option<PortIndex> {
+        Worker::at_hand(self)
+    }
+
+    fn set_tap(&mut self, id: TapId, filter: Option<TapFilter>) {
+        Worker::set_tap(self, id, filter);
+    }
+
+    fn tunnels(&self, now: Nanos) -> (u64, Vec<PeerReport>) {
+        Worker::tunnels(self, now)
+    }
+
+    fn flows(
+        &self,
+        view: View<'_>,
+        now: Nanos,
+        cursor: usize,
+        limit: usize,
+    ) -> (Vec<FlowRecord>, Option<usize>) {
+        Worker::flows(self, view, now, cursor, limit)
+    }
+}
