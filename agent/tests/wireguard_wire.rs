@@ -18,14 +18,28 @@ fn felix(name: &str, spec: &str) -> String {
     )
 }
 
-/// A capture of everything that crosses node1's line to the wire, until it is ended.
+/// The cluster's pod networks: Strict holds for addresses of nodes that nobody knows yet, too.
+const POOLS: &str = "
+---
+apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: pods}
+spec: {cidr: 10.244.0.0/16}
+---
+apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: pods-v6}
+spec: {cidr: 'fd44::/48'}
+";
+
+/// A capture of everything that crosses node1's line to the wire, taken at the wire's end, until it is ended.
 struct Capture(Child);
 
 impl Capture {
     fn begin(lab: &Lab, file: &Path) -> Self {
-        let netns = lab.netns("node1");
+        let netns = lab.netns("wire");
         let child = Command::new("ip")
-            .args(["netns", "exec", &netns, "tcpdump", "-i", "eth0", "-U", "-s", "0", "-B", "32768", "-w"])
+            .args(["netns", "exec", &netns, "tcpdump", "-i", "port0", "-U", "-s", "0", "-B", "32768", "-w"])
             .arg(file)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -132,7 +146,7 @@ fn only_wireguard_is_seen_between_nodes() {
     }
     let strict =
         felix("default", "{wireguardEnabled: true, wireguardEnabledV6: true, encryptionMode: Strict}");
-    let lab = Lab::up("wire", &format!("{THREE_PODS}{strict}"));
+    let lab = Lab::up("wire", &format!("{THREE_PODS}{POOLS}{strict}"));
     let _server = lab.serve("shop/far", 8000);
     fs::write(lab.directory.join("www/marker"), format!("{MARKER}\n").repeat(2_000)).expect("page");
     let far = lab.addresses("shop/far");
@@ -158,7 +172,7 @@ fn only_wireguard_is_seen_between_nodes() {
     // Without Strict, and with a node that has no key, it is all there, and both say so.
     let plain = felix("default", "{wireguardEnabled: true, wireguardEnabledV6: true}");
     let opted_out = felix("node.node2", "{wireguardEnabled: false, wireguardEnabledV6: false}");
-    lab.apply("pods.yaml", &format!("{THREE_PODS}{plain}{opted_out}"));
+    lab.apply("pods.yaml", &format!("{THREE_PODS}{POOLS}{plain}{opted_out}"));
     let warns = || {
         let findings = lab.agent_status("node1")["wireguard"]["findings"].clone();
         findings.as_array().is_some_and(|all| all.iter().any(|said| said.to_string().contains("node2")))

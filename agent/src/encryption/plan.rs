@@ -114,8 +114,8 @@ impl fmt::Display for Finding {
             ),
             Self::NoKey { family, nodes, strict: false } => write!(
                 f,
-                "{family}: no WireGuard key from {}: pods there are spoken to in clear; see what their agents say, or set \
-                 encryptionMode: Strict",
+                "{family}: no WireGuard key from {}: pods there are spoken to in clear; see what their agents say, or name them in \
+                 encryptionExemptNodes where it is meant so",
                 listed(nodes)
             ),
             Self::NoKey { family, nodes, strict: true } => write!(
@@ -349,7 +349,9 @@ impl<'a> Cluster<'a> {
             for key in &found {
                 holders.entry(*key).or_default().insert(&node.name);
             }
-            if found.is_empty() && enabled == Some(true) && address_of(node, family).is_some() {
+            // Also where it is meant so: whoever reads the status knows who is spoken to in clear.
+            let has_none = found.is_empty() || enabled == Some(false);
+            if has_none && address_of(node, family).is_some() {
                 let is_exempt =
                     self.settings.exempt.as_ref().is_some_and(|exempt| exempt.matches(&node.labels));
                 without.extend((!is_exempt).then(|| node.name.clone()));
