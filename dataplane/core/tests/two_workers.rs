@@ -55,7 +55,9 @@ impl Two {
     fn give(&mut self, worker: usize, parcel: Parcel) -> Result<Vec<PortIndex>, DropReason> {
         let before = self.workers[worker].counters().clone();
         let view = Self::view(&self.node);
+        let port = parcel.port;
         self.workers[worker].handle_handovers(view, self.node.now, &mut vec![parcel], &mut self.out);
+        assert_eq!(self.workers[worker].at_hand(), Some(port), "whose packet it would have been");
         self.books();
         assert!(self.out.handovers.is_empty(), "a packet changes hands once");
         self.out.recycle.clear();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crossbeam::channel::bounded;
-use margay_core::worker::FlowRecord;
+use margay_core::worker::{FlowRecord, TapFilter, TapId};
 use margay_core::{Counters, DropReason, Frame, Nanos, Output, PacketEvent, PortIndex, Topology, View};
 use margay_io::engine::{Engine, Losses, PortStatistics, Processor};
 use margay_io::memory::{MemoryPool, MemoryRings, PooledFrame, Wire};
@@ -19,12 +19,16 @@ use margay_io::rings::Rings;
 struct Switch {
     counters: Counters,
     held: VecDeque<PooledFrame>,
+    /// Panics at this kind of frame.
+    fatal: Option<u8>,
+    watched: Rc<Cell<u64>>,
     doubled: u64,
     no_spare: Rc<Cell<u64>>,
 }
 
 impl Switch {
     fn one(&mut self, port: PortIndex, frame: PooledFrame, out: &mut Output<PooledFrame>) {
+        assert_ne!(Some(frame.data()[1]), self.fatal, "more than it can bear");
         self.counters.received += 1;
         match frame.data()[1] {
             0 => {
@@ -89,6 +93,10 @@ impl Processor<PooledFrame> for Switch {
 
     fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    fn set_tap(&mut self, _: TapId, filter: Option<TapFilter>) {
+        self.watched.set(self.watched.get() + u64::from(filter.is_some()));
     }
 
     fn flows(&self, _: View<'_>, _: Nanos, _: usize, _: usize) -> (Vec<FlowRecord>, Option<usize>) {
@@ -284,4 +292,52 @@ fn an_unplugged_port_loses_its_frames_and_no_memory() {
     assert_eq!(b.no_spare.get(), 0);
     drop(b.engine);
     assert_eq!(b.pool.free(), b.pool.total());
+}
+
+#[test]
+fn a_processor_that_panics_loses_its_burst_and_no_memory() {
+    let mut b = bench(3, 1024);
+    let topology = Topology::default();
+    let view = View { snapshot: None, topology: &topology };
+    let (told, _packets) = bounded(1);
+    b.engine.watch(TapId(1), TapFilter::default(), told);
+    let watched = Rc::new(Cell::new(0));
+    b.engine.replace(Switch { fatal: Some(77), watched: Rc::clone(&watched), ..Switch::default() });
+    assert_eq!(watched.get(), 1, "who watched before watches still");
+    // One that is held, two that are sent, the fatal one, two behind it.
+    for kind in [1, 9, 9, 77, 9, 9] {
+        b.into[0].borrow_mut().push_back(vec![2, kind]);
+    }
+    let turned = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| b.engine.turn(view, Nanos(0))));
+    assert!(turned.is_err());
+    let interrupted = b.engine.interrupted(3).expect("it was the processor's");
+    assert_eq!(interrupted.port, Some(PortIndex(0)));
+    let counters = interrupted.counters;
+    assert_eq!((counters.received, counters.forwarded, counters.held), (6, 2, 0));
+    assert_eq!(counters.dropped(DropReason::WorkerPanicked), 4, "the held one, the fatal one, and two");
+    assert_eq!(counters.beginnings(), counters.endings());
+    assert_eq!(b.from[2].borrow().len(), 2, "what was finished has left");
+    assert_eq!(b.engine.interrupted(0), None, "once");
+
+    b.engine.replace(Switch { watched: Rc::clone(&watched), ..Switch::default() });
+    assert_eq!(watched.get(), 2);
+    // A closed port keeps what it has until that is discarded or the port is open again.
+    b.engine.close(PortIndex(0));
+    b.into[0].borrow_mut().push_back(vec![2, 9]);
+    b.into[1].borrow_mut().push_back(vec![2, 9]);
+    assert_eq!(b.engine.turn(view, Nanos(0)), 1, "the others go on");
+    assert_eq!(b.engine.discard(PortIndex(0)), 1);
+    b.engine.open(PortIndex(0), Nanos(0));
+    b.into[0].borrow_mut().push_back(vec![2, 9]);
+    assert_eq!(b.engine.turn(view, Nanos(0)), 1);
+    drop(b.engine);
+    assert_eq!(b.pool.free(), b.pool.total());
+}
+
+#[test]
+fn a_panic_outside_of_the_processor_is_nobodys() {
+    let mut b = bench(1, 64);
+    assert_eq!(b.engine.interrupted(0), None);
+    assert!(b.engine.ask(|switch| switch.counters.received) == 0);
+    assert_eq!(b.engine.interrupted(0), None);
 }
