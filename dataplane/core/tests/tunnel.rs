@@ -270,8 +270,8 @@ fn pm_32_3_a_new_key_of_ours_is_used_when_both_ends_have_a_session_under_it() {
         |end: &End| -> Vec<bool> { end.tunnels.report(NOW)[0].keys.iter().map(|key| key.sends).collect() };
     // A has a new key, and B does not know it yet: everything goes on under the old one.
     pair.a.follow(&[7, 1], &[spec(B, 2, AT_B, &["10.2.0.0/16"])]);
-    assert_eq!(users(&pair.a), [false, true]);
     let early = pair.a.begin(B).expect("an initiation under the new key");
+    assert_eq!(users(&pair.a), [false, true]);
     assert_eq!(pair.b.receive(AT_A, &early), Err(TunnelError::UnknownPeer));
     let datagram = pair.sealed(&inner);
     assert_eq!(pair.open(AT_A, &datagram), Ok(64));
@@ -320,7 +320,7 @@ fn strangers_get_no_answer() {
     // One that takes B for another: made for another key.
     let mut wrong = End::new(1, &[spec(B, 66, AT_B, &["10.2.0.0/16"])]);
     let initiation = wrong.begin(B).expect("an initiation");
-    assert_eq!(pair.open(AT_A, &initiation), Err(TunnelError::Forged));
+    assert_eq!(pair.open(AT_A, &initiation), Err(TunnelError::NotForUs));
     // Data of a session that does not exist, of a pair of keys that does not, and of no peer.
     let mut data = vec![0; 80];
     data[0] = 4;

@@ -3,6 +3,9 @@
 //! While a key is followed by another there are two pairs, or four. Packets are sealed under the first pair that has a session, in the
 //! order of the plan, and opened under any. So a new key is used from the moment that both ends have agreed on a session under it, and
 //! not before; the old session carries everything until then, and what is on its way under it arrives.
+//!
+//! A pair costs a multiplication on the curve to make, so it is made when there is use for it: a node may have thousands of peers that it
+//! never talks to.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -54,6 +57,8 @@ pub(super) struct Peer {
     pub(super) endpoint: SocketAddr,
     /// In order of preference.
     pub(super) pairs: Vec<Pair>,
+    /// The pairs are not those of the plan: none yet, or those of the one before.
+    unpaired: bool,
     /// The first pair with a session.
     pub(super) sends_by: Option<usize>,
     /// When a packet for it last came.
@@ -67,46 +72,54 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn new(plan: &PeerPlan, family: &Family, bereft: bool) -> Self {
-        let mut peer = Self {
+    pub(super) fn new(plan: &PeerPlan, bereft: bool) -> Self {
+        Self {
             plan: plan.clone(),
             endpoint: plan.endpoint,
             pairs: Vec::new(),
+            unpaired: true,
             sends_by: None,
             wanted: None,
             bereft,
             sealed: Nanos(0),
             sent: Traffic::default(),
             received: Traffic::default(),
-        };
-        peer.pair_up(family);
-        peer
+        }
     }
 
-    /// Takes in what is planned of it now.
+    /// Takes in what is planned of it now. Sessions under keys that are no more end at once.
     pub(super) fn follow(&mut self, plan: &PeerPlan, family: &Family) {
         if self.plan.endpoint != plan.endpoint {
             self.endpoint = plan.endpoint;
         }
         self.plan = plan.clone();
-        self.pair_up(family);
+        self.unpaired = true;
+        self.pairs.retain(|pair| {
+            wanted(plan, family).any(|(own, theirs)| (own.public, theirs) == (pair.own, pair.theirs))
+        });
+        self.look();
+    }
+
+    /// Sees to it that its pairs are those of the plan.
+    #[inline]
+    pub(super) fn pair(&mut self, family: &Family) {
+        if self.unpaired {
+            self.pair_up(family);
+        }
+    }
+
+    /// Whether its pairs are not those of the plan, and there is use for them.
+    pub(super) fn lacks_pairs(&self) -> bool {
+        self.unpaired && (!self.pairs.is_empty() || self.bereft || self.keepalive().is_some())
     }
 
     /// Makes the pairs be those of the plan's keys; one that was there already keeps its session.
+    #[cold]
     fn pair_up(&mut self, family: &Family) {
+        self.unpaired = false;
         let mut before = std::mem::take(&mut self.pairs);
-        let wanted: Vec<_> = self
-            .plan
-            .keys
-            .iter()
-            .flat_map(|theirs| family.keys.iter().map(move |own| (own, *theirs)))
-            .take(PAIRS)
-            .collect();
-        let is_wanted =
-            |pair: &Pair| wanted.iter().any(|(own, theirs)| (own.public, *theirs) == (pair.own, pair.theirs));
-        before.retain(is_wanted);
         let mut taken: Vec<u8> = before.iter().map(|pair| pair.number).collect();
-        for (own, theirs) in wanted {
+        for (own, theirs) in wanted(&self.plan, family) {
             let known = before.iter().position(|pair| (pair.own, pair.theirs) == (own.public, theirs));
             self.pairs.push(match known {
                 Some(at) => before.swap_remove(at),
@@ -188,7 +201,7 @@ impl Peer {
             id: self.plan.id,
             node: self.plan.node.clone(),
             v6,
-            key: in_use.or(keys.first()).map(|key| key.theirs),
+            key: in_use.or(keys.first()).map(|key| key.theirs).or(self.plan.keys.first().copied()),
             endpoint: self.endpoint,
             allowed: self.plan.allowed.clone(),
             live: self.sends_by.is_some(),
@@ -198,4 +211,9 @@ impl Peer {
             keys,
         }
     }
+}
+
+/// Returns the pairs that a plan wants, in order of preference.
+fn wanted<'a>(plan: &'a PeerPlan, family: &'a Family) -> impl Iterator<Item = (&'a OwnKey, PublicKey)> {
+    plan.keys.iter().flat_map(|theirs| family.keys.iter().map(move |own| (own, *theirs))).take(PAIRS)
 }

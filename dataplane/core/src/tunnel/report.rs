@@ -75,7 +75,7 @@ pub struct PeerReport {
     pub sent: Traffic,
     /// What was opened from it.
     pub received: Traffic,
-    /// Every pair of keys, in order of preference: several while a key is followed by another.
+    /// Every pair of keys, in order of preference: none before the first packet, several while a key is followed by another.
     pub keys: Vec<KeyReport>,
 }
 

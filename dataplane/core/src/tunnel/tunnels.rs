@@ -20,8 +20,13 @@ pub struct Tunnels {
     peers: Vec<Option<Box<Peer>>>,
     /// Next peer whose timers are looked at, and which of its pairs.
     cursor: (usize, usize),
+    /// Peers that got pairs of keys since the last pause.
+    made: usize,
     counted: Nanos,
 }
+
+/// Peers that get pairs of keys before there is a pause.
+const MADE: usize = 16;
 
 impl fmt::Debug for Tunnels {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -32,8 +37,13 @@ impl fmt::Debug for Tunnels {
 impl Tunnels {
     /// Returns the tunnels of worker `me`: of those peers that `spread` gives to it.
     pub fn new(family: &Arc<Family>, spread: &Spread, me: WorkerIndex) -> Self {
-        let mut tunnels =
-            Self { family: Arc::clone(family), peers: Vec::new(), cursor: (0, 0), counted: Nanos(0) };
+        let mut tunnels = Self {
+            family: Arc::clone(family),
+            peers: Vec::new(),
+            cursor: (0, 0),
+            made: 0,
+            counted: Nanos(0),
+        };
         tunnels.take_over(family, spread, me);
         tunnels
     }
@@ -58,7 +68,7 @@ impl Tunnels {
                     peer.follow(plan, family);
                     peer
                 }
-                None => Box::new(Peer::new(plan, family, family.is_live(plan.id))),
+                None => Box::new(Peer::new(plan, family.is_live(plan.id))),
             });
         }
         self.family = Arc::clone(family);
@@ -76,8 +86,14 @@ impl Tunnels {
         self.peers.get(id.0 as usize)?.as_deref()
     }
 
-    fn peer_mut(&mut self, id: PeerId) -> Result<&mut Peer, TunnelError> {
-        self.peers.get_mut(id.0 as usize).and_then(Option::as_deref_mut).ok_or(TunnelError::UnknownPeer)
+    /// Returns a peer with its pairs of keys.
+    #[inline]
+    fn paired(&mut self, id: PeerId) -> Result<(&Family, &mut Peer), TunnelError> {
+        let Self { family, peers, .. } = self;
+        let peer = peers.get_mut(id.0 as usize).and_then(Option::as_deref_mut);
+        let peer = peer.ok_or(TunnelError::UnknownPeer)?;
+        peer.pair(family);
+        Ok((family, peer))
     }
 
     /// Returns where a peer is.
@@ -107,7 +123,7 @@ impl Tunnels {
         if to.len() < MESSAGE.max(packet.len() + OVERHEAD) {
             return Err(TunnelError::NoRoom);
         }
-        let peer = self.peer_mut(id)?;
+        let (_, peer) = self.paired(id)?;
         peer.wanted = Some(now);
         let Some(pair) = peer.sends_by.and_then(|at| peer.pairs.get_mut(at)) else {
             return Ok(Sealed::NoSession);
@@ -128,7 +144,7 @@ impl Tunnels {
     ///
     /// Shape: `to` has room for [`MESSAGE`].
     pub fn begin(&mut self, id: PeerId, to: &mut [u8]) -> Option<usize> {
-        self.peer_mut(id).ok()?.begin(to)
+        self.paired(id).ok()?.1.begin(to)
     }
 
     /// Opens a datagram that came from `from` for one of our peers: writes the packet, or the answer, to the beginning of `to`.
@@ -149,10 +165,8 @@ impl Tunnels {
         if to.len() < MESSAGE.max(datagram.len()) {
             return Err(TunnelError::NoRoom);
         }
-        let Self { family, peers, .. } = self;
         let id = addressee.peer;
-        let peer =
-            peers.get_mut(id.0 as usize).and_then(Option::as_deref_mut).ok_or(TunnelError::UnknownPeer)?;
+        let (family, peer) = self.paired(id)?;
         let at = match addressee.keys {
             Some(keys) => peer.of_keys(family, keys),
             None => receiver(datagram).and_then(|receiver| peer.numbered(place_of(receiver).1)),
@@ -213,7 +227,7 @@ impl Tunnels {
     }
 
     /// Looks at the timers of the next peer that has something to send: writes the datagram to the beginning of `to`. Returns `None` after
-    /// every peer was looked at once; call it then again in a tenth of a second.
+    /// every peer was looked at once, or much was done; [`Tunnels::is_done`] says which.
     ///
     /// Shape: `to` has room for [`MESSAGE`].
     pub fn tick(&mut self, now: Nanos, to: &mut [u8]) -> Option<(PeerId, usize)> {
@@ -224,6 +238,10 @@ impl Tunnels {
         while let Some(place) = self.peers.get_mut(self.cursor.0) {
             let id = PeerId(self.cursor.0 as u32);
             if let Some(peer) = place {
+                if peer.lacks_pairs() {
+                    peer.pair(&self.family);
+                    self.made += 1;
+                }
                 while let Some(pair) = peer.pairs.get_mut(self.cursor.1) {
                     self.cursor.1 += 1;
                     // A connection that has expired says so; the next packet begins anew.
@@ -239,9 +257,18 @@ impl Tunnels {
                 }
             }
             self.cursor = (self.cursor.0 + 1, 0);
+            if self.made >= MADE {
+                self.made = 0;
+                return None;
+            }
         }
-        self.cursor = (0, 0);
+        (self.cursor, self.made) = ((0, 0), 0);
         None
+    }
+
+    /// Whether [`Tunnels::tick`] has looked at every peer: call it again in a tenth of a second then, and soon otherwise.
+    pub fn is_done(&self) -> bool {
+        self.cursor == (0, 0)
     }
 
     /// Returns the state of every peer, by number.

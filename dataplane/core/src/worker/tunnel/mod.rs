@@ -41,6 +41,8 @@ const WAITING_TOTAL: usize = 256;
 const PATIENCE: Nanos = Nanos::from_secs(6);
 /// Between two looks at timers.
 const TICK: Nanos = Nanos::from_millis(100);
+/// Most messages that timers send at once.
+const MESSAGES: usize = 8;
 /// Most neighbours that messages of the protocol wait for.
 const MISSING: usize = 64;
 
@@ -207,11 +209,20 @@ impl<F: Frame> Worker<F> {
         if now < self.tunnels.next_tick {
             return;
         }
-        self.tunnels.next_tick = now + TICK;
+        let mut done = true;
         for family in 0..2 {
-            while let Some((id, len, room, frame)) = self.due_message(family, now, out) {
+            let mut messages = 0;
+            // Beginning a handshake costs a hundred packets: what is more than a few waits for the next time.
+            while messages < MESSAGES
+                && let Some((id, len, room, frame)) = self.due_message(family, now, out)
+            {
                 self.post(view, (family, id), len, room, frame, out);
+                messages += 1;
             }
+            done &= self.tunnels.families[family].as_ref().is_none_or(Tunnels::is_done);
+        }
+        if done {
+            self.tunnels.next_tick = now + TICK;
         }
     }
 
