@@ -156,9 +156,9 @@ impl<F: Frame> Worker<F> {
         let Some(tunnels) = self.tunnels.families[family].as_mut() else {
             return refused(DropReason::TunnelUnknownPeer);
         };
-        let Some(mut to) = out.spare.pop() else { return refused(DropReason::TunnelNoRoom) };
+        // It stays where it is until there is a packet in it, as for sealing.
+        let Some(to) = out.spare.last_mut() else { return refused(DropReason::TunnelNoRoom) };
         if !to.set_len(ETHERNET_LEN + MESSAGE.max(datagram.content.len())) {
-            out.spare.push(to);
             return refused(DropReason::TunnelNoRoom);
         }
         let content = &frame.data()[datagram.content.clone()];
@@ -170,7 +170,7 @@ impl<F: Frame> Worker<F> {
                 let bytes = to.data_mut();
                 if ecn::carry_over(class, &mut bytes[ETHERNET_LEN..]) {
                     write_ethernet(bytes);
-                    return Out::Packet(to);
+                    return out.spare.pop().map_or(refused(DropReason::TunnelNoRoom), Out::Packet);
                 }
                 Err(DropReason::TunnelCongested.into())
             }
@@ -182,7 +182,6 @@ impl<F: Frame> Worker<F> {
             Ok(Opened::Nothing) => Ok(Ending::Message),
             Err(error) => Err(DropReason::from(error).into()),
         };
-        out.spare.push(to);
         Out::Ended(ended)
     }
 

@@ -69,25 +69,23 @@ impl<F: Frame> Worker<F> {
             return Err(Some(DropReason::PacketTooBig));
         }
         let from = tunnels.family().endpoint();
-        let mut sealed = out.spare.pop().ok_or(DropReason::TunnelNoRoom)?;
+        // It stays where it is until it is a datagram: of the frames in our hands the packet's is the only one, should a panic ask.
+        let sealed = out.spare.last_mut().ok_or(DropReason::TunnelNoRoom)?;
         let result = if sealed.set_len(length.max(room + MESSAGE)) {
             tunnels.seal(id, packet, &mut sealed.data_mut()[room..], now)
         } else {
             Err(TunnelError::NoRoom)
         };
-        let refused = match result {
-            Ok(Sealed::Datagram(len)) => {
-                if way.write(from, ecn::outer_class(packet), &mut sealed, room, len) {
-                    way.send(me, sealed, out);
-                    return Ok(());
-                }
-                Some(DropReason::TunnelNoRoom)
+        match result {
+            Ok(Sealed::Datagram(len)) if way.write(from, ecn::outer_class(packet), sealed, room, len) => {
+                let sealed = out.spare.pop().ok_or(DropReason::TunnelNoRoom)?;
+                way.send(me, sealed, out);
+                Ok(())
             }
-            Ok(Sealed::NoSession) => None,
-            Err(error) => Some(error.into()),
-        };
-        out.spare.push(sealed);
-        Err(refused)
+            Ok(Sealed::Datagram(_)) => Err(Some(DropReason::TunnelNoRoom)),
+            Ok(Sealed::NoSession) => Err(None),
+            Err(error) => Err(Some(error.into())),
+        }
     }
 
     /// Seals packets of our own, fragments and answers, that stand in the output from position `first` on.
