@@ -504,3 +504,59 @@ fn garbage_is_collected() {
     world.cni("GC", "", None, &conf).expect("GC again");
     assert_eq!(world.registered(), ["a"]);
 }
+
+/// PM-28 row 11: `host-local` alone gives an address to the next pod that asks when its turn comes; through us not within a minute while
+/// others are free.
+#[test]
+fn pm_d28_an_address_is_not_given_out_again_within_a_minute_while_others_are_free() {
+    if skipped("pm_d28_an_address_is_not_given_out_again_within_a_minute_while_others_are_free") {
+        return;
+    }
+    let world = World::new("rest");
+    let mut conf = world.conf("1.1.0");
+    // .1 is the gateway's: five addresses.
+    conf["ipam"]["ranges"] = json!([[{ "subnet": "10.44.0.0/29" }]]);
+    let add = |name: &str| {
+        let netns = world.pod(name);
+        let answer = world.cni("ADD", name, Some(&netns), &conf).expect("ADD");
+        answer["ips"][0]["address"].as_str().expect("an address").trim_end_matches("/32").to_owned()
+    };
+    let del = |name: &str| world.cni("DEL", name, None, &conf).expect("DEL");
+    let all: Vec<String> = ["a", "b", "c", "d", "e"].map(add).to_vec();
+    assert_eq!(all, ["10.44.0.2", "10.44.0.3", "10.44.0.4", "10.44.0.5", "10.44.0.6"]);
+
+    // `a` and `c` are given back, `c` more than a minute ago.
+    del("c");
+    world.stop_agent();
+    let path = world.directory.join("endpoints.json");
+    let mut stored: Value = serde_json::from_slice(&fs::read(&path).expect("list")).expect("JSON");
+    let at = stored["released"]["10.44.0.4"].as_u64().expect("when c gave it back");
+    stored["released"]["10.44.0.4"] = json!(at - 61);
+    fs::write(&path, stored.to_string()).expect("list");
+    world.start_agent();
+    del("a");
+
+    // What the plug-in would do by itself: the next of its round is the one that `a` had a moment ago.
+    let alone = |command: &str| {
+        let mut call = Command::new(Path::new(PLUGINS).join("host-local"));
+        call.env("CNI_COMMAND", command)
+            .env("CNI_CONTAINERID", "alone")
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_NETNS", "/run/netns/none")
+            .env("CNI_PATH", PLUGINS);
+        let mut own = conf.clone();
+        own["cniVersion"] = json!("1.0.0");
+        answer(run(call, &own.to_string())).expect("host-local")
+    };
+    let last = world.directory.join("ipam/pods/last_reserved_ip.0");
+    let place = fs::read(&last).expect("where its round is");
+    assert_eq!(alone("ADD")["ips"][0]["address"], "10.44.0.2/29");
+    alone("DEL");
+    fs::write(&last, place).expect("its round goes on where it was");
+
+    assert_eq!(add("f"), "10.44.0.4", "the one that has rested");
+    assert_eq!(add("g"), "10.44.0.2", "no other is left");
+    assert_eq!(world.given_out().len(), 5, "nothing is held in vain");
+    del("f");
+    assert_eq!(add("h"), "10.44.0.4");
+}

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -24,6 +24,9 @@ const QUICK: Duration = Duration::from_secs(5);
 
 /// How much longer than the agent's own deadline the plug-in waits for the answer.
 const GRACE: Duration = Duration::from_secs(3);
+
+/// How long to look for an address that nobody had a minute ago.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Joins a container to the network; returns when its policy is in force.
 pub fn add(environment: &Environment, conf: &NetConf) -> Result<Value, Failure> {
@@ -76,7 +79,7 @@ fn join(
     mtu: u32,
 ) -> Result<Value, Failure> {
     let host = veth::prepare_host_end(netlink, &conf.name, key)?;
-    let given = ipam.add()?;
+    let given = rested(ipam, conf)?;
     let addresses: Vec<IpAddr> = given.ips.iter().map(|net| net.addr()).collect();
     if addresses.is_empty() {
         return Err(Failure::new(
@@ -119,6 +122,31 @@ fn join(
     };
     let gateways = veth::gateways(&addresses);
     Ok(types::add_answer(&conf.version, &ends, &addresses, &gateways, given.dns.as_ref()))
+}
+
+/// Asks for addresses until there are some that nobody had a minute ago (PM-D28), or only such are left.
+///
+/// `host-local` goes round its range from the address that it gave out last, so an address that was held for long and given back lately
+/// may be the very next. Given back, it is behind that place, and another comes. One that comes a second time is the only one left.
+fn rested(ipam: &Ipam<'_>, conf: &NetConf) -> Result<CniResult, Failure> {
+    let began = Instant::now();
+    let mut seen = BTreeSet::new();
+    loop {
+        let given = ipam.add()?;
+        // Asked now: whoever gave back what we have got told the agent before.
+        let resting = match ask(&conf.agent_socket, &Request::Status, QUICK) {
+            Ok(Reply::Status { resting, .. }) => resting,
+            Ok(other) => return Err(unexpected(&other)),
+            Err(error) => return Err(unreachable(conf, &error)),
+        };
+        let tired: Vec<IpAddr> =
+            given.ips.iter().map(|net| net.addr()).filter(|a| resting.contains(a)).collect();
+        let is_new = tired.iter().fold(false, |is_new, address| seen.insert(*address) || is_new);
+        if !is_new || began.elapsed() > PATIENCE {
+            return Ok(given);
+        }
+        ipam.del()?;
+    }
 }
 
 /// Takes a container off the network. Everything that is already gone is fine.
@@ -223,7 +251,7 @@ pub fn status(environment: &Environment, conf: &NetConf) -> Result<(), Failure> 
 /// Returns the agent's default MTU, or why it cannot attach anything now.
 fn agent_status(conf: &NetConf) -> Result<u32, Failure> {
     match ask(&conf.agent_socket, &Request::Status, QUICK) {
-        Ok(Reply::Status { not_ready: None, default_mtu }) => Ok(default_mtu),
+        Ok(Reply::Status { not_ready: None, default_mtu, .. }) => Ok(default_mtu),
         Ok(Reply::Status { not_ready: Some(reason), .. }) => {
             Err(Failure::new(code::TRY_AGAIN, "the agent is not ready", reason))
         }

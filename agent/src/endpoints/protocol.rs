@@ -1,5 +1,6 @@
 //! One request line, one reply line, both JSON, over a Unix socket that only root can open.
 
+use std::collections::BTreeSet;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
@@ -94,6 +95,9 @@ pub enum Reply {
         not_ready: Option<String>,
         /// MTU for a pod whose network configuration names none.
         default_mtu: u32,
+        /// Addresses that rest: nobody should get one while others are free.
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        resting: BTreeSet<IpAddr>,
     },
     /// The pod's policy is in force.
     Attached(Box<EndpointRecord>),

@@ -3,6 +3,9 @@
 //! The file is replaced whole (write, sync, rename, sync the directory) before any change takes effect, so it is never older than what
 //! the dataplane does. A record whose device has gone is dropped by [`Registry::reconcile`]; a record never outlives its device by more
 //! than one restart.
+//!
+//! Addresses that were given back rest for a minute ([`Registry::resting`]): until the watch delivers, other nodes take who has one for
+//! the pod that had it before (PM-D28).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -10,6 +13,7 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use margay_core::PortIndex;
 use margay_policy_engine::packet::EndpointId;
@@ -100,11 +104,17 @@ pub enum RegistryError {
 
 const FORMAT: u32 = 1;
 
+/// How long an address rests.
+const REST: Duration = Duration::from_secs(60);
+
 #[derive(Serialize, Deserialize)]
 struct Stored {
     format: u32,
     next_endpoint: u32,
     endpoints: Vec<EndpointRecord>,
+    /// Addresses that rest, with when they were given back, in seconds since 1970.
+    #[serde(default)]
+    released: BTreeMap<IpAddr, u64>,
 }
 
 /// The list itself.
@@ -114,14 +124,20 @@ pub struct Registry {
     first_port: u16,
     next_endpoint: u32,
     records: BTreeMap<AttachmentKey, EndpointRecord>,
+    released: BTreeMap<IpAddr, u64>,
 }
 
 impl Registry {
     /// Reads the list kept at `path`, or starts an empty one. Pods get ports from `first_port` on.
     pub fn open(path: impl Into<PathBuf>, first_port: PortIndex) -> Result<Self, RegistryError> {
         let path = path.into();
-        let mut registry =
-            Self { path, first_port: first_port.0, next_endpoint: 1, records: BTreeMap::new() };
+        let mut registry = Self {
+            path,
+            first_port: first_port.0,
+            next_endpoint: 1,
+            records: BTreeMap::new(),
+            released: BTreeMap::new(),
+        };
         let text = match fs::read(&registry.path) {
             Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(registry),
@@ -137,12 +153,22 @@ impl Registry {
         }
         registry.next_endpoint = stored.next_endpoint;
         registry.records = stored.endpoints.into_iter().map(|record| (record.key.clone(), record)).collect();
+        registry.released = stored.released;
         Ok(registry)
     }
 
     /// Returns every record, in order of its key.
     pub fn records(&self) -> impl Iterator<Item = &EndpointRecord> {
         self.records.values()
+    }
+
+    /// Returns the addresses that nobody should get while others are free: given back less than a minute before `now`, or of an
+    /// attachment whose device went without a word.
+    pub fn resting(&self, now: SystemTime) -> BTreeSet<IpAddr> {
+        let now = seconds(now);
+        let released = self.released.iter().filter(|(_, at)| rests(**at, now)).map(|(address, _)| *address);
+        let gone = self.records.values().filter(|record| !record.device_exists());
+        released.chain(gone.flat_map(|record| record.addresses.iter().copied())).collect()
     }
 
     /// Returns the record of one attachment.
@@ -217,19 +243,37 @@ impl Registry {
     ) -> Result<(), RegistryError> {
         let mut records = self.records.clone();
         change(&mut records);
+        let now = seconds(SystemTime::now());
+        let held = |records: &BTreeMap<AttachmentKey, EndpointRecord>| -> BTreeSet<IpAddr> {
+            records.values().flat_map(|record| record.addresses.iter().copied()).collect()
+        };
+        let (before, after) = (held(&self.records), held(&records));
+        let mut released = self.released.clone();
+        released.extend(before.difference(&after).map(|address| (*address, now)));
+        released.retain(|address, at| rests(*at, now) && !after.contains(address));
         let stored = Stored {
             format: FORMAT,
             next_endpoint: self.next_endpoint,
             endpoints: records.values().cloned().collect(),
+            released: released.clone(),
         };
         write_private(&self.path, &stored).map_err(|source| self.failed("write", source))?;
-        self.records = records;
+        (self.records, self.released) = (records, released);
         Ok(())
     }
 
     fn failed(&self, what: &'static str, source: io::Error) -> RegistryError {
         RegistryError::File { what, path: self.path.clone(), source }
     }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Whether what was given back `at` rests still. What is in the future was written by a clock that was wrong.
+fn rests(at: u64, now: u64) -> bool {
+    at <= now && now - at < REST.as_secs()
 }
 
 /// Replaces `path` by `value` as JSON, mode 0600, in one step.
@@ -331,6 +375,29 @@ mod tests {
         let (gone, _) = registry.insert(&attach("c", "10.0.0.2", GONE)).expect("c");
         let (_, dropped) = registry.insert(&attach("d", "10.0.0.2", ALIVE)).expect("its device is gone");
         assert_eq!(dropped, [gone]);
+        fs::remove_dir_all(directory).expect("clean up");
+    }
+
+    #[test]
+    fn an_address_rests_for_a_minute_after_it_was_given_back_also_over_a_restart() {
+        let (path, directory) = file();
+        let mut registry = Registry::open(&path, PortIndex(4)).expect("open");
+        let (a, _) = registry.insert(&attach("a", "10.0.0.1", ALIVE)).expect("a");
+        assert!(registry.resting(SystemTime::now()).is_empty());
+        registry.remove(&a.key).expect("remove");
+        let after = |seconds: u64| SystemTime::now() + Duration::from_secs(seconds);
+        let again = Registry::open(&path, PortIndex(4)).expect("open again");
+        for registry in [&registry, &again] {
+            assert_eq!(registry.resting(after(50)), BTreeSet::from(["10.0.0.1".parse().expect("address")]));
+            assert!(registry.resting(after(61)).is_empty());
+            assert!(registry.resting(UNIX_EPOCH).is_empty(), "a clock that was set back");
+        }
+        // Given out all the same, it rests no more; without its device nobody else should get it.
+        let (b, _) = registry.insert(&attach("b", "10.0.0.1", ALIVE)).expect("b");
+        assert!(registry.resting(SystemTime::now()).is_empty());
+        registry.remove(&b.key).expect("remove");
+        registry.insert(&attach("c", "10.0.0.2", GONE)).expect("c");
+        assert_eq!(registry.resting(after(3_600)), BTreeSet::from(["10.0.0.2".parse().expect("address")]));
         fs::remove_dir_all(directory).expect("clean up");
     }
 

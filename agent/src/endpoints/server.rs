@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -193,9 +193,11 @@ fn converse(shared: &Shared, mut stream: UnixStream) -> io::Result<()> {
 
 fn answer(shared: &Shared, request: Request) -> Reply {
     match request {
-        Request::Status => {
-            Reply::Status { not_ready: shared.hooks.ready().err(), default_mtu: shared.hooks.default_mtu() }
-        }
+        Request::Status => Reply::Status {
+            not_ready: shared.hooks.ready().err(),
+            default_mtu: shared.hooks.default_mtu(),
+            resting: locked(&shared.registry).resting(SystemTime::now()),
+        },
         Request::Attach(attach) => attach_one(shared, &attach),
         Request::Detach(key) => {
             let lock = shared.keys.of(&key);
