@@ -104,4 +104,11 @@ fn what_is_no_object_or_no_event_costs_a_list_at_most() {
     world.wait_for("a new list", |world| world.requests().lists >= lists + 3);
     world.idle(Duration::from_secs(2));
     assert_eq!(world.requests().lists, lists + 3, "once");
+    // The ledger tells the same: two lists after the first, what could not be read, and watches in place of those that ended.
+    let traffic = world.traffic();
+    assert_eq!(traffic.relists, BTreeMap::from([("pods".to_owned(), 2)]));
+    assert_eq!((traffic.unreadable["pods"], traffic.unreadable["Pod"]), (1, 2), "{traffic:?}");
+    assert!(traffic.watch_restarts["pods"] >= 2, "{traffic:?}");
+    let codes: Vec<&str> = traffic.requests.keys().map(|asked| asked.code.as_str()).collect();
+    assert!(codes.contains(&"2xx") && codes.contains(&"403"), "the stand-in lets nobody write: {traffic:?}");
 }

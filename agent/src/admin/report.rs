@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use crossbeam::channel::Receiver;
 use margay_control::Problem;
+use margay_control::kubernetes::{Asked, Traffic};
 use margay_core::worker::{Captured, TapId};
 use margay_core::{Counters, DropReason};
 use margay_policy_engine::snapshot::Attribution;
@@ -77,6 +78,53 @@ pub struct StatusReport {
     pub compile_seconds: f64,
     /// Encryption between nodes.
     pub wireguard: WireguardReport,
+    /// What was asked of the API server; empty for folders of manifests.
+    pub source: SourceReport,
+}
+
+/// What was asked of the API server since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SourceReport {
+    /// Requests that ended.
+    pub requests: Vec<RequestReport>,
+    /// Watches opened in place of one that ended, by resource.
+    pub watch_restarts: BTreeMap<String, u64>,
+    /// Lists after the first, by resource.
+    pub relists: BTreeMap<String, u64>,
+    /// Objects, events and pages that could not be read, by what they were about.
+    pub unreadable: BTreeMap<String, u64>,
+}
+
+/// Requests of one sort.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RequestReport {
+    /// `list`, `watch`, `get`, `create`, `update`, `patch`.
+    pub verb: String,
+    /// Resource with its group.
+    pub resource: String,
+    /// `2xx`, the code of a refusal, or `none`.
+    pub code: String,
+    /// How many.
+    pub count: u64,
+}
+
+impl From<&Traffic> for SourceReport {
+    fn from(from: &Traffic) -> Self {
+        let request = |(asked, count): (&Asked, &u64)| RequestReport {
+            verb: asked.verb.to_owned(),
+            resource: asked.resource.clone(),
+            code: asked.code.clone(),
+            count: *count,
+        };
+        Self {
+            requests: from.requests.iter().map(request).collect(),
+            watch_restarts: from.watch_restarts.clone(),
+            relists: from.relists.clone(),
+            unreadable: from.unreadable.clone(),
+        }
+    }
 }
 
 /// One pod of this node.

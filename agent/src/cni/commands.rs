@@ -141,7 +141,8 @@ fn rested(ipam: &Ipam<'_>, conf: &NetConf) -> Result<CniResult, Failure> {
         };
         let tired: Vec<IpAddr> =
             given.ips.iter().map(|net| net.addr()).filter(|a| resting.contains(a)).collect();
-        let is_new = tired.iter().fold(false, |is_new, address| seen.insert(*address) || is_new);
+        let is_new = tired.iter().any(|address| !seen.contains(address));
+        seen.extend(tired);
         if !is_new || began.elapsed() > PATIENCE {
             return Ok(given);
         }

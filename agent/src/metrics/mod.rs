@@ -29,7 +29,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::oneshot;
 
-use crate::admin::report::{NodeView, StatusReport};
+use crate::admin::report::{NodeView, SourceReport, StatusReport};
 use crate::encryption::report::{PeerReport, TunnelReport, WireguardReport};
 
 /// Why the metrics page cannot be served.
@@ -268,6 +268,7 @@ pub fn render(status: &StatusReport) -> Result<String, std::fmt::Error> {
     counters_by(&mut registry, "worker_panics", "Panics that a worker went on from", panics);
 
     wireguard(&mut registry, &status.wireguard);
+    of_source(&mut registry, &status.source);
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
@@ -310,6 +311,28 @@ fn wireguard(registry: &mut Registry, report: &WireguardReport) {
     registry.register("wireguard_findings", "Things about encryption that its owner should know", findings);
 }
 
+/// What the agent asks of the API server, and what it could not read of the answers.
+fn of_source(registry: &mut Registry, source: &SourceReport) {
+    let requests = source.requests.iter().map(|asked| {
+        let labels = vec![
+            ("verb", asked.verb.clone()),
+            ("resource", asked.resource.clone()),
+            ("code", asked.code.clone()),
+        ];
+        (labels, asked.count)
+    });
+    counters_by(registry, "api_requests", "Requests to the API server, by how they ended", requests);
+    let by = |name: &'static str, map: &BTreeMap<String, u64>| {
+        map.iter().map(|(what, count)| (vec![(name, what.clone())], *count)).collect::<Vec<_>>().into_iter()
+    };
+    let rows = by("resource", &source.watch_restarts);
+    counters_by(registry, "api_watch_restarts", "Watches opened in place of one that ended", rows);
+    let rows = by("resource", &source.relists);
+    counters_by(registry, "api_relists", "Lists after the first: the server could not continue", rows);
+    let rows = by("kind", &source.unreadable);
+    counters_by(registry, "source_unreadable", "Objects, events and pages that could not be read", rows);
+}
+
 fn counters_by(registry: &mut Registry, name: &str, help: &str, rows: impl Iterator<Item = (Labels, u64)>) {
     use prometheus_client::metrics::counter::Counter;
     let family = Family::<Labels, Counter<u64, AtomicU64>>::default();
@@ -330,8 +353,35 @@ fn gauges_by(registry: &mut Registry, name: &str, help: &str, rows: impl Iterato
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::report::{PortReport, WorkerReport};
+    use crate::admin::report::{PortReport, RequestReport, WorkerReport};
     use margay_core::{Counters, DropReason};
+
+    #[test]
+    fn requests_to_the_api_server_are_told_by_verb_resource_and_code() {
+        let asked = |verb: &str, code: &str, count| RequestReport {
+            verb: verb.to_owned(),
+            resource: "pods".to_owned(),
+            code: code.to_owned(),
+            count,
+        };
+        let one = |what: &str, count| BTreeMap::from([(what.to_owned(), count)]);
+        let source = SourceReport {
+            requests: vec![asked("list", "2xx", 3), asked("watch", "410", 1)],
+            watch_restarts: one("pods", 4),
+            relists: one("pods", 2),
+            unreadable: one("Pod", 1),
+        };
+        let text = render(&StatusReport { source, ..StatusReport::default() }).unwrap();
+        for line in [
+            r#"margay_api_requests_total{verb="list",resource="pods",code="2xx"} 3"#,
+            r#"margay_api_requests_total{verb="watch",resource="pods",code="410"} 1"#,
+            r#"margay_api_watch_restarts_total{resource="pods"} 4"#,
+            r#"margay_api_relists_total{resource="pods"} 2"#,
+            r#"margay_source_unreadable_total{kind="Pod"} 1"#,
+        ] {
+            assert!(text.lines().any(|told| told == line), "{line}: {text}");
+        }
+    }
 
     #[test]
     fn sum_of_endings_on_the_page_equals_packets_received() {

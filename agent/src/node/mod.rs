@@ -191,7 +191,7 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
 
     // Before the control thread, which tells the container runtime to call once pods can be served.
     let listener = bind_private(&args.run_dir.join("agent.sock"))?;
-    let node_notes = match args.datastore {
+    let (node_notes, traffic) = match args.datastore {
         DatastoreArg::Directory => {
             let source = Directory::open(DirectoryConfig {
                 manifests: args.manifests.clone(),
@@ -203,7 +203,7 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
                 args,
                 Box::new(FileKeeper::new(&args.state_dir, args.overlay.as_deref(), &args.node)),
             ));
-            None
+            (None, None)
         }
         DatastoreArg::Kubernetes => {
             let source = Kubernetes::open(KubernetesConfig {
@@ -231,8 +231,9 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
                 )
             };
             reconciler.encrypt_with(conductor(args, Box::new(keeper)));
+            let traffic: view::TellTraffic = Box::new(source.traffic());
             follow(source, commands.clone())?;
-            Some(notes)
+            (Some(notes), Some(traffic))
         }
     };
     let control =
@@ -254,6 +255,7 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
         board,
         commands: commands.clone(),
         hub: DropHub::new(),
+        traffic,
         uplinks: uplinks.clone(),
         cpus,
         endpoint_to_host: config.endpoint_to_host,

@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
+use margay_control::kubernetes::Traffic;
 use margay_core::topology::PortKind;
 use margay_core::worker::{Captured, FlowRecord, TapId};
 use margay_core::{DropReason, PacketEvent, PortIndex, What};
@@ -27,6 +28,9 @@ use crate::explain::Explanation;
 use crate::simulate::probe::Probe;
 use crate::simulate::world::World;
 
+/// Tells what was asked of the API server so far.
+pub type TellTraffic = Box<dyn Fn() -> Traffic + Send + Sync>;
+
 /// Everything that a report needs.
 pub struct View {
     /// Name of this node.
@@ -41,6 +45,8 @@ pub struct View {
     pub commands: Sender<Command>,
     /// Drops, for whoever follows them.
     pub hub: DropHub,
+    /// What was asked of the API server, where there is one.
+    pub traffic: Option<TellTraffic>,
     /// Uplinks as they were chosen.
     pub uplinks: Vec<Uplink>,
     /// CPUs of the workers, in order and over again; empty when the scheduler decides.
@@ -252,6 +258,7 @@ impl NodeView for View {
             objects: board.objects,
             compile_seconds: board.compile.as_secs_f64(),
             wireguard,
+            source: self.traffic.as_ref().map(|tell| (&tell()).into()).unwrap_or_default(),
         }
     }
 

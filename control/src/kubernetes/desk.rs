@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::discovery::Served;
 use super::kinds::{KindId, Meta};
+use super::ledger::Ledger;
 use super::picture::Ident;
 use super::write::NodeFindings;
 use crate::problem::Problem;
@@ -59,6 +60,8 @@ pub(super) struct Desk {
     pub served: BTreeMap<KindId, Served>,
     /// Names of nodes.
     pub nodes: BTreeSet<String>,
+    /// What is asked of the server, and what could not be read.
+    pub ledger: Arc<Ledger>,
     /// Name of this agent's node.
     pub node: String,
     /// Its Node, while there is one.

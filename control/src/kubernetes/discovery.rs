@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use kube::Client;
 
 use super::kinds::{CALICO, KindId};
+use super::ledger::Ledger;
 use super::trouble::Trouble;
 
 /// Where one kind is listed and watched.
@@ -37,14 +38,10 @@ pub(super) struct Offer {
 }
 
 /// Asks about `kinds`. Errors: the server does not even say which groups it has.
-pub(super) async fn discover(
-    client: &Client,
-    kinds: &[KindId],
-    count: &(dyn Fn() + Sync),
-) -> Result<Offer, Trouble> {
-    count();
-    let groups =
-        client.list_api_groups().await.map_err(|error| Trouble::of("the list of API groups", &error))?;
+pub(super) async fn discover(client: &Client, kinds: &[KindId], ledger: &Ledger) -> Result<Offer, Trouble> {
+    let outcome = client.list_api_groups().await;
+    ledger.asked("get", "discovery", &outcome);
+    let groups = outcome.map_err(|error| Trouble::of("the list of API groups", &error))?;
     let offered: BTreeMap<&str, Vec<&str>> = groups
         .groups
         .iter()
@@ -66,12 +63,12 @@ pub(super) async fn discover(
                 format!("{}/{version}", kind.group)
             };
             if !resources.contains_key(&group) {
-                count();
                 let list = if kind.group.is_empty() {
                     client.list_core_api_resources(version).await
                 } else {
                     client.list_api_group_resources(&group).await
                 };
+                ledger.asked("get", "discovery", &list);
                 resources.insert(group.clone(), list);
             }
             let list = match &resources[&group] {

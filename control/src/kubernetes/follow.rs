@@ -18,7 +18,7 @@
 //! servers answers. Where the server streams lists, it serves them from memory and no page stands in ours.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::AsyncBufReadExt;
@@ -31,6 +31,7 @@ use tokio::time::Instant;
 use super::backoff::{Backoff, Chance};
 use super::discovery::Served;
 use super::kinds::{Kept, KindId};
+use super::ledger::{Ledger, resource_of};
 use super::trouble::Trouble;
 
 /// Objects per page of a list.
@@ -78,18 +79,7 @@ pub(super) struct Shared {
     /// The server streams lists.
     pub streams: AtomicBool,
     /// Requests so far.
-    pub requests: Counters,
-}
-
-/// Requests that were made since the start.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Pages of lists.
-    pub lists: AtomicU64,
-    /// Watches opened.
-    pub watches: AtomicU64,
-    /// Everything else: discovery, status, leases.
-    pub others: AtomicU64,
+    pub ledger: Arc<Ledger>,
 }
 
 /// Follows one kind.
@@ -99,6 +89,10 @@ pub(super) struct Follower {
     pub kind: KindId,
     pub served: Served,
     pub chance: Chance,
+    /// It was listed before.
+    pub was_listed: bool,
+    /// It was watched before.
+    pub was_watched: bool,
 }
 
 /// How a watch ended that had begun.
@@ -242,24 +236,31 @@ impl Follower {
         Trouble::of(&format!("{verb} of {}", self.kind.kind().title()), error)
     }
 
+    /// Notes that a list begins.
+    fn begin_list(&mut self) {
+        if std::mem::replace(&mut self.was_listed, true) {
+            self.shared.ledger.relisted(&resource_of(&self.served.path));
+        }
+    }
+
     /// Reads every page; returns the version to watch from.
-    async fn list(&self) -> Result<String, Ending> {
+    async fn list(&mut self) -> Result<String, Ending> {
+        self.begin_list();
+        let resource = resource_of(&self.served.path);
         let mut more = String::new();
         let mut has_begun = false;
         loop {
-            self.shared.requests.lists.fetch_add(1, Ordering::Relaxed);
             let token: String = form_urlencoded(&more);
             let query = if more.is_empty() {
                 format!("limit={PAGE}")
             } else {
                 format!("limit={PAGE}&continue={token}")
             };
-            let text = self
-                .client
-                .request_text(self.request(&query)?)
-                .await
-                .map_err(|error| self.trouble("list", &error))?;
+            let outcome = self.client.request_text(self.request(&query)?).await;
+            self.shared.ledger.asked("list", &resource, &outcome);
+            let text = outcome.map_err(|error| self.trouble("list", &error))?;
             let page = self.kind.kind().page(&text).map_err(|error| {
+                self.shared.ledger.unreadable(&resource);
                 Trouble::Unreachable(format!("list of {}: {error}", self.kind.kind().title()))
             })?;
             drop(text);
@@ -289,14 +290,19 @@ impl Follower {
             None => "sendInitialEvents=true&resourceVersionMatch=NotOlderThan".to_owned(),
         };
         let query = format!("watch=true&allowWatchBookmarks=true&timeoutSeconds={lasting}&{from}");
-        self.shared.requests.watches.fetch_add(1, Ordering::Relaxed);
+        let resource = resource_of(&self.served.path);
         let stream = self.client.request_stream(self.request(&query)?).await;
+        self.shared.ledger.asked("watch", &resource, &stream);
         let mut stream = std::pin::pin!(stream.map_err(|error| self.trouble("watch", &error))?);
         self.got_through(was_troubled);
         failures.reset();
+        if std::mem::replace(&mut self.was_watched, true) {
+            self.shared.ledger.restarted(&resource);
+        }
         self.tell(Event::Connected).await?;
         let mut streamed = version.is_none().then(Vec::new);
         if streamed.is_some() {
+            self.begin_list();
             self.tell(Event::Listing).await?;
         }
         let mut line = Vec::new();
@@ -309,6 +315,7 @@ impl Follower {
             let (what, object) = match read_line(&line) {
                 Some(parts) => parts,
                 None => {
+                    self.shared.ledger.unreadable(&resource);
                     *version = None;
                     let text: String = String::from_utf8_lossy(&line).chars().take(200).collect();
                     return Err(Trouble::Unreachable(format!(

@@ -14,13 +14,16 @@
 //! * `kinds` is the table of what is followed and what of an object is kept.
 //! * `discovery` asks which of it the server offers, `follow` follows one kind, `backoff` and `trouble` say how long and why it waits.
 //! * `state` judges, `picture` remembers.
+//! * `ledger` counts what is asked, `audit` records what changes.
 //! * `write` tells the API server what became of its objects, from what lies on the `desk`.
 
+mod audit;
 mod backoff;
 mod desk;
 mod discovery;
 mod follow;
 mod kinds;
+mod ledger;
 mod picture;
 mod state;
 mod supervise;
@@ -30,7 +33,6 @@ mod write;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -44,9 +46,10 @@ use crate::problem::Problem;
 use crate::source::{Batch, Source, SourceError};
 use backoff::Chance;
 use desk::SharedDesk;
-use follow::{Counters, Shared, Told};
+use follow::{Shared, Told};
 use state::State;
 
+pub use ledger::{Asked, Requests, Traffic};
 /// Events that may wait for the owner of the model; a page of a list is one.
 const WAITING: usize = 8;
 /// Events taken before what they mean is told.
@@ -105,17 +108,6 @@ pub enum KubernetesError {
     Threads(#[source] io::Error),
 }
 
-/// Requests that were made since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Requests {
-    /// Pages of lists.
-    pub lists: u64,
-    /// Watches opened.
-    pub watches: u64,
-    /// Discovery, leases, status.
-    pub others: u64,
-}
-
 /// A followed API server.
 #[derive(Debug)]
 pub struct Kubernetes {
@@ -139,6 +131,7 @@ impl Kubernetes {
     pub fn open(config: KubernetesConfig) -> Result<Self, KubernetesError> {
         let desk = SharedDesk::of_node(&config.node);
         let notes = NodeNotes::default();
+        let ledger = Arc::clone(&desk.open().ledger);
         let state = State::open(&config.store, desk.clone())
             .map_err(|source| KubernetesError::Store { path: config.store.clone(), source })?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -149,12 +142,7 @@ impl Kubernetes {
             .map_err(KubernetesError::Threads)?;
         let client = runtime.block_on(connect(&config))?;
         let (ear, told) = mpsc::channel(WAITING);
-        let shared = Arc::new(Shared {
-            ear,
-            awake: Notify::new(),
-            streams: false.into(),
-            requests: Counters::default(),
-        });
+        let shared = Arc::new(Shared { ear, awake: Notify::new(), streams: false.into(), ledger });
         let mut chance = Chance::new(config.seed);
         let secret = NodeSecret::default();
         let events = NodeEvents(desk.clone());
@@ -197,14 +185,16 @@ impl Kubernetes {
         self.events.clone()
     }
 
-    /// Returns a handle that counts requests, also while the source is followed elsewhere.
+    /// Returns a handle that tells how many requests were made, also while the source is followed elsewhere.
     pub fn requests(&self) -> impl Fn() -> Requests + Send + Sync + 'static {
+        let traffic = self.traffic();
+        move || traffic().requests()
+    }
+
+    /// Returns a handle that tells what was asked of the server and what could not be read, also while the source is followed elsewhere.
+    pub fn traffic(&self) -> impl Fn() -> Traffic + Send + Sync + 'static {
         let shared = Arc::clone(&self.shared);
-        move || Requests {
-            lists: shared.requests.lists.load(Ordering::Relaxed),
-            watches: shared.requests.watches.load(Ordering::Relaxed),
-            others: shared.requests.others.load(Ordering::Relaxed),
-        }
+        move || shared.ledger.sums()
     }
 
     /// Waits for an event, until `deadline`.

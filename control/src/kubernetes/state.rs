@@ -20,6 +20,7 @@ use margay_policy_engine::engine::Change;
 use margay_policy_engine::model::{Object, ObjectKey};
 use serde_json::Value;
 
+use super::audit;
 use super::desk::{InForce, OwnNode, SharedDesk, Standing};
 use super::follow::{Event, Told};
 use super::kinds::{Kept, KindId, Meta};
@@ -42,6 +43,10 @@ struct Slot {
     is_valid: bool,
     /// The list that named it last.
     list: u32,
+    /// `metadata.generation` of what was told last.
+    generation: i64,
+    /// Its fingerprint, where changes are recorded; what is in force may be an earlier form.
+    told: u64,
 }
 
 /// How far a kind is.
@@ -240,7 +245,10 @@ impl State {
             let is_valid = matches!(entry.judged, Judged::Valid { .. });
             if let Some(object) = in_force(entry) {
                 let place = self.picture.put(&document, None);
-                self.objects.insert(ident.clone(), Slot { version: 0, place, is_valid, list: 0 });
+                self.objects.insert(
+                    ident.clone(),
+                    Slot { version: 0, place, is_valid, list: 0, generation: 0, told: 0 },
+                );
                 self.held.push(Change::Upsert(object));
             }
         }
@@ -250,6 +258,7 @@ impl State {
         let Kept { document, meta } = kept;
         let Some(ident) = Ident::of(kind, &document) else {
             tracing::warn!(kind = kind.kind().title(), "an object without a name is passed over");
+            self.desk.open().ledger.unreadable(&kind.kind().title());
             return;
         };
         self.note_node(&ident, &meta);
@@ -264,9 +273,13 @@ impl State {
             return;
         }
         let before = self.objects.get(&ident).copied();
+        let generation = meta.generation;
+        let told = if audit::records(kind) { audit::fingerprint(&document) } else { 0 };
+        let is_change = self.complete && audit::records(kind) && before.is_none_or(|slot| slot.told != told);
         let tier = document.pointer("/spec/tier").and_then(Value::as_str).unwrap_or_default().to_owned();
         let Some(entry) = judge(&ident, document.clone()) else {
             // Not an object of a kind that is judged; cannot come from a table of such kinds.
+            self.desk.open().ledger.unreadable(&kind.kind().title());
             return;
         };
         let mut problems = Vec::new();
@@ -274,26 +287,34 @@ impl State {
         let in_force = match entry.judged {
             Judged::Valid { object, .. } => {
                 let place = self.picture.put(&document, before.map(|slot| slot.place));
-                self.objects.insert(ident.clone(), Slot { version, place, is_valid: true, list });
+                self.objects
+                    .insert(ident.clone(), Slot { version, place, is_valid: true, list, generation, told });
                 changes.push(Change::Upsert(object));
                 InForce::AsWritten
             }
             Judged::Invalid { .. } if before.is_some_and(|slot| slot.is_valid) => {
                 if let Some(slot) = self.objects.get_mut(&ident) {
                     (slot.version, slot.list) = (version, list);
+                    (slot.generation, slot.told) = (generation, told);
                 }
                 InForce::LastValid
             }
             Judged::Invalid { fallback, .. } => match self.earlier_valid(&ident) {
                 Some((object, document)) => {
                     let place = self.picture.put(&document, None);
-                    self.objects.insert(ident.clone(), Slot { version, place, is_valid: true, list });
+                    self.objects.insert(
+                        ident.clone(),
+                        Slot { version, place, is_valid: true, list, generation, told },
+                    );
                     changes.push(Change::Upsert(object));
                     InForce::LastValid
                 }
                 None => {
                     let place = self.picture.put(&document, before.map(|slot| slot.place));
-                    self.objects.insert(ident.clone(), Slot { version, place, is_valid: false, list });
+                    self.objects.insert(
+                        ident.clone(),
+                        Slot { version, place, is_valid: false, list, generation, told },
+                    );
                     let closed = fallback.filter(|object| object.key() == entry.key);
                     let in_force = if closed.is_some() { InForce::Closed } else { InForce::Nothing };
                     changes.push(closed.map_or(Change::Delete(entry.key), Change::Upsert));
@@ -301,6 +322,9 @@ impl State {
                 }
             },
         };
+        if is_change {
+            audit::written(&ident, &meta, before.is_some(), in_force);
+        }
         self.report(&ident, problems, meta, tier, in_force);
     }
 
@@ -325,6 +349,9 @@ impl State {
         self.is_news |= self.problems.remove(ident).is_some();
         self.desk.open().note(ident, None);
         if let Some(slot) = self.objects.remove(ident) {
+            if self.complete && audit::records(ident.kind) {
+                audit::deleted(ident, slot.generation);
+            }
             self.picture.remove(ident, slot.place);
             changes.extend(key_of(ident).map(Change::Delete));
         }

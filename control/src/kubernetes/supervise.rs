@@ -14,6 +14,7 @@ use super::desk::SharedDesk;
 use super::discovery::{Offer, discover};
 use super::follow::{Event, Follower, Shared};
 use super::kinds::{KINDS, KindId};
+use super::ledger::Ledger;
 use super::state::SOURCE;
 use super::trouble::Trouble;
 use crate::problem::{Problem, Severity};
@@ -31,18 +32,17 @@ pub(super) async fn supervise(client: Client, shared: Arc<Shared>, desk: SharedD
     let mut knows_version = false;
     loop {
         let missing: Vec<KindId> = KindId::all().filter(|kind| !running.contains_key(kind)).collect();
-        let count = || {
-            shared.requests.others.fetch_add(1, Ordering::Relaxed);
-        };
+        let ledger = &shared.ledger;
         if !knows_version {
-            count();
-            if let Ok(version) = client.apiserver_version().await {
+            let outcome = client.apiserver_version().await;
+            ledger.asked("get", "discovery", &outcome);
+            if let Ok(version) = outcome {
                 knows_version = true;
                 shared.streams.store(streams(&version.major, &version.minor), Ordering::Relaxed);
             }
         }
-        let offer = match is_ready(&client, &count).await {
-            Ok(()) => discover(&client, &missing, &count).await,
+        let offer = match is_ready(&client, ledger).await {
+            Ok(()) => discover(&client, &missing, ledger).await,
             Err(trouble) => Err(trouble),
         };
         let (events, wait) = match offer {
@@ -65,6 +65,8 @@ pub(super) async fn supervise(client: Client, shared: Arc<Shared>, desk: SharedD
                         kind,
                         served,
                         chance: chance.fork(),
+                        was_listed: false,
+                        was_watched: false,
                     };
                     running.insert(kind, followers.spawn(follower.run()).id());
                 }
@@ -119,15 +121,12 @@ fn old_calico() -> Problem {
 
 /// Asks whether the server is through with its start: before that it does not know its own CRDs, and an API that is installed looks as if
 /// it were not. A server that does not let us ask is taken to be.
-async fn is_ready(client: &Client, count: &(dyn Fn() + Sync)) -> Result<(), Trouble> {
-    count();
+async fn is_ready(client: &Client, ledger: &Ledger) -> Result<(), Trouble> {
     let request =
         Request::get("/readyz").body(Vec::new()).map_err(|error| Trouble::Refused(error.to_string()))?;
-    match client
-        .request_text(request)
-        .await
-        .map_err(|error| Trouble::of("readiness of the API server", &error))
-    {
+    let outcome = client.request_text(request).await;
+    ledger.asked("get", "discovery", &outcome);
+    match outcome.map_err(|error| Trouble::of("readiness of the API server", &error)) {
         Ok(_) | Err(Trouble::Forbidden(_) | Trouble::Missing(_)) => Ok(()),
         Err(trouble) => Err(trouble),
     }

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use margay_control::kubernetes::{Kubernetes, KubernetesConfig, Requests};
+use margay_control::kubernetes::{Kubernetes, KubernetesConfig, Requests, Traffic};
 use margay_control::{Problem, Source};
 use margay_policy_engine::engine::Change;
 use margay_policy_engine::model::{Model, NamespacedName, PolicyKey, PolicyKind};
@@ -151,6 +151,10 @@ impl World {
 
     pub fn requests(&self) -> Requests {
         self.source.as_ref().unwrap().requests()()
+    }
+
+    pub fn traffic(&self) -> Traffic {
+        self.source.as_ref().unwrap().traffic()()
     }
 
     pub fn problem(&self, part: &str) -> Option<&Problem> {

@@ -220,3 +220,139 @@ fn an_api_that_goes_away_takes_nothing_with_it_also_across_a_restart() {
     world.list(1);
     world.check();
 }
+
+/// The records of a change, each as its fields.
+#[derive(Clone, Default)]
+struct Records(std::sync::Arc<std::sync::Mutex<Vec<BTreeMap<String, String>>>>);
+
+impl tracing::Subscriber for Records {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target() == audit::TARGET
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::Id {
+        tracing::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::Id, _: &tracing::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Fields(BTreeMap<String, String>);
+        impl tracing::field::Visit for Fields {
+            fn record_str(&mut self, field: &tracing::field::Field, value: &str) {
+                self.0.insert(field.name().to_owned(), value.to_owned());
+            }
+
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                self.0.insert(field.name().to_owned(), format!("{value:?}"));
+            }
+        }
+        let mut fields = Fields(BTreeMap::new());
+        event.record(&mut fields);
+        self.0.lock().unwrap().push(fields.0);
+    }
+
+    fn enter(&self, _: &tracing::Id) {}
+
+    fn exit(&self, _: &tracing::Id) {}
+}
+
+impl Records {
+    /// Takes what was recorded: change, kind, name, generation, what is in force.
+    fn take(&self) -> Vec<String> {
+        let fields = ["change", "kind", "name", "generation", "in_force"];
+        let line = |record: &BTreeMap<String, String>| {
+            let words = fields.iter().filter_map(|field| record.get(*field));
+            words.map(String::as_str).collect::<Vec<_>>().join(" ")
+        };
+        std::mem::take(&mut *self.0.lock().unwrap()).iter().map(line).collect()
+    }
+}
+
+/// Policy model 22.3.
+#[test]
+fn pm_22_3_every_change_of_a_policy_is_recorded_with_its_generation_and_nothing_else() {
+    let records = Records::default();
+    let _kept = tracing::subscriber::set_default(records.clone());
+    let mut world = World::new();
+    let object = |name: &str, version: u64, generation: i64, selector: &str, more: Value| {
+        let mut object = json!({
+            "metadata": {
+                "name": name, "namespace": "shop", "uid": "u", "resourceVersion": version.to_string(), "generation": generation,
+            },
+            "spec": { "selector": selector, "types": ["Ingress"] },
+        });
+        if let (Value::Object(into), Value::Object(more)) = (&mut object["metadata"], more) {
+            into.extend(more);
+        }
+        policies().kind().document(object)
+    };
+    let mut tell = |kept: Kept| world.take(policies(), Event::Applied(kept.into()));
+    tell(object("p", 1, 1, "all()", json!({})));
+    assert_eq!(records.take(), ["created NetworkPolicy.projectcalico.org p 1 as written"]);
+    // Somebody wrote its status, or a finalizer: the server counts, policy is the same.
+    tell(object("p", 2, 1, "all()", json!({ "finalizers": ["f"] })));
+    tell(object("p", 3, 1, "all()", json!({ "managedFields": [] })));
+    assert!(records.take().is_empty());
+    tell(object("p", 4, 2, "app == 'x'", json!({})));
+    // Labels have no generation.
+    tell(object("p", 5, 2, "app == 'x'", json!({ "labels": { "a": "b" } })));
+    assert_eq!(
+        records.take(),
+        [
+            "changed NetworkPolicy.projectcalico.org p 2 as written",
+            "changed NetworkPolicy.projectcalico.org p 2 as written",
+        ]
+    );
+    // What cannot be understood is a change as well, once, and what is in force is said.
+    for version in 6..9 {
+        tell(object("p", version, 3, "(((", json!({ "labels": { "a": "b" } })));
+    }
+    tell(object("q", 9, 1, "(((", json!({})));
+    assert_eq!(
+        records.take(),
+        [
+            "changed NetworkPolicy.projectcalico.org p 3 last valid form",
+            "created NetworkPolicy.projectcalico.org q 1 closed",
+        ]
+    );
+    // Listed again: what is the same is no change, what is not there any more is.
+    world.take(policies(), Event::Listing);
+    world.take(policies(), Event::Page(vec![object("q", 9, 1, "(((", json!({}))]));
+    world.take(policies(), Event::Listed);
+    assert_eq!(records.take(), ["deleted NetworkPolicy.projectcalico.org p 3"]);
+    world.take(policies(), Event::Deleted(object("q", 10, 1, "(((", json!({})).into()));
+    assert_eq!(records.take(), ["deleted NetworkPolicy.projectcalico.org q 1"]);
+
+    // Kinds: those of policy, sets, tiers and host endpoints; not pods and the like, whose changes the API server's audit tells.
+    let recorded = KindId::all().filter(|kind| audit::records(*kind)).map(|kind| kind.kind().kind);
+    let recorded: std::collections::BTreeSet<&str> = recorded.collect();
+    let expected = [
+        "AdminNetworkPolicy",
+        "BaselineAdminNetworkPolicy",
+        "ClusterNetworkPolicy",
+        "GlobalNetworkPolicy",
+        "GlobalNetworkSet",
+        "HostEndpoint",
+        "NetworkPolicy",
+        "NetworkSet",
+        "StagedGlobalNetworkPolicy",
+        "StagedKubernetesNetworkPolicy",
+        "StagedNetworkPolicy",
+        "Tier",
+    ];
+    assert!(recorded.iter().eq(&expected), "{recorded:?}");
+
+    // What is there at a start is no change.
+    world.state.store(true);
+    let folder = tempfile::tempdir().unwrap();
+    world.state = State::open(folder.path(), SharedDesk::default()).unwrap();
+    world.model = Model::with_builtins();
+    KindId::all().filter(|kind| *kind != policies()).for_each(|kind| world.take(kind, Event::Unserved));
+    world.take(policies(), Event::Listing);
+    world.take(policies(), Event::Page(vec![object("p", 11, 4, "all()", json!({}))]));
+    world.take(policies(), Event::Listed);
+    assert!(world.state.is_complete() && records.take().is_empty());
+}

@@ -25,7 +25,6 @@ mod tiers;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::Request;
@@ -39,6 +38,7 @@ use super::desk::{SharedDesk, Standing};
 use super::discovery::Served;
 use super::follow::Shared;
 use super::kinds::KindId;
+use super::ledger::{resource_of, verb_of};
 use super::picture::Ident;
 use super::state::SOURCE;
 use super::trouble::Trouble;
@@ -78,7 +78,6 @@ impl Api {
 
     /// Sends one request and returns the answer. Errors: [`Trouble`].
     async fn send(&self, verb: &str, path: &str, kind: &str, body: Option<&Value>) -> Result<Value, Trouble> {
-        self.shared.requests.others.fetch_add(1, Ordering::Relaxed);
         let bytes = body.map(|body| body.to_string().into_bytes()).unwrap_or_default();
         let request = Request::builder()
             .method(verb)
@@ -87,7 +86,9 @@ impl Api {
             .body(bytes)
             .map_err(|error| Trouble::Refused(error.to_string()))?;
         let what = || format!("{verb} of {}", path.split('?').next().unwrap_or_default());
-        let text = self.client.request_text(request).await.map_err(|error| Trouble::of(&what(), &error))?;
+        let outcome = self.client.request_text(request).await;
+        self.shared.ledger.asked(verb_of(verb), &resource_of(path), &outcome);
+        let text = outcome.map_err(|error| Trouble::of(&what(), &error))?;
         serde_json::from_str(&text).map_err(|error| Trouble::Refused(format!("{}: {error}", what())))
     }
 
