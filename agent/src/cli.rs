@@ -144,7 +144,7 @@ A port whose frames made workers panic three times within a minute is quarantine
 the kernel's), and what is sent to it still goes there. `margay status` names such ports. The frames are in STATE_DIR/panics; please
 report them. The end of the pod and of the agent end a quarantine as well.
 
-Exit code 4 when no agent answers, 1 when there is nothing to release.";
+Exit code 4 when no agent answers, 2 when there is nothing to release.";
 
 const EXPLAIN_HELP: &str = r#"Examples:
   margay explain --from shop/web --to shop/db --protocol TCP --port 5432

@@ -82,6 +82,17 @@ fn everybody_meets(mark: &str, workers: u16) {
     let handed = |status: &Value| status["counters"]["handed_over"].as_u64().expect("number");
     assert!(handed(&lab.agent_status("node1")) > 0, "packets change hands");
     lab.books_balance();
+    // Nobody made a worker panic.
+    for (what, answer) in [
+        ("shop/web", "shop/web is not quarantined"),
+        ("shop/far", "shop/far: no pod and no device of this node"),
+    ] {
+        let (code, words) = lab.release("node1", what);
+        assert!(code == Some(2) && words.contains(answer), "{code:?} {words}");
+    }
+    let status = lab.agent_status("node1");
+    assert!(status["workers"].as_array().expect("workers").iter().all(|worker| worker["panics"] == 0));
+    assert!(status["ports"].as_array().expect("ports").iter().all(|port| port["quarantined"] == false));
 }
 
 #[test]

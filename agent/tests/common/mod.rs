@@ -292,6 +292,15 @@ impl Lab {
             .unwrap_or_else(|_| panic!("status of {node}: {}", String::from_utf8_lossy(&output.stderr)))
     }
 
+    /// What `margay release` says to a node's agent: exit code, and words.
+    pub fn release(&self, node: &str, what: &str) -> (Option<i32>, String) {
+        let socket =
+            self.directory.join("labs").join(&self.name).join("nodes").join(node).join("run/admin.sock");
+        let mut call = Command::new(env!("CARGO_BIN_EXE_margay"));
+        let output = call.args(["release", what, "--socket"]).arg(socket).output().expect("run");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
     /// Drops of a node by `reason`.
     pub fn drops(&self, node: &str, reason: &str) -> u64 {
         self.agent_status(node)["counters"]["drops"][reason]

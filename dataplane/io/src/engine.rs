@@ -133,7 +133,7 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
             add(&line.statistics.rx_packets, self.batch.len() as u64);
             add(&line.statistics.rx_bytes, bytes);
             let port = line.port;
-            let (given, begun) = (self.batch.len() as u64, self.processor.counters().beginnings());
+            let (given, begun) = (self.batch.len() as u64, self.processor.counters().received);
             self.inside.set(Some(Inside::Burst { port, given, begun }));
             self.processor.handle_burst(view, now, port, &mut self.batch, &mut self.out);
             self.inside.set(None);

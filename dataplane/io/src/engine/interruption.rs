@@ -56,7 +56,7 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
         let mut counters = self.processor.counters().clone();
         let (port, not_begun, taken) = match inside {
             Inside::Burst { port, given, begun } => {
-                (Some(port), given.saturating_sub(counters.beginnings() - begun), false)
+                (Some(port), given.saturating_sub(counters.received - begun), false)
             }
             Inside::Handovers { given } => {
                 let mut ports = self.parcels.iter().map(|parcel| parcel.port);
