@@ -4,7 +4,7 @@ use margay_policy_engine::lint::Severity;
 use serde::Serialize;
 
 use super::drivers::{self, Xdp};
-use super::facts::{Facts, KubeProxy};
+use super::facts::{Encrypted, Facts, KubeProxy};
 use crate::node::{CONFLIST, KERNEL_END, OUR_END, PLUGIN};
 
 /// Something worth knowing about a node.
@@ -67,6 +67,7 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     memory(facts, &mut findings);
     container_runtime(facts, &mut findings);
     uplinks(facts, &mut findings);
+    encryption(facts, &mut findings);
     neighbours(facts, &mut findings);
     network(facts, &mut findings);
     clock(facts, &mut findings);
@@ -319,6 +320,31 @@ fn uplinks(facts: &Facts, findings: &mut Vec<Finding>) {
             format!("{one} has MTU {small}, {other} has {large}"),
             "pods get the smallest; a path that carries more stays unused",
             "give all uplinks one MTU",
+        ));
+    }
+}
+
+/// Pods that were there before encryption keep their MTU; a wrong one is the most frequent complaint (policy model 25.10).
+fn encryption(facts: &Facts, findings: &mut Vec<Finding>) {
+    let Some(encrypted) = &facts.encryption else { return };
+    let Encrypted { pod_mtu, pods, findings: told } = encrypted;
+    let larger: Vec<&str> =
+        pods.iter().filter(|(_, mtu)| *pod_mtu > 0 && mtu > pod_mtu).map(|(name, _)| name.as_str()).collect();
+    if !larger.is_empty() {
+        let names = larger.iter().take(5).copied().collect::<Vec<_>>().join(", ");
+        findings.push(warning(
+            "mtu-encryption",
+            format!("{} pods have an MTU above {pod_mtu}, which is what fits into the tunnels: {names}", larger.len()),
+            "large packets to other nodes are refused with the right size, and whoever does not listen to that hangs",
+            "restart the pods: new ones get the right MTU; if --pod-mtu is given, lower or remove it",
+        ));
+    }
+    if !told.is_empty() {
+        findings.push(warning(
+            "encryption",
+            told.join("; "),
+            "some traffic between nodes is in clear, or refused in Strict",
+            "see `margay wireguard`",
         ));
     }
 }

@@ -11,6 +11,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
+use crate::admin::client;
+use crate::admin::protocol::{Reply, Request};
+use crate::admin::report::StatusReport;
 use crate::net::{Link, Netlink};
 use crate::node::uplinks::{self, Device, Uplink};
 
@@ -36,6 +39,29 @@ pub struct Card {
     pub has_clsact: bool,
     /// `rp_filter` of IPv4.
     pub rp_filter: Option<u8>,
+}
+
+/// Encryption, where it is on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Encrypted {
+    /// Largest packet that fits into the tunnels.
+    pub pod_mtu: u32,
+    /// Devices of pods, with their MTU.
+    pub pods: Vec<(String, u32)>,
+    /// What is wrong with it, in sentences.
+    pub findings: Vec<String>,
+}
+
+impl Encrypted {
+    fn of(report: &StatusReport) -> Option<Self> {
+        let on = !["", "off"].contains(&report.wireguard.mode.as_str());
+        let pods = report.ports.iter().filter(|port| port.kind == "pod");
+        on.then(|| Self {
+            pod_mtu: report.wireguard.pod_mtu,
+            pods: pods.map(|port| (port.name.clone(), port.mtu)).collect(),
+            findings: report.wireguard.findings.clone(),
+        })
+    }
 }
 
 /// How Services are translated on this node.
@@ -70,6 +96,8 @@ pub struct Facts {
     pub bpffs_is_mounted: bool,
     /// Whether an agent answers.
     pub agent_answers: bool,
+    /// What the agent says about encryption; `None` where it is off.
+    pub encryption: Option<Encrypted>,
     /// Folder of network configurations; `None` when it is not there.
     pub configurations: Option<Vec<Configuration>>,
     /// CNI programs that are there.
@@ -154,6 +182,7 @@ pub fn gather(places: &Places) -> Facts {
             .unwrap_or_default(),
         bpffs_is_mounted: is_mounted(&bpffs),
         agent_answers: std::os::unix::net::UnixStream::connect(places.run_dir.join("admin.sock")).is_ok(),
+        encryption: asked(&places.run_dir.join("admin.sock")).as_ref().and_then(Encrypted::of),
         configurations: configurations(&places.cni_conf_dir),
         programs: names(&places.cni_bin_dir).unwrap_or_default(),
         ipam: places.ipam.clone(),
@@ -190,6 +219,18 @@ fn pinned(bpffs: &Path) -> BTreeSet<u32> {
     let folders = names(bpffs).unwrap_or_default();
     let files = folders.iter().filter_map(|folder| names(bpffs.join(folder))).flatten();
     files.filter_map(|file| file.rsplit_once('@')?.1.parse().ok()).collect()
+}
+
+/// What the agent says about itself, if one answers.
+fn asked(socket: &Path) -> Option<StatusReport> {
+    let mut found = None;
+    let asked = client::ask(socket, &Request::Status, |reply| {
+        if let Reply::Status(report) = reply {
+            found = Some(*report);
+        }
+        Ok(())
+    });
+    asked.ok().and(found)
 }
 
 fn card(link: &Link, clsact: &BTreeSet<u32>, pins: &BTreeSet<u32>) -> Card {

@@ -252,7 +252,14 @@ impl Conductor {
 
     fn notice_changes(&mut self, model: &Model, planned: &Planned, now: u64) {
         let is_node = |name: &str| model.nodes.contains_key(name);
-        for change in self.seen.follow(&planned.published, is_node, now) {
+        let mut published = planned.published.clone();
+        // Our own too: the one agent that writes Events may be this one.
+        for family in [(Family::V4, &planned.plan.v4), (Family::V6, &planned.plan.v6)] {
+            let (family, Some(plan)) = family else { continue };
+            let keys = plan.own.keys.iter().map(|key| key.public()).collect();
+            published.insert((self.node.clone(), family), keys);
+        }
+        for change in self.seen.follow(&published, is_node, now) {
             let KeyChange { node, family, key, was_announced } = &change;
             let key = in_base64(*key);
             let (reason, message) = if *was_announced {
@@ -269,7 +276,7 @@ impl Conductor {
                 message,
                 is_warning: !was_announced,
             });
-            if !was_announced {
+            if !was_announced && change.node != self.node {
                 self.changes.push((now, change));
             }
         }

@@ -56,3 +56,15 @@ pub fn take_away(api: &ApiServer, resource: &str) -> Value {
     api.patch(CLUSTER_ROLE, &json!({ "rules": rules }));
     before
 }
+
+/// Grants what `deploy/encryption.yaml` does, in the namespace of keys, which it makes.
+pub fn grant_encryption(api: &ApiServer) {
+    api.create("/api/v1/namespaces", &json!({ "metadata": { "name": "calico-system" } }));
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/encryption.yaml");
+    let text = fs::read_to_string(&path).expect("deploy/encryption.yaml");
+    for document in split_documents(&text, "encryption.yaml") {
+        let object = document.expect("a document").0;
+        let plural = if object["kind"] == "Role" { "roles" } else { "rolebindings" };
+        api.create(&format!("{RBAC}/namespaces/calico-system/{plural}"), &object);
+    }
+}
