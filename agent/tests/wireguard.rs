@@ -174,14 +174,10 @@ fn pm_25_6_pods_and_with_host_encryption_nodes_speak_sealed() {
     );
     let lab = Lab::up("wh", &manifests);
     let _servers = ["shop/web", "shop/db", "shop/far", "node2"].map(|place| lab.serve(place, 8000));
-    for address in lab.addresses("shop/far") {
-        assert!(within(10, || lab.fetches("shop/web", &address, 8000)), "{address}{}", lab.diagnosis());
-    }
-    assert!(
-        within(10, || sessions(&lab, "node1") == 2 && sessions(&lab, "node2") == 2),
-        "{:?}",
-        peers(&lab, "node1")
-    );
+    // Sessions are made for who has something to say.
+    let speak = || lab.addresses("shop/far").iter().all(|address| lab.fetches("shop/web", address, 8000));
+    let both = || speak() && sessions(&lab, "node1") == 2 && sessions(&lab, "node2") == 2;
+    assert!(within(15, both), "{:?}{}", peers(&lab, "node1"), lab.diagnosis());
     // What is sealed, by who speaks to whom (policy model 25.6).
     let grows = |from: &str, to: &str| {
         let before = sealed(&lab, "node1");
@@ -208,11 +204,9 @@ fn pm_25_6_pods_and_with_host_encryption_nodes_speak_sealed() {
             .expect("run");
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
-    let row = |ends: [&str; 2]| {
-        flows.lines().find(|line| ends.iter().all(|end| line.contains(end))).expect("a flow")
-    };
-    assert!(row(["shop/web", "shop/far"]).contains("both ways"), "{flows}");
-    assert!(row(["shop/web", "shop/db"]).contains(" no "), "{flows}");
+    let has = |words: [&str; 3]| flows.lines().any(|line| words.iter().all(|word| line.contains(word)));
+    assert!(has(["shop/web", "shop/far", "both ways"]), "{flows}");
+    assert!(has(["shop/web", "shop/db", " no "]) && !has(["shop/web", "shop/db", "both ways"]), "{flows}");
 
     let both = "{wireguardEnabled: true, wireguardEnabledV6: true, wireguardHostEncryptionEnabled: true}";
     lab.apply("pods.yaml", &format!("{THREE_PODS}---\n{}", felix("default", both)));
@@ -249,8 +243,11 @@ fn pm_32_4_strict_refuses_by_name_what_cannot_be_sealed() {
     let _servers = ["shop/far", "node2"].map(|place| lab.serve(place, 8000));
     let [far, _] = lab.addresses("shop/far");
     let [node2, _] = lab.addresses("node2");
-    assert!(within(10, || lab.fetches("shop/web", &far, 8000)), "{}", lab.diagnosis());
-    assert!(sealed(&lab, "node1") > 0);
+    assert!(
+        within(15, || lab.fetches("shop/web", &far, 8000) && sealed(&lab, "node1") > 0),
+        "{}",
+        lab.diagnosis()
+    );
     // From the first second on: what came before the keys were known was refused, not sent in clear.
     let before = lab.drops("node1", "unencrypted");
 
