@@ -374,6 +374,40 @@ fn under_a_flood_of_handshakes_senders_prove_their_address_and_sessions_go_on() 
 }
 
 #[test]
+fn thousands_of_peers_cost_nothing_before_they_are_talked_to_and_are_never_served_all_at_once() {
+    let peer = |number: u32, keepalive| {
+        let mut bytes = key(9).public().0;
+        bytes[..4].copy_from_slice(&number.to_le_bytes());
+        PeerPlan {
+            id: PeerId(number),
+            keys: vec![margay_core::tunnel::PublicKey(bytes)],
+            keepalive,
+            ..spec(PeerId(number), 9, AT_A, &[])
+        }
+    };
+    let peers: Vec<PeerPlan> = (0..2_000).map(|number| peer(number, None)).collect();
+    let mut end = End::new(1, &peers);
+    assert!(end.tunnels.report(NOW).iter().all(|peer| peer.keys.is_empty()));
+    assert_eq!((end.tunnels.tick(NOW, &mut end.room), end.tunnels.is_done()), (None, true));
+    // All of them want a session at once.
+    let peers: Vec<PeerPlan> = (0..200).map(|number| peer(number, Some(25))).collect();
+    end.follow(&[1], &peers);
+    let (mut begun, mut rounds) = (0, 0);
+    loop {
+        let mut messages = 0;
+        while end.tunnels.tick(NOW, &mut end.room).is_some() {
+            messages += 1;
+        }
+        assert!(messages <= 16, "{messages} in one round");
+        (begun, rounds) = (begun + messages, rounds + 1);
+        if end.tunnels.is_done() {
+            break;
+        }
+    }
+    assert!(begun == 200 && rounds > 12, "{begun} in {rounds} rounds");
+}
+
+#[test]
 fn buffers_that_are_too_small_are_refused() {
     let mut pair = Pair::new();
     pair.connect();
