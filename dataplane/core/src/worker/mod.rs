@@ -10,6 +10,7 @@
 //! | judge | [`judge`] | may it pass, both legs? |
 //! | path | [`path`] | where does it leave, and by whose hands? |
 //! | finish | [`finish`] | size, TTL, checksum, addresses, transmit |
+//! | ending | [`ending`] | by whose hands does it go on, or why does it not? |
 //!
 //! ICMP errors leave this way after the sanity stage, for [`related`]; what is told beside the counters is in [`events`]. With several
 //! workers a packet may change hands on its way: [`exchange`] says when, and [`legs`] what each of the two judges.
@@ -19,6 +20,7 @@
 mod answer;
 mod config;
 mod discovery;
+mod ending;
 mod events;
 mod exchange;
 mod fast;
@@ -37,18 +39,17 @@ mod tunnel;
 use std::net::IpAddr;
 
 use margay_policy_engine::packet::Generation;
-use margay_policy_engine::snapshot::{RuleRef, Snapshot};
-use margay_wire::{Fragment, IpHeaders, Packet, ParseError, Parsed, icmp, parse};
+use margay_policy_engine::snapshot::Snapshot;
+use margay_wire::{Fragment, IpHeaders, Packet, ParseError, Parsed, parse};
 
 use crate::flow::{Arrival, FlowKey, FlowTable, Interned, Path, Side};
 use crate::frame::Frame;
-use crate::handover::{Errand, FirstLeg, Handover};
+use crate::handover::{Errand, FirstLeg};
 use crate::output::Output;
-use crate::spread::WorkerIndex;
 use crate::time::Nanos;
 use crate::topology::{Port, PortIndex, PortKind, Topology};
-use crate::tunnel::PeerId;
 use crate::verdict::{Counters, DropReason};
+use ending::{Dropped, Ending};
 use finish::Waiting;
 use fragments::Fragments;
 use limits::{Allowance, PerPort};
@@ -73,58 +74,6 @@ impl View<'_> {
     fn under(&self) -> (u32, u32) {
         (generation(*self).0 as u32, self.topology.revision() as u32)
     }
-}
-
-/// Why a packet ended, and what its sender is told.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Dropped {
-    reason: DropReason,
-    rule: Option<RuleRef>,
-    error: Option<icmp::Error>,
-}
-
-impl From<DropReason> for Dropped {
-    fn from(reason: DropReason) -> Self {
-        Self { reason, rule: None, error: None }
-    }
-}
-
-impl From<ParseError> for Dropped {
-    fn from(error: ParseError) -> Self {
-        let reason = match error {
-            ParseError::Truncated => DropReason::Truncated,
-            ParseError::UnknownEtherType(_) => DropReason::UnknownEtherType,
-            ParseError::VlanTagged => DropReason::VlanTagged,
-            ParseError::BadIpv4Header => DropReason::BadIpv4Header,
-            ParseError::BadIpv6Header => DropReason::BadIpv6Header,
-            ParseError::SourceRouting => DropReason::SourceRouting,
-            ParseError::BadTransport => DropReason::BadTransportHeader,
-            ParseError::BadFragment => DropReason::BadFragment,
-            ParseError::BadArp => DropReason::BadArp,
-        };
-        reason.into()
-    }
-}
-
-/// How a packet that was not dropped goes on.
-#[derive(Clone, Copy, Debug)]
-enum Ending {
-    /// Leaves by a port.
-    Forward(PortIndex),
-    /// Leaves by the tunnel, to this peer.
-    Seal(PeerId),
-    /// Goes on in the hands of another worker.
-    HandOver(WorkerIndex, Errand),
-    /// Left in so many fragments, which are the last in the output; the frame itself is free.
-    Fragmented(usize),
-    /// Was turned into an answer, to go back where it came from.
-    Answer,
-    /// Was a message of the tunnel's protocol, and is done with.
-    Message,
-    /// Waits for the first fragment of its datagram.
-    Await { datagram: u16, errand: Option<Errand> },
-    /// Waits for a next hop's address.
-    Hold { path: crate::flow::Path, next_hop: IpAddr, ip: IpHeaders },
 }
 
 /// A frame that was read, before anything is decided about it.
@@ -328,55 +277,6 @@ impl<F: Frame> Worker<F> {
         self.settle_fragments(view, now, out);
     }
 
-    /// Gives the frame where its ending says.
-    #[inline]
-    #[allow(clippy::too_many_arguments, reason = "the parts of one packet, which live for this call only")]
-    fn conclude(
-        &mut self,
-        view: View<'_>,
-        now: Nanos,
-        port: PortIndex,
-        frame: F,
-        ip: Option<&IpHeaders>,
-        ended: Result<Ending, Dropped>,
-        out: &mut Output<F>,
-    ) {
-        let mut first = out.transmit.len();
-        match ended {
-            Ok(Ending::Forward(to)) => {
-                self.counters.forwarded += 1;
-                out.transmit.push((to, frame));
-            }
-            Ok(Ending::Seal(peer)) => self.seal(view, now, port, peer, frame, out),
-            Ok(Ending::HandOver(to, errand)) => {
-                self.counters.handed_over += 1;
-                out.handovers.push((to, Handover { frame, port, errand }));
-            }
-            Ok(Ending::Answer) => {
-                self.counters.answered += 1;
-                out.transmit.push((port, frame));
-            }
-            Ok(Ending::Message) => {
-                self.counters.messages += 1;
-                out.recycle.push(frame);
-            }
-            Ok(Ending::Fragmented(pieces)) => {
-                self.counters.forwarded += 1;
-                first = first.saturating_sub(pieces);
-                out.recycle.push(frame);
-            }
-            Ok(Ending::Await { datagram, errand }) => {
-                self.counters.held += 1;
-                self.fragments.hold(datagram, frame, errand);
-            }
-            Ok(Ending::Hold { path, next_hop, ip }) => {
-                self.hold(view, now, port, frame, ip, path, next_hop, out)
-            }
-            Err(dropped) => self.end(view, now, port, frame, ip, dropped, out),
-        }
-        self.relay(view, now, first, out);
-    }
-
     /// The packet's way; the order is that of policy model 12.1.
     ///
     /// **Fast and slow.** A packet of a known flow needs no policy, no route and, when its very port and Ethernet source have passed the
@@ -488,31 +388,6 @@ impl<F: Frame> Worker<F> {
         };
         let first = FirstLeg { forward: direction == 0, state, generation: generation(view) };
         self.leave(passing, &path, Errand::Judge(first), frame, out)
-    }
-
-    #[cold]
-    #[allow(clippy::too_many_arguments, reason = "the parts of one packet, which live for this call only")]
-    fn end(
-        &mut self,
-        view: View<'_>,
-        now: Nanos,
-        port: PortIndex,
-        mut frame: F,
-        ip: Option<&IpHeaders>,
-        dropped: Dropped,
-        out: &mut Output<F>,
-    ) {
-        self.counters.drops[dropped.reason as usize] += 1;
-        // Discovery that ends at the gateway is daily business: counted, never an event that hides a real one.
-        let noteworthy = dropped.reason != DropReason::DiscoveryConsumed;
-        if noteworthy && out.events.len() < Output::<F>::MAX_EVENTS {
-            out.events.push(events::dropped(view, port, ip, &dropped));
-        }
-        if self.answer(view, now, port, &mut frame, ip, &dropped) {
-            out.transmit.push((port, frame));
-        } else {
-            out.recycle.push(frame);
-        }
     }
 
     /// Does what time demands: expires flows (a bounded number a call), lets go of packets that waited too long, and sends those
