@@ -26,7 +26,7 @@ pub mod machine;
 
 pub use initramfs::Initramfs;
 pub use kernel::Kernel;
-pub use machine::{Accelerator, Machine, Outcome};
+pub use machine::{Accelerator, Machine, Outcome, WireEnd};
 
 use std::io::Write as _;
 

@@ -5,7 +5,7 @@
 
 use crate::initramfs::STATUS_MARK;
 use crate::{Error, Initramfs, Kernel, Unavailable, find_program};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -38,12 +38,22 @@ pub struct Machine<'k> {
     memory_mib: u32,
     processors: u32,
     limit: Duration,
+    wire: Option<(WireEnd, PathBuf)>,
+}
+
+/// An end of a wire between two machines. The one that waits has to be started first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WireEnd {
+    /// Makes the socket and waits for the other.
+    Waits,
+    /// Calls the other.
+    Calls,
 }
 
 impl<'k> Machine<'k> {
     /// Describes a machine with 1 GiB, two processors and four minutes (forty seconds are usual with the emulator).
     pub fn new(kernel: &'k Kernel) -> Self {
-        Self { kernel, memory_mib: 1024, processors: 2, limit: Duration::from_secs(240) }
+        Self { kernel, memory_mib: 1024, processors: 2, limit: Duration::from_secs(240), wire: None }
     }
 
     /// Sets the memory, MiB.
@@ -56,6 +66,27 @@ impl<'k> Machine<'k> {
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
         self
+    }
+
+    /// Gives the machine a virtio-net card, `eth0`, on a wire to another machine: a socket at `path`, outside of any network.
+    pub fn wire(mut self, end: WireEnd, path: &Path) -> Self {
+        self.wire = Some((end, path.to_owned()));
+        self
+    }
+
+    /// The arguments for the card.
+    fn card(&self) -> Vec<String> {
+        let Some((end, path)) = &self.wire else { return Vec::new() };
+        let (server, mac) = match end {
+            WireEnd::Waits => ("on", "02:00:00:00:01:01"),
+            WireEnd::Calls => ("off", "02:00:00:00:01:02"),
+        };
+        vec![
+            "-netdev".into(),
+            format!("stream,id=wire,server={server},addr.type=unix,addr.path={}", path.display()),
+            "-device".into(),
+            format!("virtio-net-pci,netdev=wire,mac={mac}"),
+        ]
     }
 
     /// Boots, runs `script` inside and waits for its end.
@@ -83,6 +114,7 @@ impl<'k> Machine<'k> {
                 Accelerator::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "max"],
             })
             .args(["-m", &self.memory_mib.to_string(), "-smp", &self.processors.to_string()])
+            .args(self.card())
             .arg("-serial")
             .arg(format!("file:{}", console.display()))
             .arg("-kernel")
