@@ -274,8 +274,10 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
     tracing::info!(node = args.node, uplinks = ?names, "the agent runs");
 
     let tell = || {
-        if let Some(node_notes) = &node_notes {
-            node_notes.say(notes::OWNER, notes::notes(&view.status()));
+        let Some(node_notes) = &node_notes else { return };
+        let status = view.status();
+        if !status.ports.is_empty() {
+            node_notes.say(notes::OWNER, notes::notes(&status));
         }
     };
     let folder = panics::PanicFolder::below(&args.state_dir);

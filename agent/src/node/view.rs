@@ -175,6 +175,10 @@ impl NodeView for View {
         let board = self.board();
         let age = self.dataplane.heartbeat_age();
         let mut not_ready = board.not_ready;
+        // There is a host port at least, once the control thread shows anything.
+        if board.ports.is_empty() {
+            not_ready.push("the agent starts".to_owned());
+        }
         if age > STALE {
             not_ready
                 .push(format!("the worker has not been seen for {} ms; pods are closed", age.as_millis()));
