@@ -59,7 +59,7 @@ fn install(api: &ApiServer) -> PathBuf {
         let [ours, theirs] = [&definition, &kept].map(|form| &form["spec"]["versions"][0]["schema"]);
         assert!(ours == theirs, "{path}: the server changed a part: {ours}\n{theirs}");
     }
-    crds::install(api, &["policy.networking.k8s.io"]);
+    crds::install(api, &["policy.networking.k8s.io", "operator.tigera.io"]);
     for (path, role) in roles() {
         api.create(&path, &role);
     }

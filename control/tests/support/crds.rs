@@ -13,10 +13,12 @@ use serde_json::{Value, json};
 use super::apiserver::ApiServer;
 
 const ADMIN: &str = "policy.networking.k8s.io";
-const ADMIN_KINDS: [(&str, &str, &str); 3] = [
-    ("v1alpha2", "ClusterNetworkPolicy", "clusternetworkpolicies"),
-    ("v1alpha1", "AdminNetworkPolicy", "adminnetworkpolicies"),
-    ("v1alpha1", "BaselineAdminNetworkPolicy", "baselineadminnetworkpolicies"),
+/// Kinds of other people's groups.
+const THEIRS: [(&str, &str, &str, &str); 4] = [
+    (ADMIN, "v1alpha2", "ClusterNetworkPolicy", "clusternetworkpolicies"),
+    (ADMIN, "v1alpha1", "AdminNetworkPolicy", "adminnetworkpolicies"),
+    (ADMIN, "v1alpha1", "BaselineAdminNetworkPolicy", "baselineadminnetworkpolicies"),
+    ("operator.tigera.io", "v1", "Installation", "installations"),
 ];
 
 /// Returns the definitions that margay installs.
@@ -66,10 +68,10 @@ pub fn install_old_calico(api: &ApiServer) {
 
 /// Installs the CRDs of `groups` and waits until they are served.
 pub fn install(api: &ApiServer, groups: &[&str]) {
-    let admin = ADMIN_KINDS.iter().map(|(version, kind, plural)| open(ADMIN, version, kind, plural));
+    let theirs = THEIRS.iter().map(|(group, version, kind, plural)| open(group, version, kind, plural));
     let wanted: Vec<Value> = ours()
         .into_iter()
-        .chain(admin)
+        .chain(theirs)
         .filter(|crd| groups.contains(&crd["spec"]["group"].as_str().expect("a group")))
         .collect();
     for crd in &wanted {
