@@ -236,7 +236,7 @@ impl Node {
         self.outstanding += 1;
         self.worker.handle_frame(view, self.now, port, MemoryFrame::new(bytes), &mut self.out);
         let after = self.worker.counters();
-        assert_eq!(after.received, after.endings(), "every received frame has exactly one ending");
+        assert_eq!(after.beginnings(), after.endings(), "every received frame has exactly one ending");
         let dropped = DropReason::ALL.iter().find(|r| after.dropped(**r) != before.dropped(**r));
         let sent = self.collect();
         self.out.events.clear();
@@ -287,7 +287,7 @@ impl Node {
         self.outstanding += frames.len();
         self.worker.handle_burst(view, self.now, port, &mut frames, &mut self.out);
         let counters = self.worker.counters();
-        assert_eq!(counters.received, counters.endings(), "every received frame has exactly one ending");
+        assert_eq!(counters.beginnings(), counters.endings(), "every received frame has exactly one ending");
         self.out.events.clear();
         self.collect()
     }

@@ -1,0 +1,209 @@
+//! One node and a bare engine at the other end of its uplink: neighbours that are not known, and whatever a peer may seal.
+
+mod node;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use margay_core::tunnel::plan::{EncryptionPlan, FamilyPlan, OwnEnd, PeerPlan};
+use margay_core::tunnel::{Encryption, Family, Opened, PeerId, PrivateKey, Sealed, Tunnels};
+use margay_core::{DropReason, Nanos, PortIndex, Spread, WorkerIndex};
+use margay_wire::{ETHERNET_LEN, IpHeaders, Packet, build, checksum, parse};
+use node::{Node, POD_A, POD_B, UPLINK, ip, our_mac, peer_mac};
+use proptest::prelude::*;
+
+const PEER: PeerId = PeerId(4);
+const PORT: u16 = 51820;
+const HEADERS: usize = 42;
+
+fn plan(ours: bool) -> FamilyPlan {
+    let ends = [("192.168.0.1", 1u8, "10.0.1.0/24"), ("192.168.0.2", 2, "10.0.2.0/24")];
+    let (own, peer) = if ours { (ends[0], ends[1]) } else { (ends[1], ends[0]) };
+    let key = |seed: u8| PrivateKey::new([seed; 32]);
+    let peer = PeerPlan {
+        id: PEER,
+        node: "other".to_owned(),
+        keys: vec![key(peer.1).public()],
+        endpoint: SocketAddr::new(ip(peer.0), PORT),
+        allowed: vec![peer.2.parse().unwrap()],
+        keepalive: None,
+    };
+    FamilyPlan {
+        own: OwnEnd { keys: vec![key(own.1)], port: PORT, address: ip(own.0), mtu: 0 },
+        peers: vec![peer],
+    }
+}
+
+fn encrypt(node: &mut Node) {
+    let plan = EncryptionPlan { generation: 1, v4: Some(plan(true)), ..EncryptionPlan::default() };
+    let before = std::mem::take(&mut node.topology);
+    node.topology = before.with_encryption(Some(Arc::new(Encryption::new(&plan, None))));
+    node.give_spares(8);
+}
+
+fn headers(frame: &[u8]) -> IpHeaders {
+    match parse(frame).expect("well-formed").packet {
+        Packet::Ip(ip) => ip,
+        Packet::Arp(_) => panic!("not IP"),
+    }
+}
+
+/// The other node.
+struct Other {
+    tunnels: Tunnels,
+    room: Vec<u8>,
+}
+
+impl Other {
+    fn new() -> Self {
+        let family = Arc::new(Family::new(&plan(false), None));
+        Self { tunnels: Tunnels::new(&family, &Spread::default(), WorkerIndex(0)), room: vec![0; 2048] }
+    }
+
+    fn wrap(content: &[u8]) -> Vec<u8> {
+        let macs = (peer_mac(UPLINK), our_mac(UPLINK));
+        build::udp(macs, (ip("192.168.0.2"), PORT), (ip("192.168.0.1"), PORT), content)
+    }
+
+    /// Answers what leaves a node by its uplink; returns the packets that come out of it.
+    fn answer(&mut self, node: &mut Node, sent: Vec<(PortIndex, Vec<u8>)>) -> Vec<Vec<u8>> {
+        let (mut sent, mut packets) = (std::collections::VecDeque::from(sent), Vec::new());
+        while let Some((port, frame)) = sent.pop_front() {
+            assert_eq!(port, UPLINK);
+            let ip = headers(&frame);
+            assert_eq!(ip.ports(), Some((PORT, PORT)), "nothing but datagrams");
+            let from = SocketAddr::new(ip.source, PORT);
+            match self.tunnels.receive(from, &frame[HEADERS..ip.end()], &mut self.room, node.now) {
+                Ok((_, Opened::Packet(len))) => packets.push(self.room[..len].to_vec()),
+                Ok((_, Opened::Answer(len))) => {
+                    let frame = Self::wrap(&self.room[..len]);
+                    sent.extend(node.burst(UPLINK, &[frame]));
+                }
+                Ok((_, Opened::Nothing)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        packets
+    }
+
+    fn seal(&mut self, packet: &[u8], now: Nanos) -> Vec<u8> {
+        match self.tunnels.seal(PEER, packet, &mut self.room, now) {
+            Ok(Sealed::Datagram(len)) => Self::wrap(&self.room[..len]),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn hello() -> Vec<u8> {
+    build::udp(Node::macs(POD_A), (ip("10.0.1.2"), 1000), (ip("10.0.2.9"), 2000), b"hello")
+}
+
+/// A node and the other, with a session.
+fn connected() -> (Node, Other) {
+    let (mut node, mut other) = (Node::new(), Other::new());
+    encrypt(&mut node);
+    let sent = node.burst(POD_A, &[hello()]);
+    let packets = other.answer(&mut node, sent);
+    assert_eq!(packets.len(), 1, "what waited for the handshake");
+    (node, other)
+}
+
+#[test]
+fn packets_wait_for_the_neighbour_on_the_way_to_the_peer() {
+    let (mut node, mut other) = (Node::new(), Other::new());
+    let neighbours = std::mem::take(&mut node.builder.neighbours);
+    node.rebuild();
+    encrypt(&mut node);
+    for _ in 0..3 {
+        assert_eq!(node.burst(POD_A, &[hello()]), []);
+    }
+    assert_eq!(node.worker.wanted_neighbours(), [(UPLINK, ip("192.168.0.2"))]);
+    assert!(node.worker.is_waiting());
+    assert_eq!(node.tick(Nanos::from_millis(10)), []);
+    node.builder.neighbours = neighbours;
+    node.rebuild();
+    encrypt(&mut node);
+    let sent = node.tick(Nanos::from_millis(10));
+    assert_eq!(sent.len(), 1, "the handshake begins");
+    assert_eq!(other.answer(&mut node, sent).len(), 3);
+    assert!(node.worker.wanted_neighbours().is_empty() && !node.worker.is_waiting());
+}
+
+#[test]
+fn a_route_that_no_uplink_has_is_none() {
+    let mut node = Node::new();
+    node.builder.routes.clear();
+    node.rebuild();
+    encrypt(&mut node);
+    assert_eq!(node.send(POD_A, &hello()), Err(DropReason::NoRoute));
+}
+
+#[test]
+fn without_a_spare_frame_packets_end_by_name() {
+    let (mut node, mut other) = connected();
+    let datagram = other.seal(&hello_back(40), node.now);
+    node.out.spare.clear();
+    assert_eq!(node.send(POD_A, &hello()), Err(DropReason::TunnelNoRoom));
+    assert_eq!(node.send(UPLINK, &datagram), Err(DropReason::TunnelNoRoom));
+}
+
+/// A packet from the other node's pod, without its Ethernet header.
+fn hello_back(len: usize) -> Vec<u8> {
+    let macs = Node::macs(UPLINK);
+    let frame = build::udp(macs, (ip("10.0.2.9"), 2000), (ip("10.0.1.3"), 1000), &vec![1; len]);
+    frame[ETHERNET_LEN..].to_vec()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 60, ..ProptestConfig::default() })]
+
+    /// Whatever comes to the port and whatever the peer seals: nothing panics, every packet has one ending, and of what was sealed only what
+    /// has the peer's source and a pod of ours as its destination arrives.
+    #[test]
+    fn whatever_a_peer_seals_is_a_packet_like_any(
+        inputs in proptest::collection::vec(
+            (0..4u8, proptest::collection::vec((0..120usize, any::<u8>()), 0..5), proptest::collection::vec(any::<u8>(), 0..200), 0..1300usize),
+            1..12,
+        ),
+    ) {
+        let (mut node, mut other) = connected();
+        for (kind, edits, bytes, len) in inputs {
+            let mut packet = hello_back(len);
+            for (place, value) in &edits {
+                let place = place % packet.len();
+                packet[place] = *value;
+            }
+            if kind == 1 {
+                // The header's sum is made right again, so that more of it is looked at.
+                packet[10..12].fill(0);
+                let sum = checksum::of(&packet[..20]);
+                packet[10..12].copy_from_slice(&sum.to_be_bytes());
+            }
+            let frame = match kind {
+                0 | 1 => other.seal(&packet, node.now),
+                2 => other.seal(&bytes, node.now),
+                _ => Other::wrap(&bytes),
+            };
+            let sent = node.burst(UPLINK, &[frame]);
+            for (port, frame) in sent {
+                match port {
+                    UPLINK if headers(&frame).destination == ip("192.168.0.2") => {
+                        let answered = other.answer(&mut node, vec![(port, frame)]);
+                        prop_assert!(answered.len() <= 1, "an error, sealed");
+                    }
+                    // It was for somebody behind our router.
+                    UPLINK => prop_assert_eq!(&frame[..6], &node::ROUTER_MAC.0),
+                    POD_A | POD_B => {
+                        let net: ipnet::Ipv4Net = "10.0.2.0/24".parse().unwrap();
+                        let ip = headers(&frame);
+                        prop_assert!(matches!(ip.source, std::net::IpAddr::V4(from) if net.contains(&from)));
+                    }
+                    _ => {}
+                }
+            }
+            node.give_spares(8 - node.out.spare.len().min(8));
+        }
+        let good = other.seal(&hello_back(99), node.now);
+        prop_assert_eq!(node.burst(UPLINK, &[good]).len(), 1, "the session goes on");
+    }
+}
