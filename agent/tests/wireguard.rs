@@ -294,3 +294,38 @@ fn pm_32_4_strict_refuses_by_name_what_cannot_be_sealed() {
     assert!(within(10, || lab.fetches("shop/web", &far, 8000)), "{}", lab.diagnosis());
     assert_eq!(sealed(&lab, "node1"), before, "in clear, as it is said");
 }
+
+/// An announcement stands for a minute, so this takes one.
+#[test]
+fn pm_32_3_a_rotation_under_traffic_loses_nothing() {
+    let name = "pm_32_3_a_rotation_under_traffic_loses_nothing";
+    if skipped(name, &["curl", "python3"]) {
+        return;
+    }
+    let felix = felix(
+        "default",
+        "{wireguardEnabled: true, encryptionMode: Strict, wireguardKeyRotationInterval: 20s}",
+    );
+    let lab = Lab::up("wr", &format!("{THREE_PODS}---\n{felix}"));
+    let [far, _] = lab.addresses("shop/far");
+    assert!(
+        within(15, || lab.pings("shop/web", &far) && sessions(&lab, "node1") == 1),
+        "{}",
+        lab.diagnosis()
+    );
+    let before = ["node1", "node2"].map(|node| published(&lab, node)[KEY].clone());
+    let said = lab.must("shop/web", &["ping", "-n", "-q", "-i", "0.02", "-w", "95", &far]);
+    let after = ["node1", "node2"].map(|node| published(&lab, node)[KEY].clone());
+    println!("MEASURED {}", said.lines().find(|line| line.contains("packet loss")).unwrap_or_default());
+    assert!(
+        before[0] != after[0] && before[1] != after[1],
+        "both nodes have another key: {before:?} {after:?}"
+    );
+    assert!(said.contains(" 0% packet loss"), "{said}{}", lab.diagnosis());
+    // Strict, so what was answered was sealed; and the key before is accepted still.
+    let keys = wireguard(&lab, "node1")["tunnels"][0]["keys"].clone();
+    assert_eq!((&keys[0]["public_key"], &keys[1]["state"]), (&after[0], &Value::from("previous")), "{keys}");
+    assert_eq!(keys[1]["public_key"], before[0]);
+    assert_eq!(lab.drops("node1", "tunnel_unknown_peer") + lab.drops("node2", "tunnel_unknown_peer"), 0);
+    lab.books_balance();
+}

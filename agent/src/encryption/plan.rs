@@ -408,7 +408,10 @@ impl<'a> Cluster<'a> {
             .filter(|net| family.has(&net.addr()) && !self.contested.contains(&(*net, name)));
         let mut allowed: BTreeSet<IpNet> = own_nets.flat_map(|net| nets::selected(net, rules)).collect();
         let is_nobodys = |address: &IpAddr| {
-            !self.claims.iter().any(|(net, _)| net.contains(address)) && !self.addresses.contains_key(address)
+            // First its own networks: they have the address of most nodes, and nothing is to be added then.
+            !node.pod_cidrs.iter().any(|net| net.contains(address))
+                && !self.claims.iter().any(|(net, _)| net.contains(address))
+                && !self.addresses.contains_key(address)
         };
         let interface = |node: &Node| -> Option<IpAddr> {
             let text = node.annotations.get(family.address_annotation())?;
