@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use apiserver::ApiServer;
 use margay_control::Severity;
-use margay_policy_engine::model::Action;
+use margay_policy_engine::model::{Action, PolicyKey, PolicyKind};
 use serde_json::json;
 use world::{ADMIN, CALICO, PODS, POLICIES, World, namespace, pod, pod_key, policy, policy_key};
 
@@ -154,10 +154,23 @@ fn an_api_that_is_not_installed_is_waited_for() {
     api.create("/api/v1/namespaces", &namespace("shop"));
     let mut world = World::of(&api);
     assert!(world.problems.is_empty(), "{:?}", world.problems);
-    // What an older Calico left is not read, and that is said.
+    // What a Calico with an API server of its own stores is read as it is, without being written to, and that is said.
     crds::install_old_calico(&api);
+    let stored = json!({
+        "apiVersion": "crd.projectcalico.org/v1", "kind": "GlobalNetworkPolicy",
+        "metadata": {
+            "name": "default.gate", "annotations": { "projectcalico.org/metadata": "{\"annotations\":{\"why\":\"so\"}}" },
+        },
+        "spec": { "selector": "all()", "tier": "default", "types": ["Ingress"], "ingress": [{ "action": "Allow" }] },
+    });
+    let collection = "/apis/crd.projectcalico.org/v1/globalnetworkpolicies";
+    api.create(collection, &stored);
     world.restart();
     world.wait_for("the warning", |world| world.complete && world.problem("crd.projectcalico.org").is_some());
+    let gate =
+        PolicyKey { kind: PolicyKind::GlobalNetworkPolicy, namespace: None, name: "default.gate".to_owned() };
+    assert!(world.model.policies.contains_key(&gate), "{:?}", world.model.policies.keys());
+    let version = api.get(&format!("{collection}/default.gate"))["metadata"]["resourceVersion"].clone();
     let before = world.requests();
     world.idle(Duration::from_secs(3));
     let after = world.requests();
@@ -168,5 +181,12 @@ fn an_api_that_is_not_installed_is_waited_for() {
     let waited =
         world.wait_for("the new kind", |world| world.model.policies.contains_key(&policy_key("web")));
     assert!(waited < Duration::from_secs(50), "{waited:?}");
-    assert!(world.problem("crd.projectcalico.org").is_none(), "{:?}", world.problems);
+    // The definitions of v3 are new and have no such policy: what is stored stays in force until the agent starts anew.
+    assert!(world.model.policies.contains_key(&gate));
+    world.wait_for("the word", |world| world.problem("restart the agents").is_some());
+    let now = api.get(&format!("{collection}/default.gate"))["metadata"]["resourceVersion"].clone();
+    assert_eq!(now, version, "nothing is written to what is stored");
+    world.restart();
+    world.wait_for("the change-over", |world| world.complete && !world.stale);
+    assert!(!world.model.policies.contains_key(&gate) && world.problem("crd.projectcalico.org").is_none());
 }

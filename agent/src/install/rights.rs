@@ -66,6 +66,9 @@ pub fn rights() -> Vec<Right> {
     let of_status = |plural: &str| format!("{plural}/status");
     let judged =
         kinds.iter().filter(|kind| JUDGED.contains(&kind.kind)).map(|kind| of_status(kind.plural)).collect();
+    // Profiles and Calico's Nodes are not stored as such.
+    let is_stored = |kind: &&schema::Resource| !["Profile", "Node"].contains(&kind.kind);
+    let stored = kinds.iter().filter(is_stored).map(|kind| kind.plural.to_owned()).collect();
     let unknown = "no picture is complete without them: the agent does not become ready";
     let silent = "policy is enforced all the same, and objects do not say what became of them";
     let conditions = "conditions: accepted, invalid with field and reason, not enforced";
@@ -106,6 +109,13 @@ pub fn rights() -> Vec<Right> {
             kinds.iter().map(|kind| kind.plural.to_owned()).collect(),
             FOLLOW,
             "policies, tiers, sets, host endpoints, settings",
+            unknown,
+        ),
+        cluster(
+            "crd.projectcalico.org",
+            stored,
+            FOLLOW,
+            "the same objects as Calico stores them, where the server has no projectcalico.org",
             unknown,
         ),
         cluster(schema::GROUP, judged, &["patch"], conditions, silent),

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use kube::Client;
 
-use super::kinds::{CALICO, KindId};
+use super::kinds::{CALICO, KindId, STORED};
 use super::ledger::Ledger;
 use super::trouble::Trouble;
 
@@ -24,6 +24,8 @@ pub(super) struct Served {
     pub is_namespaced: bool,
     /// Objects have a `status` of their own.
     pub has_status: bool,
+    /// They are read as Calico stores them, and not written.
+    pub is_stored: bool,
 }
 
 /// What the server said about the kinds that were asked for.
@@ -33,8 +35,8 @@ pub(super) struct Offer {
     pub served: BTreeMap<KindId, Served>,
     /// Kinds of which nothing can be said.
     pub unknown: BTreeMap<KindId, Trouble>,
-    /// The server has Calico's objects under the group of its old definitions, and not under the one that is read.
-    pub has_old_calico: bool,
+    /// The server has no `projectcalico.org`, so kinds of it are looked for where Calico stores them.
+    pub has_no_calico: bool,
 }
 
 /// Asks about `kinds`. Errors: the server does not even say which groups it has.
@@ -48,20 +50,18 @@ pub(super) async fn discover(client: &Client, kinds: &[KindId], ledger: &Ledger)
         .map(|group| (group.name.as_str(), group.versions.iter().map(|v| v.version.as_str()).collect()))
         .collect();
     let mut resources = BTreeMap::new();
-    let has_old_calico = offered.contains_key("crd.projectcalico.org") && !offered.contains_key(CALICO);
-    let mut offer = Offer { has_old_calico, ..Offer::default() };
+    let mut offer = Offer { has_no_calico: !offered.contains_key(CALICO), ..Offer::default() };
     for id in kinds {
         let kind = id.kind();
-        let versions = kind.versions.iter().filter(|version| {
-            kind.group.is_empty()
-                || offered.get(kind.group).is_some_and(|versions| versions.contains(version))
+        let is_stored = kind.group == CALICO && offer.has_no_calico;
+        let (group_name, known) = if is_stored { (STORED, &["v1"][..]) } else { (kind.group, kind.versions) };
+        let versions = known.iter().filter(|version| {
+            group_name.is_empty()
+                || offered.get(group_name).is_some_and(|versions| versions.contains(version))
         });
         for version in versions {
-            let group = if kind.group.is_empty() {
-                (*version).to_owned()
-            } else {
-                format!("{}/{version}", kind.group)
-            };
+            let group =
+                if group_name.is_empty() { (*version).to_owned() } else { format!("{group_name}/{version}") };
             if !resources.contains_key(&group) {
                 let list = if kind.group.is_empty() {
                     client.list_core_api_resources(version).await
@@ -96,6 +96,7 @@ pub(super) async fn discover(client: &Client, kinds: &[KindId], ledger: &Ledger)
                     plural: resource.name.clone(),
                     is_namespaced: resource.namespaced,
                     has_status: list.resources.iter().any(|other| other.name == status),
+                    is_stored,
                 };
                 offer.served.insert(*id, served);
                 break;

@@ -40,6 +40,11 @@ enum Keep {
 }
 
 pub(super) const CALICO: &str = "projectcalico.org";
+/// The group under which Calico stores the objects of [`CALICO`] as definitions, beside an API server of its own that serves these.
+pub(super) const STORED: &str = "crd.projectcalico.org";
+const STORED_VERSION: &str = "crd.projectcalico.org/v1";
+/// Where Calico keeps what is an object's own `metadata` when it stores it: the labels of a NetworkSet, for one.
+const STORED_METADATA: &str = "projectcalico.org/metadata";
 const ADMIN: &str = "policy.networking.k8s.io";
 
 const fn kind(
@@ -133,6 +138,9 @@ impl Kind {
             return Kept { document: Value::Null, meta: Meta::default() };
         };
         let mut metadata = take_map(&mut object, "metadata");
+        if object.get("apiVersion").is_some_and(|version| version == STORED_VERSION) {
+            take_stored(&mut metadata);
+        }
         let status = object.get("status").filter(|_| self.has_conditions);
         let mut meta = Meta::read(&metadata, status);
         metadata.retain(|field, _| {
@@ -192,6 +200,20 @@ fn take_map(object: &mut Map<String, Value>, field: &str) -> Map<String, Value> 
         Some(Value::Object(map)) => map,
         _ => Map::new(),
     }
+}
+
+/// Puts labels and annotations where they belong that Calico stored in an annotation.
+fn take_stored(metadata: &mut Map<String, Value>) {
+    let mut annotations = take_map(metadata, "annotations");
+    let stored = annotations.remove(STORED_METADATA);
+    let stored = stored.as_ref().and_then(Value::as_str).and_then(|text| serde_json::from_str(text).ok());
+    if let Some(Value::Object(mut stored)) = stored {
+        let mut labels = take_map(metadata, "labels");
+        labels.extend(take_map(&mut stored, "labels"));
+        metadata.insert("labels".to_owned(), Value::Object(labels));
+        annotations.extend(take_map(&mut stored, "annotations"));
+    }
+    metadata.insert("annotations".to_owned(), Value::Object(annotations));
 }
 
 fn take_list(object: &mut Map<String, Value>, field: &str) -> Vec<Value> {
@@ -433,6 +455,26 @@ mod tests {
         let kept = id("EndpointSlice", "discovery.k8s.io").kind().document(slice);
         assert_eq!(kept.document["apiVersion"], "discovery.k8s.io/v1");
         assert_eq!(KindId::of_document(&kept.document), Some(id("EndpointSlice", "discovery.k8s.io")));
+    }
+
+    #[test]
+    fn an_object_as_calico_stores_it_has_its_labels_where_they_belong() {
+        let stored = r#"{"labels":{"role":"office"},"annotations":{"why":"so"},"creationTimestamp":null}"#;
+        let object = |version: &str| {
+            json!({
+                "apiVersion": version, "kind": "GlobalNetworkSet",
+                "metadata": { "name": "s", "annotations": { "projectcalico.org/metadata": stored, "own": "x" } },
+                "spec": { "nets": ["192.0.2.0/24"] },
+            })
+        };
+        let kind = id("GlobalNetworkSet", CALICO).kind();
+        let kept = kind.document(object("crd.projectcalico.org/v1")).document;
+        assert_eq!(kept["apiVersion"], "projectcalico.org/v3");
+        let metadata = &kept["metadata"];
+        assert_eq!(metadata["labels"], json!({ "role": "office" }));
+        assert_eq!(metadata["annotations"], json!({ "why": "so", "own": "x" }));
+        // Elsewhere it is an annotation like any other.
+        assert!(kind.document(object("projectcalico.org/v3")).document["metadata"].get("labels").is_none());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::backoff::{Backoff, Chance};
 use super::desk::SharedDesk;
 use super::discovery::{Offer, discover};
 use super::follow::{Event, Follower, Shared};
-use super::kinds::{KINDS, KindId};
+use super::kinds::{KINDS, KindId, STORED};
 use super::ledger::Ledger;
 use super::state::SOURCE;
 use super::trouble::Trouble;
@@ -30,6 +30,7 @@ pub(super) async fn supervise(client: Client, shared: Arc<Shared>, desk: SharedD
     let mut running: BTreeMap<KindId, Id> = BTreeMap::new();
     let mut failures = Backoff::new(Duration::from_millis(500), Duration::from_secs(30), chance.fork());
     let mut knows_version = false;
+    let mut reads_stored = false;
     loop {
         let missing: Vec<KindId> = KindId::all().filter(|kind| !running.contains_key(kind)).collect();
         let ledger = &shared.ledger;
@@ -47,8 +48,9 @@ pub(super) async fn supervise(client: Client, shared: Arc<Shared>, desk: SharedD
         };
         let (events, wait) = match offer {
             Ok(offer) => {
-                let Offer { served, unknown, has_old_calico } = offer;
-                desk.open().complain("crd.projectcalico.org", has_old_calico.then(old_calico));
+                let Offer { served, unknown, has_no_calico } = offer;
+                reads_stored |= served.values().any(|served| served.is_stored);
+                desk.open().complain(STORED, reads_stored.then(|| stored(has_no_calico)));
                 let mut events = vec![(None, Event::Connected)];
                 for kind in &missing {
                     if let Some(trouble) = unknown.get(kind) {
@@ -58,7 +60,9 @@ pub(super) async fn supervise(client: Client, shared: Arc<Shared>, desk: SharedD
                     }
                 }
                 for (kind, served) in served {
-                    desk.open().served.insert(kind, served.clone());
+                    if !served.is_stored {
+                        desk.open().served.insert(kind, served.clone());
+                    }
                     let follower = Follower {
                         client: client.clone(),
                         shared: Arc::clone(&shared),
@@ -91,7 +95,7 @@ pub(super) async fn supervise(client: Client, shared: Arc<Shared>, desk: SharedD
                 return;
             }
         }
-        let is_whole = running.len() == KINDS.len();
+        let is_whole = running.len() == KINDS.len() && !reads_stored;
         tokio::select! {
             () = tokio::time::sleep(wait), if !is_whole => {}
             () = shared.ear.closed() => return,
@@ -112,11 +116,17 @@ pub(super) async fn supervise(client: Client, shared: Arc<Shared>, desk: SharedD
     }
 }
 
-/// What the one who moves from Calico has to know.
-fn old_calico() -> Problem {
-    let reason = "the API server has objects of crd.projectcalico.org, which are not read, and no projectcalico.org/v3: policies among them are \
-                  not in force; install the definitions of projectcalico.org/v3 and move the objects there";
-    Problem::of_file(SOURCE, Severity::Error, reason)
+/// What the one who moves from Calico has to know. A follower of stored objects stays with them: definitions that were just installed are
+/// empty, and to change over by itself would take every policy away before somebody has moved them.
+fn stored(has_no_calico: bool) -> Problem {
+    let reason = if has_no_calico {
+        "the API server has no projectcalico.org/v3: objects are read as Calico stores them, in crd.projectcalico.org/v1, and are in force; they get no \
+         conditions, and Calico's own checks of what is written there are not made; to have both, move them to projectcalico.org/v3"
+    } else {
+        "the API server has projectcalico.org/v3 now, and objects are still read as Calico stores them, in crd.projectcalico.org/v1; move them \
+         all, then restart the agents"
+    };
+    Problem::of_file(SOURCE, Severity::Warning, reason)
 }
 
 /// Asks whether the server is through with its start: before that it does not know its own CRDs, and an API that is installed looks as if
