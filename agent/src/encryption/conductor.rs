@@ -118,15 +118,16 @@ impl Conductor {
         } else {
             troubles.extend(self.have_keys(now));
         }
-        let may_speak = self.is_clear || !settings.host || self.has_nothing_stale(&on, &there);
-        if may_speak {
-            self.is_clear = true;
-        } else {
+        let is_stale = self.ring.as_ref().is_some_and(|ring| has_stale(ring, &on, &there));
+        let may_speak = self.is_clear || !settings.host || !is_stale;
+        if !may_speak {
             self.keeper.publish(&Annotations::new(), &there);
             troubles.push(
                 "the published key is not ours any more: it is taken away before encryption begins"
                     .to_owned(),
             );
+        } else if self.ring.is_some() {
+            self.is_clear = true;
         }
         let wanted = self.wanted(model, &on);
         if may_speak && self.listens {
@@ -205,16 +206,6 @@ impl Conductor {
             }
         }
         None
-    }
-
-    /// Whether no key is published that we do not have.
-    fn has_nothing_stale(&self, on: &[Family], there: &Annotations) -> bool {
-        let Some(ring) = &self.ring else { return false };
-        on.iter().all(|family| {
-            there.get(family.key_annotation()).is_none_or(|published| {
-                ring.of(*family).all().any(|key| in_base64(key.public()) == *published)
-            })
-        })
     }
 
     /// Takes the step of rotation that is due in each family; returns what is in the way.
@@ -402,6 +393,15 @@ impl Conductor {
             peers: peers.collect(),
         }
     }
+}
+
+/// Whether a key is published that is none of ours.
+fn has_stale(ring: &Ring, on: &[Family], there: &Annotations) -> bool {
+    on.iter().any(|family| {
+        there
+            .get(family.key_annotation())
+            .is_some_and(|published| !ring.of(*family).all().any(|key| in_base64(key.public()) == *published))
+    })
 }
 
 /// Whether two plans say the same, whatever their generations.

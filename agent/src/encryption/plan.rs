@@ -218,17 +218,19 @@ pub fn plan(model: &Model, own: &str, ring: Option<&Ring>, ids: &mut PeerIds) ->
         if of_family(&cluster.settings, family).enabled != Some(true) {
             continue;
         }
+        // Strict holds also where nothing can be sealed yet, such as before our own Node is known.
+        cluster.select(family, &mut planned);
+        if cluster.settings.strict {
+            cluster.require(family, &mut planned);
+        }
         if !is_on(model, own, family) {
+            planned.interface.retain(|address| !family.has(address));
             let others_have =
                 model.nodes.values().any(|node| node.name != own && address_of(node, family).is_some());
             if model.nodes.contains_key(own) && others_have {
                 planned.findings.insert(Finding::NoAddress { family });
             }
             continue;
-        }
-        cluster.select(family, &mut planned);
-        if cluster.settings.strict {
-            cluster.require(family, &mut planned);
         }
         let found = ring.and_then(|ring| cluster.family(family, ring, ids, &mut planned));
         match family {

@@ -163,6 +163,9 @@ fn pm_32_4_strict_covers_the_first_seconds_of_a_new_node_and_spares_who_is_exemp
     let found = planned(&model, &rings, "n1");
     let without = Finding::NoKey { family: Family::V4, nodes: vec!["n2".into()], strict: true };
     assert!(found.findings.contains(&without), "{:?}", found.findings);
+    let mut without_us = model.clone();
+    without_us.nodes.remove("n1");
+    assert_eq!(planned(&without_us, &rings, "n1").plan.required.len(), 4, "before our own Node is known");
     felix(&mut model, "default", &ON);
     assert!(planned(&model, &rings, "n1").plan.required.is_empty(), "Permissive");
 }
