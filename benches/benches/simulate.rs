@@ -3,7 +3,7 @@
 //! The start (reading manifests, compiling) is measured with one probe and taken off the time of the whole.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -18,7 +18,7 @@ const ORACLE_PROBES: usize = 2_000;
 
 fn main() -> Result<()> {
     machine::describe("margay simulate");
-    let binary = binary()?;
+    let binary = benches::release_binary()?;
     let directory = tempfile::tempdir()?;
     let manifests = directory.path().join("world.yaml");
     std::fs::write(&manifests, world()?)?;
@@ -45,23 +45,6 @@ fn main() -> Result<()> {
     }
     println!("   target: tens of thousands of probes a second");
     Ok(())
-}
-
-/// Builds the binary beside this bench, unless it is up to date.
-fn binary() -> Result<PathBuf> {
-    let me = std::env::current_exe()?;
-    let release = me.parent().and_then(Path::parent).ok_or("not started by cargo")?;
-    let target = release.parent().ok_or("not started by cargo")?;
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-    let status = Command::new(cargo)
-        .args(["build", "--release", "--quiet", "-p", "margay", "--target-dir"])
-        .arg(target)
-        .stderr(Stdio::null())
-        .status()?;
-    if !status.success() {
-        return Err("margay does not build: cargo build --release -p margay".into());
-    }
-    Ok(target.join("release/margay"))
 }
 
 fn time(binary: &Path, manifests: &Path, probes: &Path, engine: &str) -> Result<f64> {

@@ -1,0 +1,361 @@
+//! A TCP stream between pods of two nodes over WireGuard, beside the same stream over other people's WireGuard in user space.
+//!
+//! ```text
+//!   ours:   pod ═veth═ node1 (agent, one worker) ═veth═ wire ═veth═ node2 (agent, one worker) ═veth═ pod
+//!   peers:  namespace (daemon, TUN device)      ═══════veth═══════      namespace (daemon, TUN device)
+//! ```
+//!
+//! The inner MTU is 1420 everywhere, the outer 1500; two daemons and iperf3's two ends share the processors as the scheduler likes. All take
+//! turns in rounds, and a ratio is formed within a round. Ours has the longer way: two more veth pairs and policy at both ends.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use benches::numbers::{median, percentile};
+use benches::{Result, machine};
+use serde_json::Value;
+
+const ROUNDS: usize = 3;
+const SECONDS: &str = "4";
+const PINGS: &str = "300";
+
+fn main() -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        println!("SKIPPED encrypted: needs root");
+        return Ok(());
+    }
+    machine::describe("two nodes, WireGuard between them, one TCP stream");
+    let binary = benches::release_binary()?;
+    let lab = Lab::up(&binary)?;
+    let mut peers = Vec::new();
+    for (name, program, must, goal) in [
+        ("boringtun-cli", "boringtun-cli", 4.0, 5.5),
+        ("wireguard-go", "wireguard-go", 3.0, 4.0),
+        ("gotatun-cli", "gotatun", 2.0, 2.8),
+    ] {
+        match Pair::start(program) {
+            Ok(pair) => peers.push((name, must, goal, pair)),
+            Err(why) => println!("SKIPPED {name}: {why}"),
+        }
+    }
+
+    let mut ours = Vec::new();
+    let mut clear = Vec::new();
+    let mut theirs = vec![Vec::new(); peers.len()];
+    for round in 0..ROUNDS {
+        lab.encrypt(true)?;
+        ours.push(lab.stream()?);
+        for ((.., pair), results) in peers.iter().zip(&mut theirs) {
+            results.push(pair.stream()?);
+        }
+        lab.encrypt(false)?;
+        clear.push(lab.stream()?);
+        println!("   round {}: ours {:.2} Gb/s, in clear {:.2}", round + 1, ours[round], clear[round]);
+    }
+    println!("{:<58} {:>8.2} Gb/s   (goal 3.0)", "margay, encrypted", median(&ours));
+    println!("{:<58} {:>8.2} Gb/s", "margay, in clear", median(&clear));
+    for ((name, must, goal, _), results) in peers.iter().zip(&theirs) {
+        let ratios: Vec<f64> = ours.iter().zip(results).map(|(ours, theirs)| ours / theirs).collect();
+        let ratio = median(&ratios);
+        let mark = if ratio >= *goal {
+            "goal"
+        } else if ratio >= *must {
+            "must"
+        } else {
+            "missed"
+        };
+        println!("{:<58} {:>8.2} Gb/s", format!("peer: {name}"), median(results));
+        println!(
+            "{:<58} {ratio:>8.2} x      must {must}, goal {goal}: {mark}",
+            format!("margay over {name}")
+        );
+    }
+
+    let plain = lab.round_trips()?;
+    lab.encrypt(true)?;
+    let sealed = lab.round_trips()?;
+    println!(
+        "{:<58} {:>8.1} us  (p99 {:.1})",
+        "round trip in clear, p50",
+        median(&plain),
+        percentile(&plain, 0.99)
+    );
+    println!(
+        "{:<58} {:>8.1} us  (p99 {:.1})",
+        "round trip encrypted, p50",
+        median(&sealed),
+        percentile(&sealed, 0.99)
+    );
+    println!("{:<58} {:>8.1} us  (goal 5)", "added by encryption, p50", median(&sealed) - median(&plain));
+    println!("   load average at the end {}", machine::load());
+    Ok(())
+}
+
+/// Runs a command to its end.
+fn run(call: &mut Command) -> Result<String> {
+    let output = call.output().map_err(|e| format!("{call:?}: {e}"))?;
+    if !output.status.success() {
+        let said = [output.stdout, output.stderr].concat();
+        return Err(format!("{call:?}: {}", String::from_utf8_lossy(&said)).into());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Tries until it succeeds.
+fn patiently<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match attempt() {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(100)),
+            result => return result,
+        }
+    }
+}
+
+/// A process that ends with its owner.
+struct Running(Child);
+
+impl Running {
+    fn start(call: &mut Command) -> Result<Self> {
+        let child = call.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        Ok(Self(child))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Gb/s of one stream; `client` and `server` make commands of iperf3's two ends.
+fn stream(server: Command, client: impl Fn() -> Command, address: &str) -> Result<f64> {
+    let mut server = server;
+    let _server = Running::start(server.args(["iperf3", "-s"]))?;
+    let text = patiently(|| {
+        let call = ["iperf3", "-c", address, "-t", SECONDS, "-O", "1", "-J", "--connect-timeout", "1000"];
+        run(client().args(call))
+    })?;
+    let report: Value = serde_json::from_str(&text)?;
+    let bits = report["end"]["sum_received"]["bits_per_second"].as_f64().ok_or("iperf3 gave no result")?;
+    Ok(bits / 1e9)
+}
+
+const PODS: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: a}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: one, namespace: a}
+spec: {nodeName: node1, containers: [{name: main, image: none}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: two, namespace: a, labels: {app: two}}
+spec: {nodeName: node2, containers: [{name: main, image: none}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: from-pods, namespace: a}
+spec: {podSelector: {matchLabels: {app: two}}, ingress: [{from: [{podSelector: {}}]}]}
+";
+
+/// Two nodes with the agent of the release binary.
+struct Lab {
+    binary: PathBuf,
+    directory: tempfile::TempDir,
+    name: String,
+    address: String,
+}
+
+impl Lab {
+    fn up(binary: &Path) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        fs::create_dir(directory.path().join("manifests"))?;
+        fs::write(directory.path().join("manifests/pods.yaml"), PODS)?;
+        let name = format!("b{}", std::process::id());
+        let mut lab = Self { binary: binary.to_owned(), directory, name, address: String::new() };
+        lab.write_settings(true)?;
+        let manifests = lab.directory.path().join("manifests");
+        run(lab.call("up").args(["--nodes", "2", "--manifests"]).arg(manifests))?;
+        let shown = run(lab.exec("two").args(["ip", "-4", "-o", "addr", "show", "dev", "eth0"]))?;
+        let network = shown.split_whitespace().skip_while(|word| *word != "inet").nth(1);
+        lab.address =
+            network.and_then(|net| net.split('/').next()).ok_or("pod two has no address")?.to_owned();
+        Ok(lab)
+    }
+
+    fn call(&self, command: &str) -> Command {
+        let mut call = Command::new(&self.binary);
+        call.args(["lab", command, "--name", &self.name, "--labs-dir"])
+            .arg(self.directory.path().join("labs"));
+        call
+    }
+
+    fn exec(&self, pod: &str) -> Command {
+        let mut call = self.call("exec");
+        call.args([&format!("a/{pod}"), "--"]);
+        call
+    }
+
+    fn write_settings(&self, encrypted: bool) -> Result<()> {
+        let text = format!(
+            "apiVersion: projectcalico.org/v3\nkind: FelixConfiguration\nmetadata: {{name: default}}\n\
+             spec: {{wireguardEnabled: {encrypted}, wireguardMTU: 1420}}\n"
+        );
+        Ok(fs::write(self.directory.path().join("manifests/felix.yaml"), text)?)
+    }
+
+    fn report(&self, node: &str) -> Result<Value> {
+        let socket = self
+            .directory
+            .path()
+            .join("labs")
+            .join(&self.name)
+            .join("nodes")
+            .join(node)
+            .join("run/admin.sock");
+        let text = run(Command::new(&self.binary).args(["wireguard", "-o", "json", "--socket"]).arg(socket))?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// Turns encryption on or off, and waits until both nodes hold to it.
+    fn encrypt(&self, on: bool) -> Result<()> {
+        self.write_settings(on)?;
+        patiently(|| {
+            // A packet that begins a session, where there is none.
+            run(self.exec("one").args(["ping", "-n", "-c", "1", "-W", "1", &self.address]))?;
+            for node in ["node1", "node2"] {
+                let tunnels = self.report(node)?["tunnels"].clone();
+                let live = tunnels.as_array().is_some_and(|tunnels| {
+                    tunnels.iter().any(|tunnel| tunnel["peers"][0]["handshake_seconds"].is_u64())
+                });
+                if live != on {
+                    return Err(format!("{node} does not follow").into());
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn stream(&self) -> Result<f64> {
+        stream(self.exec("two"), || self.exec("one"), &self.address)
+    }
+
+    /// Microseconds from a ping to its answer, each after the one before.
+    fn round_trips(&self) -> Result<Vec<f64>> {
+        let text = run(self.exec("one").args(["ping", "-n", "-i", "0.005", "-c", PINGS, &self.address]))?;
+        let times = text
+            .lines()
+            .filter_map(|line| line.split_once("time=")?.1.split(' ').next()?.parse::<f64>().ok());
+        let times: Vec<f64> = times.map(|milliseconds| milliseconds * 1e3).collect();
+        if times.is_empty() { Err("no answers to ping".into()) } else { Ok(times) }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if let Err(error) = run(&mut self.call("down")) {
+            println!("   the lab {} is not down: {error}", self.name);
+        }
+    }
+}
+
+/// Two namespaces with somebody else's WireGuard.
+struct Pair {
+    namespaces: [String; 2],
+    daemons: Vec<Running>,
+    keys: tempfile::TempDir,
+}
+
+impl Pair {
+    fn start(program: &str) -> Result<Self> {
+        let path = if program == "wireguard-go" { PathBuf::from(program) } else { built(program)? };
+        let mark = format!("{}{}", &program[..2], std::process::id() % 1_000_000);
+        let keys = tempfile::tempdir()?;
+        let namespaces = ["a", "b"].map(|side| format!("bench-{mark}{side}"));
+        let mut pair = Self { namespaces: namespaces.clone(), daemons: Vec::new(), keys };
+        for name in &namespaces {
+            run(Command::new("ip").args(["netns", "add", name]))?;
+        }
+        let [a, b] = &namespaces;
+        run(Command::new("ip")
+            .args(["link", "add", "eth0", "netns", a, "type", "veth", "peer", "name", "eth0", "netns", b]))?;
+        let mut public = Vec::new();
+        for (number, name) in namespaces.iter().enumerate() {
+            let device = format!("{mark}{number}");
+            let inside = || {
+                let mut call = Command::new("ip");
+                call.args(["netns", "exec", name]);
+                call
+            };
+            run(inside().args(["ip", "addr", "add", &format!("172.29.0.{}/24", number + 1), "dev", "eth0"]))?;
+            run(inside().args(["ip", "link", "set", "eth0", "up"]))?;
+            let mut daemon = inside();
+            daemon.arg(&path).arg(if program == "wireguard-go" || program == "gotatun" {
+                "-f"
+            } else {
+                "--foreground"
+            });
+            if program != "wireguard-go" {
+                daemon.arg("--disable-drop-privileges");
+            }
+            pair.daemons.push(Running::start(daemon.arg(&device))?);
+            let key = run(Command::new("wg").arg("genkey"))?;
+            let file = pair.keys.path().join(&device);
+            fs::write(&file, &key)?;
+            public.push(run(Command::new("sh").args(["-c", &format!("echo {} | wg pubkey", key.trim())]))?);
+            patiently(|| {
+                run(inside().args(["wg", "set", &device, "listen-port", "51820", "private-key"]).arg(&file))
+            })?;
+            run(inside().args(["ip", "addr", "add", &format!("10.29.0.{}/24", number + 1), "dev", &device]))?;
+            run(inside().args(["ip", "link", "set", &device, "mtu", "1420", "up"]))?;
+        }
+        for (number, name) in namespaces.iter().enumerate() {
+            let other = 1 - number;
+            run(Command::new("ip")
+                .args(["netns", "exec", name, "wg", "set", &format!("{mark}{number}"), "peer"])
+                .args([
+                    public[other].trim(),
+                    "endpoint",
+                    &format!("172.29.0.{}:51820", other + 1),
+                    "allowed-ips",
+                    &format!("10.29.0.{}/32", other + 1),
+                ]))?;
+        }
+        patiently(|| run(pair.inside(0).args(["ping", "-c", "1", "-W", "1", "10.29.0.2"])))?;
+        Ok(pair)
+    }
+
+    fn inside(&self, side: usize) -> Command {
+        let mut call = Command::new("ip");
+        call.args(["netns", "exec", &self.namespaces[side]]);
+        call
+    }
+
+    fn stream(&self) -> Result<f64> {
+        stream(self.inside(1), || self.inside(0), "10.29.0.2")
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        self.daemons.clear();
+        for name in &self.namespaces {
+            // One that was not made is not there.
+            let _ = Command::new("ip").args(["netns", "del", name]).stderr(Stdio::null()).status();
+        }
+    }
+}
+
+fn built(program: &str) -> Result<PathBuf> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/wireguard-peers");
+    let folder = run(Command::new(script).arg(program))?;
+    Ok(Path::new(folder.trim()).join(program))
+}
