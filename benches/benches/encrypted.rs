@@ -136,13 +136,13 @@ impl Drop for Running {
 fn stream(server: Command, client: impl Fn() -> Command, address: &str) -> Result<f64> {
     let mut server = server;
     let _server = Running::start(server.args(["iperf3", "-s"]))?;
-    let text = patiently(|| {
+    patiently(|| {
         let call = ["iperf3", "-c", address, "-t", SECONDS, "-O", "1", "-J", "--connect-timeout", "1000"];
-        run(client().args(call))
-    })?;
-    let report: Value = serde_json::from_str(&text)?;
-    let bits = report["end"]["sum_received"]["bits_per_second"].as_f64().ok_or("iperf3 gave no result")?;
-    Ok(bits / 1e9)
+        let text = run(client().args(call))?;
+        let report: Value = serde_json::from_str(&text)?;
+        let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
+        Ok(bits.ok_or_else(|| format!("iperf3: {}", report["error"]))? / 1e9)
+    })
 }
 
 const PODS: &str = "
