@@ -3,7 +3,7 @@
 //! The start (reading manifests, compiling) is measured with one probe and taken off the time of the whole.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
