@@ -2,6 +2,8 @@
 //!
 //! The engine reads a clock of its own beside ours, so both are set; with both, a run repeats in everything but the bytes of datagrams.
 
+#![cfg(feature = "mock-clock")]
+
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;

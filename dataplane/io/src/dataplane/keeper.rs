@@ -85,7 +85,7 @@ impl Dataplane {
     }
 
     /// Returns where panics of workers arrive, each with the frame that was at hand. One that finds no room is counted all the same
-    /// ([`SharedCounters::panics`]).
+    /// ([`crate::thread::SharedCounters::panics`]).
     pub fn panics(&self) -> Receiver<WorkerPanic> {
         self.panics.clone()
     }
