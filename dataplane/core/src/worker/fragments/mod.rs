@@ -12,7 +12,7 @@
 //!
 //! Invariants. Of every datagram each byte passes at most once, so what the receiver puts together is what was judged: an exact duplicate
 //! is dropped alone, any other overlap takes the whole datagram with it. Fragments of one datagram pass only behind its first. A frame
-//! that waits is in exactly one place, and leaves it into [`super::Worker::complete`]'s endings once.
+//! that waits is in exactly one place, and leaves it into one of the endings of [`super::ending`] once.
 //!
 //! Rewriting (addresses, ports) belongs to the flow: a first fragment's transport checksum is the one that changes, later ones carry none,
 //! and no sum of a fragment is ever completed, because a kernel that fragments has summed before (see `margay_wire::checksum`).
