@@ -309,7 +309,8 @@ impl<'a> Cluster<'a> {
         }
         for node in self.model.nodes.values() {
             for net in node.pod_cidrs.iter().filter(|net| family.has(&net.addr())) {
-                if is_exempt(node) {
+                // Whoever claims what is somebody else's frees nobody's packets from being encrypted.
+                if is_exempt(node) && !self.contested.contains(&(net.trunc(), node.name.as_str())) {
                     required.insert(net.trunc(), false);
                 } else if nets::longest(&self.pools, *net).is_none() {
                     required.entry(net.trunc()).or_insert(true);
@@ -409,9 +410,11 @@ impl<'a> Cluster<'a> {
             .map(IpNet::trunc)
             .filter(|net| family.has(&net.addr()) && !self.contested.contains(&(*net, name)));
         let mut allowed: BTreeSet<IpNet> = own_nets.flat_map(|net| nets::selected(net, rules)).collect();
+        // Devices' addresses are of the pools (policy model 25.3), so a node cannot take one that is outside the cluster.
         let is_nobodys = |address: &IpAddr| {
             // First its own networks: they have the address of most nodes, and nothing is to be added then.
             !node.pod_cidrs.iter().any(|net| net.contains(address))
+                && nets::longest(&self.pools, nets::of(*address)).is_some()
                 && !self.claims.iter().any(|(net, _)| net.contains(address))
                 && !self.addresses.contains_key(address)
         };

@@ -63,7 +63,10 @@ impl MachineKey {
             return Ok(Self(key));
         }
         getrandom::fill(&mut *key).map_err(|error| SealError::NoRandomness(error.to_string()))?;
-        let text = Zeroizing::new(STANDARD.encode(*key) + "\n");
+        // All its room at once: what grows leaves copies behind.
+        let mut text = Zeroizing::new(String::with_capacity(64));
+        STANDARD.encode_string(*key, &mut text);
+        text.push('\n');
         private::write(path, &text)?;
         Ok(Self(key))
     }

@@ -371,11 +371,12 @@ impl Reconciler {
 
     /// Brings what is published in line with what is known.
     fn settle(&mut self) {
+        // Before policy: the first snapshot opens pods, and what they send is to be sealed from the first packet on.
+        self.settle_encryption();
         if self.policy_changed && self.complete {
             self.policy_changed = false;
             self.publish_policy();
         }
-        self.settle_encryption();
         self.publish_topology();
         self.resolve_neighbours();
         self.answer_pending();

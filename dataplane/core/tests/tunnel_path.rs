@@ -130,6 +130,42 @@ fn packets_wait_for_the_neighbour_on_the_way_to_the_peer() {
 }
 
 #[test]
+fn what_waited_to_leave_in_clear_does_not_when_there_is_a_tunnel_now() {
+    let mut node = Node::new();
+    let neighbours = std::mem::take(&mut node.builder.neighbours);
+    node.rebuild();
+    assert_eq!(node.burst(POD_A, &[hello()]), []);
+    assert!(node.worker.is_waiting());
+    node.builder.neighbours = neighbours;
+    node.rebuild();
+    encrypt(&mut node);
+    assert_eq!(node.tick(Nanos::from_millis(10)), [], "neither in clear nor by a way of before");
+    assert!(!node.worker.is_waiting());
+    assert_eq!(node.worker.counters().drops[DropReason::NoNeighbour as usize], 1);
+}
+
+#[test]
+fn the_tunnels_own_address_takes_nothing_in_clear_from_a_peer_with_a_session() {
+    let (mut node, mut other) = connected();
+    node.builder.node_addresses.push(ip("10.0.1.0"));
+    node.rebuild();
+    encrypt(&mut node);
+    // The session is another one after a new plan only if keys are; it is the same here.
+    let sent = node.burst(POD_A, &[hello()]);
+    other.answer(&mut node, sent);
+    let to = |address: &str| {
+        let macs = (peer_mac(UPLINK), our_mac(UPLINK));
+        build::udp(macs, (ip("10.0.2.9"), 2000), (ip(address), 1000), b"forged")
+    };
+    assert_eq!(node.send(UPLINK, &to("10.0.1.0")), Err(DropReason::ExpectedEncrypted));
+    assert_ne!(
+        node.send(UPLINK, &to("192.168.0.1")),
+        Err(DropReason::ExpectedEncrypted),
+        "that one by right"
+    );
+}
+
+#[test]
 fn a_route_that_no_uplink_has_is_none() {
     let mut node = Node::new();
     node.builder.routes.clear();

@@ -184,8 +184,9 @@ impl<P: Processor<UmemFrame>> Loop<P> {
                 break;
             }
 
-            let (topology, new_topology) = self.birth.topologies.load();
+            // A snapshot opens pods, and what it opens is to be encrypted: so never a newer one with an older topology.
             let (snapshot, _) = self.birth.snapshots.load();
+            let (topology, new_topology) = self.birth.topologies.load();
             let view = View {
                 snapshot: snapshot.map(|s| s.value()),
                 topology: topology.map_or(&nothing, |t| t.value()),
@@ -323,9 +324,9 @@ impl<P: Processor<UmemFrame>> Loop<P> {
                 }
                 Command::Flows { cursor, limit, reply } => {
                     let nothing = Topology::default();
+                    let (snapshot, _) = self.birth.snapshots.load();
                     let (topology, new) = self.birth.topologies.load();
                     self.tick_is_due |= new;
-                    let (snapshot, _) = self.birth.snapshots.load();
                     let topology = topology.map_or(&nothing, |t| t.value());
                     let view = View { snapshot: snapshot.map(|s| s.value()), topology };
                     let _ =

@@ -107,7 +107,10 @@ fn a_node_cannot_take_the_addresses_of_another() {
     change(&mut model, "n4", |node| {
         node.annotations.insert(Family::V4.address_annotation().into(), "10.9.9.9/32".into());
     });
-    assert_eq!(allowed(&planned(&model, &rings, "n1").plan.v4, "n4"), ["10.9.9.9/32", "10.244.4.0/24"]);
+    let of_n4 = |model: &Model| allowed(&planned(model, &rings, "n1").plan.v4, "n4");
+    assert_eq!(of_n4(&model), ["10.244.4.0/24"], "what is outside the pools is no device's");
+    pool(&mut model, "10.9.0.0/16", None);
+    assert_eq!(of_n4(&model), ["10.9.9.9/32", "10.244.4.0/24"]);
     change(&mut model, "n2", |node| {
         node.annotations.insert(Family::V4.address_annotation().into(), "10.9.9.9".into());
     });
@@ -166,6 +169,16 @@ fn pm_32_4_strict_covers_the_first_seconds_of_a_new_node_and_spares_who_is_exemp
     let mut without_us = model.clone();
     without_us.nodes.remove("n1");
     assert_eq!(planned(&without_us, &rings, "n1").plan.required.len(), 4, "before our own Node is known");
+    // Whoever is exempt and claims what is another's frees nobody else.
+    change(&mut model, "n3", |node| node.pod_cidrs.push(net("10.244.2.0/23")));
+    let freed: Vec<IpNet> = planned(&model, &rings, "n1")
+        .plan
+        .required
+        .iter()
+        .filter(|(_, word)| !word)
+        .map(|(net, _)| *net)
+        .collect();
+    assert_eq!(freed, [net("10.244.3.0/24"), net("10.245.0.0/16")], "its own, and what no pool encrypts");
     felix(&mut model, "default", &ON);
     assert!(planned(&model, &rings, "n1").plan.required.is_empty(), "Permissive");
 }

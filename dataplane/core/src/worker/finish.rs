@@ -21,6 +21,12 @@ pub struct Waiting<F> {
     pub(super) path: Path,
     pub(super) next_hop: IpAddr,
     deadline: Nanos,
+    /// The plan of encryption that its way was found under.
+    plan: Option<u64>,
+}
+
+fn plan(view: View<'_>) -> Option<u64> {
+    view.topology.encryption().map(|encryption| encryption.generation())
 }
 
 /// Most packets waiting for one neighbour, and for all.
@@ -91,7 +97,8 @@ fn fragment<F: Frame>(frame: &mut F, path: &Path, out: &mut Output<F>) -> Result
     let step = ((usize::from(path.mtu) - 20) / 8) * 8;
     let payload = &bytes[payload_at..];
     let pieces = payload.len().div_ceil(step);
-    if out.spare.len() < pieces {
+    // Sealing takes a frame to seal into.
+    if out.spare.len() < pieces + usize::from(path.tunnel.is_some()) {
         return Err(DropReason::PacketTooBig.into());
     }
     let flags = u16::from_be_bytes([bytes[ETHERNET_LEN + 6], bytes[ETHERNET_LEN + 7]]);
@@ -141,7 +148,8 @@ impl<F: Frame> Worker<F> {
             return self.end(view, now, arrival, frame, Some(&ip), DropReason::NoNeighbour.into(), out);
         }
         self.counters.held += 1;
-        self.waiting.push(Waiting { frame, ip, arrival, path, next_hop, deadline: now + PATIENCE });
+        let (deadline, plan) = (now + PATIENCE, plan(view));
+        self.waiting.push(Waiting { frame, ip, arrival, path, next_hop, deadline, plan });
     }
 
     /// Sends what waited for neighbours that are known now, and ends what waited too long.
@@ -154,10 +162,12 @@ impl<F: Frame> Worker<F> {
                 at += 1;
                 continue;
             }
-            let Waiting { mut frame, ip, arrival, mut path, .. } = self.waiting.remove(at);
+            let Waiting { mut frame, ip, arrival, mut path, plan: found_under, .. } = self.waiting.remove(at);
             self.counters.held -= 1;
             self.at_hand = Some(arrival);
             let ended = match (mac, view.topology.port(arrival)) {
+                // Its way may be through the tunnel now: it goes in clear to nobody, and whoever sent it sends it again.
+                (Some(_), Some(_)) if found_under != plan(view) => Err(DropReason::NoNeighbour.into()),
                 (Some(mac), Some(port)) => {
                     path.destination_mac = mac;
                     finish(&mut frame, port, &ip, &path, out)

@@ -196,8 +196,10 @@ fn from_uplink(
         return Ok(Class::Forward);
     }
     if let Some(encryption) = topology.encryption() {
-        let to_node = topology.is_node_address(ip.destination);
-        let is_ours = to_node || topology.local_pod(ip.destination).is_some();
+        // An address of the node in its pods' network is the tunnel's: nothing comes to it in clear by right.
+        let is_node = topology.is_node_address(ip.destination);
+        let to_node = is_node && !topology.is_local_pod_cidr(ip.destination);
+        let is_ours = is_node || topology.local_pod(ip.destination).is_some();
         if is_ours && encryption.expects(ip.source, ip.destination, to_node) {
             return Err(DropReason::ExpectedEncrypted);
         }

@@ -319,7 +319,11 @@ impl<F: Frame> Worker<F> {
     /// Sends what waited for a peer that has a session now.
     #[inline]
     fn tend(&mut self, view: View<'_>, now: Nanos, peer: Name, out: &mut Output<F>) {
-        if self.tunnels.is_waiting() && self.tunnels.is_live(peer) {
+        let waits_for_it = self.tunnels.waiting.iter().any(|it| it.peer == peer);
+        if waits_for_it
+            && self.tunnels.is_live(peer)
+            && self.tunnels.way(view.topology, self.config.index, peer).is_ok()
+        {
             self.release_waiting(view, now, peer, out);
         }
     }
