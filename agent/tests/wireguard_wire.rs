@@ -190,3 +190,46 @@ fn only_wireguard_is_seen_between_nodes() {
     assert!(seen.iter().any(|frame| has_marker(frame)), "{} frames and no marker", seen.len());
     assert!(!seen.iter().any(|frame| kind(frame) == Kind::Wireguard));
 }
+
+/// Twelve bytes of a ping's pattern, and more than once in each.
+const PATTERN: &str = "6d617267617937643166";
+
+#[test]
+fn an_agent_that_begins_lets_nothing_out_in_clear() {
+    let name = "an_agent_that_begins_lets_nothing_out_in_clear";
+    if skipped(name, &["tcpdump"]) {
+        return;
+    }
+    let strict = felix("default", "{wireguardEnabled: true, encryptionMode: Strict}");
+    let lab = Lab::up("begin", &format!("{THREE_PODS}{POOLS}{strict}"));
+    let [far, _] = lab.addresses("shop/far");
+    assert!(within(20, || lab.pings("shop/web", &far)), "{}", lab.diagnosis());
+
+    let file = lab.directory.join("restart.pcap");
+    let capture = Capture::begin(&lab, &file);
+    let _pings = lab.start("shop/web", &["ping", "-n", "-q", "-i", "0.002", "-p", PATTERN, &far]);
+    for _ in 0..3 {
+        let agent = nix::unistd::Pid::from_raw(lab.agent_now("node1") as i32);
+        nix::sys::signal::kill(agent, nix::sys::signal::Signal::SIGKILL).expect("kill -9");
+        // Its sockets are gone before it is, and `up` would take it for alive.
+        let has_ended =
+            || fs::read_to_string(format!("/proc/{agent}/stat")).is_ok_and(|stat| stat.contains(") Z "));
+        assert!(within(10, || has_ended() || !Path::new(&format!("/proc/{agent}")).exists()));
+        let manifests = lab.directory.join("manifests");
+        let again = || {
+            let output =
+                lab.call("up", &["--nodes", "2", "--manifests", &manifests.to_string_lossy()]).output();
+            output.expect("run").status.success()
+        };
+        assert!(within(20, again), "{}", lab.diagnosis());
+        assert!(within(20, || lab.pings("shop/web", &far)), "{}", lab.diagnosis());
+    }
+    let seen = capture.end(&file);
+    let sealed = seen.iter().filter(|frame| kind(frame) == Kind::Wireguard).count();
+    println!("{} frames, {sealed} of WireGuard", seen.len());
+    assert!(sealed > 30, "{sealed}");
+    let pattern: Vec<u8> = b"margay7d1f".to_vec();
+    let in_clear =
+        seen.iter().filter(|frame| frame.windows(pattern.len()).any(|part| part == pattern)).count();
+    assert_eq!(in_clear, 0, "of {} frames", seen.len());
+}

@@ -210,6 +210,14 @@ impl Lab {
         nodes.filter(|n| n["name"] == node).find_map(|n| n["agent"]["pid"].as_i64()).expect("pid")
     }
 
+    /// Process id of a node's agent as it is now, also after another one began.
+    pub fn agent_now(&self, node: &str) -> i64 {
+        let output = self.call("status", &["-o", "json"]).output().expect("run");
+        let status: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let nodes = status["nodes"].as_array().expect("nodes").iter();
+        nodes.filter(|n| n["name"] == node).find_map(|n| n["agent"]["pid"].as_i64()).expect("pid")
+    }
+
     /// Whether nobody answers any more at a node's admin socket.
     pub fn agent_is_gone(&self, node: &str) -> bool {
         let socket =
