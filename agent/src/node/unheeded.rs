@@ -9,7 +9,57 @@ use margay_policy_engine::model::{EndpointToHostAction, Model, ObjectKey, Settin
 pub fn problems(model: &Model, node: &str, config: &WorkerConfig) -> Vec<Problem> {
     let mut problems: Vec<Problem> = model.host_endpoints.keys().map(|name| unfiltered(name)).collect();
     problems.extend(overruled(model, node, config));
+    problems.extend(without_effect(model, node));
     problems
+}
+
+/// The parameters of FelixConfiguration that something acts on, beside those that are no text.
+const HEEDED: [&str; 18] = [
+    "encryptionExemptNodes",
+    "encryptionMode",
+    "flowAdoptionWindow",
+    "iptablesFilterDenyAction",
+    "nftablesFilterDenyAction",
+    "policyChangeFlowAction",
+    "prometheusWireGuardMetricsEnabled",
+    "wireguardEnabled",
+    "wireguardEnabledV6",
+    "wireguardHostEncryptionEnabled",
+    "wireguardInterfaceName",
+    "wireguardInterfaceNameV6",
+    "wireguardKeepAlive",
+    "wireguardKeyRotationInterval",
+    "wireguardListeningPort",
+    "wireguardListeningPortV6",
+    "wireguardMTU",
+    "wireguardMTUV6",
+];
+
+/// Words that say what is done anyway.
+const DONE_ANYWAY: [(&str, &str); 6] = [
+    ("iptablesFilterAllowAction", "Accept"),
+    ("iptablesMangleAllowAction", "Accept"),
+    ("nftablesFilterAllowAction", "Accept"),
+    ("nftablesMangleAllowAction", "Accept"),
+    ("wireguardThreadingEnabled", "false"),
+    ("workloadSourceSpoofing", "Disabled"),
+];
+
+/// Parameters that are right and that nothing here acts on.
+fn without_effect(model: &Model, node: &str) -> Vec<Problem> {
+    let names = ["default".to_owned(), format!("node.{node}")];
+    let written = names.iter().filter_map(|name| model.felix_configurations.get(name));
+    let parameters = written.flat_map(|object| object.others.iter().map(move |said| (&object.name, said)));
+    parameters
+        .filter(|(_, (parameter, word))| {
+            !HEEDED.contains(&parameter.as_str()) && !DONE_ANYWAY.contains(&(parameter, word))
+        })
+        .map(|(name, (parameter, word))| {
+            let reason =
+                format!("{word} is right, and this agent does not act on it: what it does is as without it");
+            about(&ObjectKey::FelixConfiguration(name.clone()), &format!("spec.{parameter}"), &reason)
+        })
+        .collect()
 }
 
 fn about(object: &ObjectKey, field: &str, reason: &str) -> Problem {
@@ -86,6 +136,22 @@ mod tests {
             ..FelixConfiguration::default()
         };
         Object::FelixConfiguration(Arc::new(configuration))
+    }
+
+    #[test]
+    fn pm_27_what_nothing_acts_on_is_told_and_what_is_done_anyway_is_not() {
+        let mut model = Model::with_builtins();
+        let said =
+            [("logPrefix", "mine"), ("workloadSourceSpoofing", "Disabled"), ("wireguardEnabled", "true")];
+        model.insert(written("default", None, &said));
+        model.insert(written("node.n", None, &[("workloadSourceSpoofing", "Any")]));
+        model.insert(written("node.other", None, &[("logActionRateLimit", "1/second")]));
+        let told = problems(&model, "n", &WorkerConfig::default());
+        let told: Vec<(String, String)> =
+            told.into_iter().map(|problem| (problem.object.unwrap_or_default(), problem.field)).collect();
+        let of =
+            |object: &str, field: &str| (format!("FelixConfiguration/{object}"), format!("spec.{field}"));
+        assert_eq!(told, [of("default", "logPrefix"), of("node.n", "workloadSourceSpoofing")]);
     }
 
     #[test]
