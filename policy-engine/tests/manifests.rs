@@ -5,6 +5,7 @@ mod support;
 use margay_policy_engine::decode::{Decoded, decode};
 use margay_policy_engine::engine::Engine;
 use margay_policy_engine::model::{Model, Object};
+use margay_policy_engine::oracle::{self, hits};
 use support::{Allow, Deny, Egress, Ingress, Judge};
 
 /// Pods `a/one` (10.0.0.1) and `b/two` (10.0.0.2), and whatever else is written.
@@ -139,6 +140,14 @@ fn pm_7_6_facts() {
         judge.decided_by(Ingress, "b/two", TCP80),
         "kube-baseline/KubernetesClusterNetworkPolicy//last/0",
         "Admin pass; default-tier pass; Baseline accept"
+    );
+    let (model, locals, two) = (judge.engine.model(), judge.engine.locals(), support::name("b/two"));
+    let told = oracle::evaluate(model, locals, Ingress, &two, &support::packet(TCP80)).unwrap();
+    let hits: Vec<String> = hits::of_trace(&told.trace).iter().map(ToString::to_string).collect();
+    assert_eq!(
+        hits,
+        ["0|kube-admin|kcnp:pass|pass|0", "1|default|gnp:pass|pass|0", "2|kube-baseline|kcnp:last|allow|0"],
+        "the trace has three hits"
     );
 }
 

@@ -4,6 +4,7 @@ mod support;
 
 use margay_policy_engine::engine::Change;
 use margay_policy_engine::model::{Action, Entity, Rule};
+use margay_policy_engine::packet::Direction;
 use support::*;
 
 const A: &str = "10.0.0.1";
@@ -307,56 +308,105 @@ fn four_pods() -> World {
     world
 }
 
-/// Both legs of a TCP connection such as `w1>w0:1100`.
-fn connects(judge: &Judge, text: &str) -> bool {
-    let (from, to) = text.split_once('>').unwrap();
-    let (to, port) = to.split_once(':').unwrap();
-    let address = |pod: &str| format!("10.0.0.{}", pod[1..].parse::<u8>().unwrap() + 1);
-    let packet = format!("tcp {}:40000 > {}:{port}", address(from), address(to));
-    judge.verdict(Egress, &format!("ns/{from}"), &packet) == Allow
-        && judge.verdict(Ingress, &format!("ns/{to}"), &packet) == Allow
+/// Which end's port a table speaks of: the table of policy model 9.8, or its mirror.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Named {
+    /// Destination ports, written in ingress rules.
+    Destination,
+    /// Source ports, written in egress rules: every packet of the table goes the other way.
+    Source,
 }
 
-fn connections(what: &str, world: &World, allowed: &str, denied: &str) {
-    let judge = world.all_local();
-    for (list, expected) in [(allowed, true), (denied, false)] {
-        for connection in list.split_whitespace() {
-            assert_eq!(connects(&judge, connection), expected, "{what}: {connection}");
+impl Named {
+    const BOTH: [Self; 2] = [Self::Destination, Self::Source];
+
+    /// The direction whose policies stand at the pod that has the port.
+    fn direction(self) -> Direction {
+        match self {
+            Self::Destination => Ingress,
+            Self::Source => Egress,
+        }
+    }
+
+    /// The direction whose policies stand at the other pod.
+    fn opposite(self) -> Direction {
+        match self {
+            Self::Destination => Egress,
+            Self::Source => Ingress,
+        }
+    }
+
+    /// `rule` with the peer that has the port, and the other one.
+    fn rule(self, rule: Rule, port: Entity, other: Entity) -> Rule {
+        match self {
+            Self::Destination => rule.to(port).from(other),
+            Self::Source => rule.from(port).to(other),
+        }
+    }
+
+    /// The four pods under one policy of one rule.
+    fn world(self, selects: &str, direction: Direction, rule: Rule) -> World {
+        let mut world = four_pods();
+        world.policy(policy("p", 1.0).selects(selects).only(direction).both(vec![rule]));
+        world
+    }
+
+    /// Both legs of the packets such as `w1>w0:1100`: between any port of `w1` and port 1100 of `w0`.
+    fn passes(self, judge: &Judge, text: &str) -> bool {
+        let (from, to) = text.split_once('>').unwrap();
+        let (to, port) = to.split_once(':').unwrap();
+        let address = |pod: &str| format!("10.0.0.{}", pod[1..].parse::<u8>().unwrap() + 1);
+        let (client, server) = (format!("{}:40000", address(from)), format!("{}:{port}", address(to)));
+        let packet = match self {
+            Self::Destination => format!("tcp {client} > {server}"),
+            Self::Source => format!("tcp {server} > {client}"),
+        };
+        judge.verdict(self.opposite(), &format!("ns/{from}"), &packet) == Allow
+            && judge.verdict(self.direction(), &format!("ns/{to}"), &packet) == Allow
+    }
+
+    fn row(self, what: &str, world: &World, allowed: &str, denied: &str) {
+        let judge = world.all_local();
+        for (list, expected) in [(allowed, true), (denied, false)] {
+            for connection in list.split_whitespace() {
+                assert_eq!(self.passes(&judge, connection), expected, "{self:?} {what}: {connection}");
+            }
         }
     }
 }
 
 #[test]
 fn pm_9_8_one_port_name() {
-    let on_w0 = |to: Entity| {
-        let mut world = four_pods();
-        world.policy(policy("p", 1.0).selects("name == 'w0'").only(Ingress).both(vec![tcp().to(to)]));
-        world
-    };
-    connections(
-        "ports",
-        &on_w0(any().ports("shared-port")),
-        "w1>w0:1100 w1>w2:1002",
-        "w1>w0:1000 w1>w0:4000",
-    );
-    connections(
-        "notPorts",
-        &on_w0(any().not_ports("shared-port")),
-        "w1>w0:1000 w1>w0:4000 w1>w0:3000",
-        "w1>w0:1100",
-    );
-    let egress = |to: Entity| {
-        let mut world = four_pods();
-        world.policy(policy("p", 1.0).selects("name != 'w0'").only(Egress).both(vec![tcp().to(to)]));
-        world
-    };
-    connections(
-        "egress to w0",
-        &egress(any().ports("shared-port").selector("name == 'w0'")),
-        "w1>w0:1100",
-        "w1>w2:1100",
-    );
-    connections("egress to all", &egress(any().ports("shared-port")), "w1>w2:1100", "w1>w2:1002");
+    for side in Named::BOTH {
+        let on_w0 =
+            |port: Entity| side.world("name == 'w0'", side.direction(), side.rule(tcp(), port, any()));
+        side.row(
+            "ports",
+            &on_w0(any().ports("shared-port")),
+            "w1>w0:1100 w1>w2:1002",
+            "w1>w0:1000 w1>w0:4000",
+        );
+        side.row(
+            "notPorts",
+            &on_w0(any().not_ports("shared-port")),
+            "w1>w0:1000 w1>w0:4000 w1>w0:3000",
+            "w1>w0:1100",
+        );
+        let elsewhere =
+            |port: Entity| side.world("name != 'w0'", side.opposite(), side.rule(tcp(), port, any()));
+        side.row(
+            "of w0, from all the others",
+            &elsewhere(any().ports("shared-port").selector("name == 'w0'")),
+            "w1>w0:1100",
+            "w1>w2:1100",
+        );
+        side.row(
+            "of all, from all but w0",
+            &elsewhere(any().ports("shared-port")),
+            "w1>w2:1100",
+            "w1>w2:1002",
+        );
+    }
 }
 
 #[test]
@@ -365,62 +415,46 @@ fn pm_9_8_combinations() {
     const CHOSEN: &str = "name in {'w0', 'w1', 'w2'}";
     const GOOD: &str = "w3>w0:1100 w3>w1:1100 w3>w2:1100 w3>w0:1000 w3>w1:1001 w2>w0:4000";
     const BAD: &str = "w1>w3:1100 w3>w2:1002 w2>w0:3000";
-    let with = |rule: Rule| {
-        let mut world = four_pods();
-        world.policy(policy("p", 1.0).only(Ingress).both(vec![rule]));
-        world
-    };
-    let chosen = || any().ports(PORTS).selector(CHOSEN);
-    // What conversion makes of selector and notSelector together (policy model 6.4).
-    let without_w2 = || any().ports(PORTS).selector("name in {'w0', 'w1', 'w2'} && !name == 'w2'");
-    let except_w2 = "w3>w0:1100 w3>w1:1100 w3>w0:1000 w3>w1:1001 w2>w0:4000";
-    connections("selector", &with(tcp().to(chosen())), GOOD, BAD);
-    connections("and notSelector", &with(tcp().to(without_w2())), except_w2, &format!("{BAD} w3>w2:1100"));
-    let only_not = any().ports(PORTS).not_selector("name == 'w2'");
-    connections("only notSelector", &with(tcp().to(only_not)), "w2>w3:1100 w1>w3:1100", "w3>w2:1100");
-    let from = |source: Entity| with(tcp().to(without_w2()).from(source));
-    let few = |what: &str, source: Entity| {
-        connections(
-            what,
-            &from(source),
-            "w0>w1:1100 w1>w0:1100 w1>w0:4000",
-            "w2>w0:1100 w3>w0:1100 w2>w0:4000 w3>w1:1001",
+    for side in Named::BOTH {
+        let with = |port: Entity, other: Entity| {
+            side.world("all()", side.direction(), side.rule(tcp(), port, other))
+        };
+        let chosen = || any().ports(PORTS).selector(CHOSEN);
+        // What conversion makes of selector and notSelector together (policy model 6.4).
+        let without_w2 = || any().ports(PORTS).selector("name in {'w0', 'w1', 'w2'} && !name == 'w2'");
+        let except_w2 = "w3>w0:1100 w3>w1:1100 w3>w0:1000 w3>w1:1001 w2>w0:4000";
+        side.row("selector", &with(chosen(), any()), GOOD, BAD);
+        side.row("and notSelector", &with(without_w2(), any()), except_w2, &format!("{BAD} w3>w2:1100"));
+        let only_not = any().ports(PORTS).not_selector("name == 'w2'");
+        side.row("only notSelector", &with(only_not, any()), "w2>w3:1100 w1>w3:1100", "w3>w2:1100");
+        let few = |what: &str, other: Entity| {
+            side.row(
+                what,
+                &with(without_w2(), other),
+                "w0>w1:1100 w1>w0:1100 w1>w0:4000",
+                "w2>w0:1100 w3>w0:1100 w2>w0:4000 w3>w1:1001",
+            );
+        };
+        few("peer's selector", any().selector("name in {'w0', 'w1', 'w2'} && !name == 'w2'"));
+        few("peer's nets", any().nets("10.0.0.1/32 10.0.0.2/32"));
+        few("peer's notNets", any().not_nets("10.0.0.3/32 10.0.0.4/32"));
+        few(
+            "peer's nets and notNets",
+            any().nets("10.0.0.1/32 10.0.0.2/32 10.0.0.3/32").not_nets("10.0.0.3/32"),
         );
-    };
-    few("source selector", any().selector("name in {'w0', 'w1', 'w2'} && !name == 'w2'"));
-    few("source nets", any().nets("10.0.0.1/32 10.0.0.2/32"));
-    few("source notNets", any().not_nets("10.0.0.3/32 10.0.0.4/32"));
-    few("source nets and notNets", any().nets("10.0.0.1/32 10.0.0.2/32 10.0.0.3/32").not_nets("10.0.0.3/32"));
-    let by_nets = || any().ports(PORTS).nets("10.0.0.1/32 10.0.0.2/32 10.0.0.3/32");
-    connections("destination nets", &with(tcp().to(by_nets())), GOOD, BAD);
-    let but = by_nets().not_nets("10.0.0.3/32 10.0.0.4/32");
-    connections("and notNets", &with(tcp().to(but)), except_w2, "w3>w2:1100 w1>w3:1100");
-    let closed = chosen().not_ports("w0-port 1001 4000");
-    connections("and notPorts", &with(tcp().to(closed)), "w3>w0:1100", "w3>w0:1000 w3>w1:1001 w2>w0:4000");
-    let named = any().ports("shared-port w0-port w1-port").selector(CHOSEN);
-    connections(
-        "no protocol",
-        &with(allow().to(named)),
-        "w3>w0:1100 w3>w1:1100 w3>w2:1100 w3>w0:1000 w3>w1:1001",
-        &format!("{BAD} w2>w0:4000"),
-    );
-}
-
-#[test]
-fn pm_9_8_mirrored() {
-    let mut world = four_pods();
-    let rule = tcp().from(any().ports("shared-port w0-port 4000").selector("name in {'w0', 'w1'}"));
-    world.policy(policy("p", 1.0).only(Egress).both(vec![rule]));
-    let judge = world.all_local();
-    for (pod, packet, expected) in [
-        ("ns/w0", "tcp 10.0.0.1:1100 > 10.0.0.4:9", Allow),
-        ("ns/w0", "tcp 10.0.0.1:1000 > 10.0.0.4:9", Allow),
-        ("ns/w1", "tcp 10.0.0.2:4000 > 10.0.0.4:9", Allow),
-        ("ns/w1", "tcp 10.0.0.2:1000 > 10.0.0.4:9", Deny),
-        ("ns/w2", "tcp 10.0.0.3:1100 > 10.0.0.4:9", Deny),
-        ("ns/w0", "tcp 10.0.0.1:9 > 10.0.0.4:1100", Deny),
-    ] {
-        assert_eq!(judge.verdict(Egress, pod, packet), expected, "{packet}");
+        let by_nets = || any().ports(PORTS).nets("10.0.0.1/32 10.0.0.2/32 10.0.0.3/32");
+        side.row("nets", &with(by_nets(), any()), GOOD, BAD);
+        let but = by_nets().not_nets("10.0.0.3/32 10.0.0.4/32");
+        side.row("and notNets", &with(but, any()), except_w2, "w3>w2:1100 w1>w3:1100");
+        let closed = chosen().not_ports("w0-port 1001 4000");
+        side.row("and notPorts", &with(closed, any()), "w3>w0:1100", "w3>w0:1000 w3>w1:1001 w2>w0:4000");
+        let named = any().ports("shared-port w0-port w1-port").selector(CHOSEN);
+        side.row(
+            "no protocol",
+            &side.world("all()", side.direction(), side.rule(allow(), named, any())),
+            "w3>w0:1100 w3>w1:1100 w3>w2:1100 w3>w0:1000 w3>w1:1001",
+            &format!("{BAD} w2>w0:4000"),
+        );
     }
 }
 
@@ -472,37 +506,42 @@ fn pm_10_6_services() {
     let w1 = [("ns/s1", "10.0.0.2")];
     let w0_too = [("ns/s1", "10.0.0.2"), ("ns/s2", "10.0.0.1")];
     let elsewhere = [("other/s1", "10.0.0.2")];
-    connections(
+    Named::Destination.row(
         "to",
         &with(egress(vec![allow().to(to_service())]), &w1),
         "w0>w1:80 w3>w1:80",
         "w0>w1:81 w1>w0:80",
     );
-    connections(
+    Named::Destination.row(
         "a second slice",
         &with(egress(vec![allow().to(to_service())]), &w0_too),
         "w3>w0:80 w3>w1:80",
         "w3>w0:81",
     );
-    connections("no slice", &with(egress(vec![allow().to(to_service())]), &[]), "", "w0>w1:80");
-    connections(
+    Named::Destination.row("no slice", &with(egress(vec![allow().to(to_service())]), &[]), "", "w0>w1:80");
+    Named::Destination.row(
         "another namespace",
         &with(egress(vec![allow().to(to_service())]), &elsewhere),
         "",
         "w0>w1:80",
     );
     let deny_first = vec![rule(Action::Deny).to(to_service()), allow()];
-    connections("deny to", &with(egress(deny_first), &w1), "w0>w1:81 w1>w0:80", "w0>w1:80 w2>w1:80");
-    connections(
+    Named::Destination.row(
+        "deny to",
+        &with(egress(deny_first), &w1),
+        "w0>w1:81 w1>w0:80",
+        "w0>w1:80 w2>w1:80",
+    );
+    Named::Destination.row(
         "from",
         &with(ingress(vec![allow().from(to_service())]), &w1),
         "w1>w0:80 w1>w0:81",
         "w0>w1:80",
     );
     let from_to_80 = tcp().from(to_service()).to(any().ports("80"));
-    connections("from, to 80", &with(ingress(vec![from_to_80]), &w1), "w1>w0:80", "w1>w0:81");
+    Named::Destination.row("from, to 80", &with(ingress(vec![from_to_80]), &w1), "w1>w0:80", "w1>w0:81");
     let deny_from = vec![rule(Action::Deny).from(to_service()), allow()];
-    connections(
+    Named::Destination.row(
         "deny from",
         &with(ingress(deny_from.clone()), &w1),
         "w0>w1:80 w2>w0:80",
@@ -510,7 +549,7 @@ fn pm_10_6_services() {
     );
     let mut tiered = with(vec![policy("p", 1.0).tier("t").only(Ingress).both(deny_from)], &w1);
     tiered.tier("t", 1.0, margay_policy_engine::model::TierDefault::Deny);
-    connections("in another tier", &tiered, "w0>w1:80 w2>w0:80", "w1>w0:80 w1>w2:99");
+    Named::Destination.row("in another tier", &tiered, "w0>w1:80 w2>w0:80", "w1>w0:80 w1>w2:99");
 }
 
 #[test]

@@ -240,3 +240,36 @@ fn pm_7_5_conversion_facts() {
     let peer = found.egress[0].destination.selector.as_ref().unwrap();
     assert_eq!(peer.canonical(), format!("(has(projectcalico.org/namespace) && ({pods} && !has(k)))"));
 }
+
+#[test]
+fn pm_10_6_members_of_a_slice() {
+    let slice = |family: &str, rest: &str| {
+        let text = format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: s, namespace: a, labels: {{kubernetes.io/service-name: web}}}}\naddressType: {family}\n{rest}\n"
+        );
+        let Decoded::Valid { object: Object::EndpointSlice(found), .. } = one(&text) else {
+            panic!("{text}")
+        };
+        (found.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), found.ports.clone())
+    };
+    let addresses = |family: &str, endpoints: &str| slice(family, &format!("endpoints: {endpoints}")).0;
+    assert_eq!(
+        addresses(
+            "IPv4",
+            "[{addresses: [10.0.0.1], conditions: {ready: false, serving: false, terminating: true}}, {addresses: [10.0.0.2], conditions: {ready: true}}, {addresses: [10.0.0.3]}]"
+        ),
+        ["10.0.0.1", "10.0.0.2", "10.0.0.3"],
+        "conditions are not asked for"
+    );
+    assert_eq!(addresses("IPv6", "[{addresses: ['fd00::1', nonsense, 10.0.0.300]}]"), ["fd00::1"]);
+    assert!(addresses("FQDN", "[{addresses: [10.0.0.1, db.example.com]}]").is_empty(), "a slice of names");
+    assert_eq!(
+        slice(
+            "IPv4",
+            "ports: [{name: web, port: 80}, {name: all}, {port: 53, protocol: UDP}, {port: 9, protocol: SCTP}, {port: 7, protocol: TCP}]"
+        )
+        .1,
+        [(6, 80), (17, 53), (132, 9), (6, 7)],
+        "a port without number is none; TCP where no protocol is named"
+    );
+}
