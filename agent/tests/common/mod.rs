@@ -99,10 +99,17 @@ impl Lab {
 
     /// As [`Lab::up`], with further arguments for every agent.
     pub fn up_with(mark: &str, manifests: &str, agent_args: &[&str]) -> Self {
+        Self::up_from(mark, &[("pods.yaml", manifests)], agent_args)
+    }
+
+    /// As [`Lab::up_with`], from several manifests, each with its file's name.
+    pub fn up_from(mark: &str, manifests: &[(&str, &str)], agent_args: &[&str]) -> Self {
         let name = format!("x{}{mark}", std::process::id());
         let directory = std::env::temp_dir().join(format!("mgx{name}"));
         fs::create_dir_all(directory.join("manifests")).expect("temporary directory");
-        fs::write(directory.join("manifests/pods.yaml"), manifests).expect("manifests");
+        for (file, text) in manifests {
+            fs::write(directory.join("manifests").join(file), text).expect("manifests");
+        }
         let mut lab = Self { name, directory, status: Value::Null, extra: Vec::new() };
         let manifests = lab.directory.join("manifests");
         let agent_args = agent_args.iter().map(|arg| format!("--agent-arg={arg}"));
