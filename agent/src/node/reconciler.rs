@@ -10,30 +10,35 @@
 //! should be. Order of publication for a new pod: its table first, then its port, so a pod is never reachable without its policy
 //! (policy model 28, rows 2 and 7). Nothing is published before the source's first complete picture (row 1): pods stay closed.
 
+mod board;
 mod encryption;
+mod ports;
+mod topology;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
 use ipnet::IpNet;
 use margay_control::{Batch, Problem};
-use margay_core::topology::{Port, PortKind, TopologyBuilder};
+use margay_core::topology::{Port, TopologyBuilder};
 use margay_core::{PortIndex, WorkerConfig};
-use margay_io::netlink::{Address, Follower, Role, fill_topology};
-use margay_io::{AttachMode, Dataplane, PortReport, PortSpec, Role as PortRole};
-use margay_policy_engine::engine::{Change, Engine, LocalEndpoint};
+use margay_io::netlink::Follower;
+use margay_io::{Dataplane, PortReport};
+use margay_policy_engine::engine::{Change, Engine};
 use margay_policy_engine::model::{NamespacedName, Object, ObjectKey};
 use margay_policy_engine::packet::{Direction, EndpointId};
 use margay_policy_engine::snapshot::Snapshot;
-use margay_wire::MacAddr;
+
+pub use board::{Board, Shown};
+use encryption::EncryptionSettled;
+pub use ports::{host_port, uplink_port};
 
 use super::conflist::Conflist;
-use super::host_port::{PodRoutes, wanted_routes};
-use super::{offloads, unheeded};
-use crate::encryption::report::WireguardReport;
+use super::host_port::PodRoutes;
+use super::unheeded;
 use crate::endpoints::EndpointRecord;
 use crate::net::{Link, Netlink};
 
@@ -76,38 +81,6 @@ pub enum Command {
     /// End the thread.
     Stop,
 }
-
-/// What the control thread shows to the rest of the agent.
-#[derive(Clone, Debug, Default)]
-pub struct Shown {
-    /// Number of the snapshot that was published last; zero before the first.
-    pub generation: u64,
-    /// What keeps the node from serving, in sentences.
-    pub not_ready: Vec<String>,
-    /// The source cannot see the world.
-    pub stale: bool,
-    /// Endpoints with whether their policy is in force.
-    pub endpoints: Vec<(EndpointRecord, bool)>,
-    /// Ports as opened.
-    pub ports: BTreeMap<PortIndex, (Port, PortReport)>,
-    /// What is wrong with objects.
-    pub problems: Arc<[Problem]>,
-    /// Objects by kind.
-    pub objects: BTreeMap<String, u64>,
-    /// Pods by address, for naming drops and flows.
-    pub names: Arc<BTreeMap<IpAddr, String>>,
-    /// Duration of the last compilation.
-    pub compile: Duration,
-    /// Largest packet of pods, where encryption makes it smaller.
-    pub pod_mtu: Option<u32>,
-    /// Encryption, without what only workers know.
-    pub wireguard: WireguardReport,
-    /// What its owner should know about it.
-    pub encryption_problems: Vec<Problem>,
-}
-
-/// The shared form of [`Shown`].
-pub type Board = Arc<Mutex<Shown>>;
 
 struct PendingAttach {
     id: EndpointId,
@@ -303,79 +276,12 @@ impl Reconciler {
         }
     }
 
-    fn open_port(&mut self, record: &EndpointRecord) -> Result<(), String> {
-        let spec = PortSpec {
-            index: record.port,
-            device: record.host_ifname.clone(),
-            role: PortRole::Pod,
-            pin: record.pin.clone(),
-            queues: Some(1),
-        };
-        // The device of a new pod is down until its program stands on it.
-        let report = self.dataplane.add_port(spec).map_err(|e| chain(&e))?;
-        if report.mode == AttachMode::Generic
-            && let Err(error) = offloads::of_pod(record)
-        {
-            let _ = self.dataplane.remove_port(record.port);
-            return Err(chain(&error));
-        }
-        if let Err(error) = self.netlink.set_up(record.host_ifindex, true) {
-            let _ = self.dataplane.remove_port(record.port);
-            return Err(chain(&error));
-        }
-        let port = Port {
-            index: record.port,
-            name: record.host_ifname.clone(),
-            kind: PortKind::Pod {
-                endpoint: record.id,
-                pod_mac: record.pod_mac,
-                addresses: record.addresses.clone(),
-            },
-            mac: record.host_mac,
-            mtu: record.mtu,
-        };
-        self.ports.insert(record.port, (port, report));
-        self.devices.insert(record.port, record.host_ifindex);
-        self.endpoints.insert(record.id, record.clone());
-        self.engine.apply(Change::Endpoint(local_endpoint(record)));
-        self.policy_changed = true;
-        self.names_changed = true;
-        self.topology_changed = true;
-        Ok(())
-    }
-
-    fn close_port(&mut self, record: &EndpointRecord) {
-        self.pending.retain(|pending| pending.id != record.id);
-        if self.endpoints.remove(&record.id).is_some() {
-            self.engine.apply(Change::EndpointGone(record.id));
-        }
-        self.ports.remove(&record.port);
-        self.devices.remove(&record.port);
-        self.topology_changed = true;
-        self.policy_changed = true;
-        self.names_changed = true;
-        self.publish_topology();
-        if self.dataplane.ports().iter().any(|(spec, _)| spec.index == record.port)
-            && let Err(error) = self.dataplane.remove_port(record.port)
-        {
-            tracing::warn!(
-                interface = record.host_ifname,
-                error = chain(&error),
-                "the port could not be closed"
-            );
-        }
-        if !record.device_exists() {
-            self.dataplane.detach(&record.pin);
-        }
-    }
-
     /// Brings what is published in line with what is known.
     fn settle(&mut self) {
-        // Before policy: the first snapshot opens pods, and what they send is to be sealed from the first packet on.
-        self.settle_encryption();
+        let settled = self.settle_encryption();
         if self.policy_changed && self.complete {
             self.policy_changed = false;
-            self.publish_policy();
+            self.publish_policy(settled);
         }
         self.publish_topology();
         self.resolve_neighbours();
@@ -404,7 +310,9 @@ impl Reconciler {
         }
     }
 
-    fn publish_policy(&mut self) {
+    /// Has the workers judge by what is known now. The first snapshot opens pods, and what they send is to be sealed from the first
+    /// packet on; hence the argument, which only [`Reconciler::settle_encryption`] makes.
+    fn publish_policy(&mut self, _: EncryptionSettled) {
         let start = Instant::now();
         let snapshot = self.engine.publish();
         let took = start.elapsed();
@@ -417,159 +325,6 @@ impl Reconciler {
             self.dataplane.publish_snapshot(Arc::clone(&snapshot));
             self.snapshot = Some(snapshot);
             self.board.lock().unwrap_or_else(PoisonError::into_inner).compile = took;
-        }
-    }
-
-    fn publish_topology(&mut self) {
-        if !std::mem::take(&mut self.topology_changed) {
-            return;
-        }
-        let view = self.follower.current();
-        let mut builder = TopologyBuilder {
-            ports: self.ports.values().map(|(port, _)| port.clone()).collect(),
-            ..Default::default()
-        };
-        let ours: Vec<(PortIndex, u32, Role)> = self
-            .ports
-            .values()
-            .filter_map(|(port, _)| {
-                let role = match port.kind {
-                    PortKind::Pod { .. } => Role::Pod,
-                    PortKind::Host { .. } => Role::Host,
-                    PortKind::Uplink => Role::Uplink,
-                };
-                Some((port.index, *self.devices.get(&port.index)?, role))
-            })
-            .collect();
-        fill_topology(&view, &ours, &mut builder);
-        for port in &mut builder.ports {
-            let link = self.devices.get(&port.index).and_then(|device| view.links.get(device));
-            let Some(link) = link else { continue };
-            // An uplink's address and MTU follow the kernel's; of a pod's port the MTU, for no more than that gets through its veth.
-            match port.kind {
-                PortKind::Uplink => {
-                    port.mac = link.mac.unwrap_or(port.mac);
-                    port.mtu = link.mtu;
-                }
-                PortKind::Pod { .. } => port.mtu = link.mtu,
-                PortKind::Host { .. } => {}
-            }
-        }
-        let (mut sources, mut cidrs) = (Vec::new(), BTreeSet::new());
-        for node in self.engine.model().nodes.values() {
-            cidrs.extend(node.pod_cidrs.iter().copied());
-            if node.name == self.node {
-                builder.local_pod_cidrs.extend(node.pod_cidrs.iter().copied());
-                sources.extend(node.addresses.iter().filter(|a| builder.node_addresses.contains(a)).copied());
-            } else {
-                builder
-                    .remote_pod_cidrs
-                    .extend(node.pod_cidrs.iter().map(|cidr| (*cidr, node.addresses.clone())));
-            }
-        }
-        let local_pods =
-            self.endpoints.values().flat_map(|record| record.addresses.iter().map(|a| IpNet::from(*a)));
-        let local: Vec<IpNet> = builder.local_pod_cidrs.iter().copied().chain(local_pods.clone()).collect();
-        let mut remembered = cidrs.clone();
-        remembered.extend(local_pods);
-        let own: BTreeSet<Ipv6Addr> = builder
-            .node_addresses
-            .iter()
-            .filter_map(|address| match address {
-                IpAddr::V6(v6) if !v6.is_unicast_link_local() => Some(*v6),
-                _ => None,
-            })
-            .collect();
-        if self.published.as_ref() != Some(&builder) {
-            self.published = Some(builder.clone());
-            self.topology_generation += 1;
-            self.dataplane.publish_topology(Arc::new(builder.build(self.topology_generation)));
-        }
-        let prefixes = (local.clone(), cidrs.iter().copied().collect::<Vec<_>>());
-        if prefixes != self.uplink_prefixes {
-            match self.dataplane.set_uplink_prefixes(&prefixes.0, &prefixes.1) {
-                Ok(()) => self.uplink_prefixes = prefixes,
-                Err(error) => tracing::warn!(error = chain(&error), "the uplink filter could not be changed"),
-            }
-        }
-        if self.refused != own {
-            match self.netlink.refuse_forged_own_sources(&own) {
-                Ok(()) => self.refused = own,
-                Err(error) => tracing::warn!(
-                    error = chain(&error),
-                    "machines that this node routes for could pass for it over IPv6: the rules against that are not in place"
-                ),
-            }
-        }
-        let present = |cidr: &IpNet| view.routes.iter().any(|route| route.prefix == *cidr);
-        if !remembered.iter().all(present) || !self.hosts().iter().all(|host| present(&IpNet::from(*host))) {
-            // Somebody removed one, or the device was made anew; what is there already is only replaced by itself.
-            self.routes.invalidate();
-        }
-        let device = self.kernel_end.index;
-        let gateways = [self.config.gateway_v4, self.config.gateway_v6];
-        let interface = self.assign_interface_addresses();
-        let hosts = self.hosts();
-        self.forget_host_routes(&hosts);
-        let wanted = wanted_routes(
-            device,
-            gateways,
-            |destination| {
-                let is_remote = !local.iter().any(|net| net.contains(destination));
-                let addresses: Vec<IpAddr> =
-                    if is_remote { interface.iter().copied().collect() } else { Vec::new() };
-                addresses
-                    .into_iter()
-                    .chain(sources.iter().copied())
-                    .find(|source| source.is_ipv4() == destination.addr().is_ipv4())
-            },
-            &remembered,
-            &hosts,
-        );
-        let mut result = self.routes.reconcile(&mut self.netlink, &wanted);
-        if result.is_ok() && self.release_interface_addresses(&interface) {
-            self.routes.invalidate();
-            result = self.routes.reconcile(&mut self.netlink, &wanted);
-        }
-        self.route_error = result.err().map(|error| chain(&error));
-        if let Some(error) = &self.route_error {
-            tracing::warn!(error, "the kernel's routes to pods are not as wanted");
-            self.topology_changed = true;
-        }
-    }
-
-    /// Has the kernel resolve the other nodes' addresses and whatever packets wait for.
-    fn resolve_neighbours(&mut self) {
-        let mut wanted: BTreeSet<(PortIndex, IpAddr)> = std::mem::take(&mut self.asked);
-        wanted.extend(self.wanted.try_iter().flatten());
-        let view = self.follower.current();
-        let uplinks: Vec<(PortIndex, u32)> = self
-            .ports
-            .values()
-            .filter(|(port, _)| matches!(port.kind, PortKind::Uplink))
-            .filter_map(|(port, _)| Some((port.index, *self.devices.get(&port.index)?)))
-            .collect();
-        for node in self.engine.model().nodes.values().filter(|node| node.name != self.node) {
-            for address in &node.addresses {
-                for (port, device) in &uplinks {
-                    let reaches = |at: &Address| {
-                        at.ifindex == *device
-                            && IpNet::new(at.ip, at.prefix).is_ok_and(|net| net.contains(address))
-                    };
-                    if view.addresses.iter().any(reaches) {
-                        wanted.insert((*port, *address));
-                    }
-                }
-            }
-        }
-        for (port, address) in wanted.difference(&self.resolved.clone()) {
-            let Some(device) = self.devices.get(port) else { continue };
-            match self.follower.resolve(*device, *address) {
-                Ok(()) => drop(self.resolved.insert((*port, *address))),
-                Err(error) => {
-                    tracing::debug!(%address, error = chain(&error), "the next hop cannot be resolved")
-                }
-            }
         }
     }
 
@@ -616,63 +371,6 @@ impl Reconciler {
             _ => format!("policy of pod {pod} is not in force in time: the workers have not taken it over"),
         }
     }
-
-    /// Copies what others may ask for to the board.
-    fn show(&mut self) {
-        let model = self.engine.model();
-        let mut not_ready = Vec::new();
-        if !self.complete {
-            not_ready
-                .push("the first complete picture of the source of truth has not arrived yet".to_owned());
-        }
-        not_ready.extend(self.source_error.iter().map(|error| format!("the source of truth ended: {error}")));
-        not_ready.extend(self.route_error.iter().cloned());
-        let endpoint = |record: &EndpointRecord| {
-            let known =
-                self.snapshot.as_ref().is_some_and(|s| s.epoch(record.id, Direction::Ingress).is_some());
-            (record.clone(), known)
-        };
-        let count = |kind: &str, number: usize| (kind.to_owned(), number as u64);
-        let objects = BTreeMap::from([
-            count("Namespace", model.namespaces.len()),
-            count("ServiceAccount", model.service_accounts.len()),
-            count("Pod", model.pods.len()),
-            count("Node", model.nodes.len()),
-            count("Tier", model.tiers.len()),
-            count("Policy", model.policies.len()),
-            count("NetworkSet", model.network_sets.len()),
-            count("HostEndpoint", model.host_endpoints.len()),
-        ]);
-        let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
-        board.generation = self.snapshot.as_ref().map_or(0, |s| s.generation().0);
-        board.not_ready = not_ready;
-        board.endpoints = self.endpoints.values().map(endpoint).collect();
-        board.ports = self.ports.clone();
-        board.objects = objects;
-        if !self.names_changed {
-            return;
-        }
-        self.names_changed = false;
-        let mut names = BTreeMap::new();
-        for pod in model.pods.values().filter(|pod| !pod.host_network) {
-            let name = format!("{}/{}", pod.key.namespace, pod.key.name);
-            names.extend(pod.addresses.iter().map(|a| (*a, name.clone())));
-        }
-        for record in self.endpoints.values() {
-            let name = format!("{}/{}", record.pod.namespace, record.pod.name);
-            names.extend(record.addresses.iter().map(|a| (*a, name.clone())));
-        }
-        board.names = Arc::new(names);
-    }
-}
-
-fn local_endpoint(record: &EndpointRecord) -> LocalEndpoint {
-    LocalEndpoint {
-        id: record.id,
-        pod: NamespacedName { namespace: record.pod.namespace.clone(), name: record.pod.name.clone() },
-        uid: record.pod.uid.clone().unwrap_or_default(),
-        addresses: record.addresses.clone(),
-    }
 }
 
 /// Returns an error with its causes in one line.
@@ -688,21 +386,4 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     text
-}
-
-/// Returns the port of the host.
-pub fn host_port(kernel: &Link, ours: &Link) -> Port {
-    Port {
-        index: HOST,
-        name: ours.name.clone(),
-        kind: PortKind::Host { kernel_mac: kernel.mac },
-        mac: ours.mac,
-        mtu: kernel.mtu,
-    }
-}
-
-/// Returns the port of an uplink.
-pub fn uplink_port(nth: usize, name: &str, mac: MacAddr, mtu: u32) -> Port {
-    let index = PortIndex(FIRST_UPLINK + nth as u16);
-    Port { index, name: name.to_owned(), kind: PortKind::Uplink, mac, mtu }
 }

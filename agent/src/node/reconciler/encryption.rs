@@ -48,6 +48,9 @@ impl Encryption {
     }
 }
 
+/// That encryption is as it should be, as far as it is known. Only [`Reconciler::settle_encryption`] makes one.
+pub(super) struct EncryptionSettled(());
+
 /// Whether encryption may be another because of a change.
 pub(super) fn concerns(change: &Change) -> bool {
     match change {
@@ -80,10 +83,12 @@ impl Reconciler {
     }
 
     /// Does what is due about encryption. Nothing before the first complete picture: what Nodes say is half of it.
-    pub(super) fn settle_encryption(&mut self) {
-        let Some(encryption) = self.encryption.as_mut().filter(|_| self.complete) else { return };
+    pub(super) fn settle_encryption(&mut self) -> EncryptionSettled {
+        let Some(encryption) = self.encryption.as_mut().filter(|_| self.complete) else {
+            return EncryptionSettled(());
+        };
         if !encryption.changed && Instant::now() < encryption.due {
-            return;
+            return EncryptionSettled(());
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let dataplane = &self.dataplane;
@@ -110,6 +115,7 @@ impl Reconciler {
         }
         self.topology_changed |= outcome.interface != before.interface || outcome.hosts != before.hosts;
         self.show_encryption();
+        EncryptionSettled(())
     }
 
     /// Gives the kernel's end of the host port the addresses that our own packets for remote pods come from. Returns those that it has.
