@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
@@ -158,6 +159,36 @@ fn sealed(lab: &Lab, node: &str) -> u64 {
     peers(lab, node).iter().filter_map(|peer| peer["sent_bytes"].as_u64()).sum()
 }
 
+/// Has ten datagrams go from node1's address to node2's past every route, on the wire as they are; returns what node2 says about them.
+fn in_clear(lab: &Lab) -> String {
+    let ([own, _], [address, _]) = (lab.addresses("node1"), lab.addresses("node2"));
+    let listed = lab.must("node1", &["ip", "-o", "-4", "addr", "show"]);
+    let uplink = listed.lines().find(|line| line.contains(&format!(" {own}/"))).expect("the node's address");
+    let uplink = uplink.split_whitespace().nth(1).expect("a device");
+    let listen = format!(
+        "import select, socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(('{address}', 9999))
+print('listening', flush=True)
+print('heard' if select.select([s], [], [], 3)[0] else 'nothing', flush=True)"
+    );
+    let mut listener = lab.start("node2", &["python3", "-c", &listen]);
+    let mut output = BufReader::new(listener.output().expect("pipe"));
+    let mut line = String::new();
+    output.read_line(&mut line).expect("read");
+    assert_eq!(line, "listening\n");
+    let send = format!(
+        "import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b'{uplink}')
+for _ in range(10): s.sendto(b'clear', ('{address}', 9999))"
+    );
+    lab.must("node1", &["python3", "-c", &send]);
+    let mut said = String::new();
+    output.read_to_string(&mut said).expect("read");
+    said
+}
+
 fn sessions(lab: &Lab, node: &str) -> usize {
     peers(lab, node).iter().filter(|peer| peer["handshake_seconds"].is_u64()).count()
 }
@@ -195,6 +226,7 @@ fn pm_25_6_pods_and_with_host_encryption_nodes_speak_sealed() {
     assert!(!grows("shop/web", "shop/db"), "pods of one node");
     assert!(!grows("shop/web", "node2"), "pod to another node");
     assert!(!grows("node1", "node2"), "node to node");
+    assert_eq!(in_clear(&lab), "heard\n", "without host encryption nodes speak in clear by right");
     let flows = {
         let socket = folder(&lab).join("nodes/node1/run/admin.sock");
         let output = Command::new(env!("CARGO_BIN_EXE_margay"))
@@ -215,6 +247,11 @@ fn pm_25_6_pods_and_with_host_encryption_nodes_speak_sealed() {
     assert!(within(10, || grows("node1", "node2")), "node to node{}", lab.diagnosis());
     assert!(within(5, || grows("shop/web", "node2")), "pod to another node");
     assert!(grows("shop/web", "shop/far"));
+    // Somebody on the wire who passes for the other node, in clear.
+    let before = lab.drops("node2", "expected_encrypted");
+    assert_eq!(in_clear(&lab), "nothing\n");
+    assert!(lab.drops("node2", "expected_encrypted") >= before + 10, "{}", lab.diagnosis());
+    assert!(lab.pings("node1", &lab.addresses("node2")[1]), "neighbours are found all the same");
     // An agent that ends lets its node speak as before; the others hear it once their sessions are over, or it is back.
     let agent = lab.agent("node1").to_string();
     assert!(Command::new("kill").arg(&agent).status().expect("kill").success());

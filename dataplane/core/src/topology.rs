@@ -250,6 +250,11 @@ impl Topology {
         self.node_addresses.contains(&address)
     }
 
+    /// Returns this node's addresses, in no order.
+    pub fn node_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.node_addresses.iter().copied()
+    }
+
     /// Returns an address of this node of the same family as `like`: the source of ICMP errors we send. Smallest first, so runs repeat.
     pub fn node_address_like(&self, like: IpAddr) -> Option<IpAddr> {
         let global = |a: &&IpAddr| match a {

@@ -3,7 +3,7 @@
  * What the kernel runs for us on every port. A program decides one thing: does this frame go to the socket of its (device, queue)?
  *
  *            pod, host                       uplink
- *   owner alive   -> socket, or drop         ours by address, or WireGuard to us -> socket, or pass; else pass
+ *   owner alive   -> socket, or drop         ours by address, or WireGuard to us, or between nodes that seal -> socket, or pass; else pass
  *   owner silent  -> drop                    pass
  *
  * "Alive" means that the worker which owns the queue stamped the heartbeat less than a second ago. A pod port therefore fails
@@ -86,6 +86,28 @@ struct {
 	TYPE(key, struct door);
 	TYPE(value, u8);
 } doors SEC(".maps");
+
+/* An address as in `prefix`. */
+struct address {
+	u8 octets[16];
+};
+
+/* Nodes that seal what they say to this one, and this node's own addresses: what goes between the two in clear is ours to refuse. */
+struct {
+	NUMBER(type, MAP_HASH);
+	NUMBER(max_entries, 65536);
+	NUMBER(map_flags, MAP_FLAG_NO_PREALLOC);
+	TYPE(key, struct address);
+	TYPE(value, u8);
+} sealing_nodes SEC(".maps");
+
+struct {
+	NUMBER(type, MAP_HASH);
+	NUMBER(max_entries, 4096);
+	NUMBER(map_flags, MAP_FLAG_NO_PREALLOC);
+	TYPE(key, struct address);
+	TYPE(value, u8);
+} own_addresses SEC(".maps");
 
 /* The two ends of the host port's veth pair. */
 struct host_pair {
@@ -189,12 +211,27 @@ INLINE int is_for_door(const u8 *udp, const u8 *end, const struct prefix *destin
 	return bpf_map_lookup_elem(&doors, &door) != 0;
 }
 
+/*
+ * Whether a packet between two addresses is one between nodes that seal. Neighbour discovery (type 133 to 137, `icmp6`) is of the link
+ * and never sealed.
+ */
+INLINE int is_between_nodes(const struct prefix *source, const struct prefix *destination, const u8 *icmp6, const u8 *end)
+{
+	struct address from, to;
+
+	__builtin_memcpy(from.octets, source->address, 16);
+	__builtin_memcpy(to.octets, destination->address, 16);
+	if (!bpf_map_lookup_elem(&sealing_nodes, &from) || !bpf_map_lookup_elem(&own_addresses, &to))
+		return 0;
+	return !icmp6 || icmp6 + 1 > end || icmp6[0] < 133 || icmp6[0] > 137;
+}
+
 PROGRAM(uplink)
 {
 	const u8 *data = (const u8 *)(u64)frame->data;
 	const u8 *end = (const u8 *)(u64)frame->data_end;
 	struct prefix source, destination;
-	const u8 *udp = 0;
+	const u8 *udp = 0, *icmp6 = 0;
 
 	if (data + 14 > end)
 		return XDP_PASS;
@@ -214,6 +251,8 @@ PROGRAM(uplink)
 		map_v6(&destination, ip + 24);
 		if (ip[6] == 17)
 			udp = ip + 40;
+		if (ip[6] == 58)
+			icmp6 = ip + 40;
 	} else {
 		return XDP_PASS;
 	}
@@ -221,6 +260,8 @@ PROGRAM(uplink)
 	if (bpf_map_lookup_elem(&local_pods, &destination) || bpf_map_lookup_elem(&cluster_pods, &source))
 		return to_socket(frame, XDP_PASS);
 	if (udp && is_for_door(udp, end, &destination))
+		return to_socket(frame, XDP_PASS);
+	if (is_between_nodes(&source, &destination, icmp6, end))
 		return to_socket(frame, XDP_PASS);
 	return XDP_PASS;
 }

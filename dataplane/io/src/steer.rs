@@ -13,6 +13,7 @@
 //! ```
 
 mod egress;
+mod maps;
 
 pub use egress::EgressMode;
 
@@ -24,8 +25,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, XskMap};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, XskMap};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode};
@@ -33,6 +33,8 @@ use aya::{Ebpf, EbpfLoader};
 use ipnet::IpNet;
 use margay_core::Nanos;
 use nix::mount::MsFlags;
+
+use maps::{Addresses, DoorKey, Prefixes, door_key};
 
 /// The programs, compiled by the build.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ports.o"));
@@ -204,9 +206,6 @@ type QueueKey = [u32; 2];
 /// Value of the `owners` map: slot, worker.
 type Owner = [u32; 2];
 
-/// Key of the `doors` map: address as in prefixes, port as on the wire, and two bytes of nothing.
-type DoorKey = [u8; 20];
-
 /// Value of the `governed` map: the kernel's end of the host port, ours.
 type HostPair = [u32; 2];
 
@@ -259,51 +258,10 @@ pub struct Steer {
     cluster: Prefixes,
     doors: HashMap<MapData, DoorKey, u8>,
     open_doors: BTreeSet<SocketAddr>,
+    sealing: Addresses,
+    own_addresses: Addresses,
     slots: BTreeSet<u32>,
     owned: BTreeMap<(u32, u32), Owner>,
-}
-
-struct Prefixes {
-    name: &'static str,
-    trie: LpmTrie<MapData, [u8; 16], u8>,
-    present: BTreeSet<IpNet>,
-}
-
-impl Prefixes {
-    /// Makes the trie hold `wanted`: what is new comes first, what is old goes last, what stays is not touched.
-    fn set(&mut self, wanted: &[IpNet]) -> Result<(), SteerError> {
-        let wanted: BTreeSet<IpNet> = wanted.iter().map(IpNet::trunc).collect();
-        let failed = |name, e: MapError| SteerError::Map { map: name, source: Box::new(e) };
-        for prefix in wanted.difference(&self.present.clone()) {
-            self.trie.insert(&key_of(prefix), 1, 0).map_err(|e| failed(self.name, e))?;
-            self.present.insert(*prefix);
-        }
-        for prefix in self.present.clone().difference(&wanted) {
-            self.trie.remove(&key_of(prefix)).map_err(|e| failed(self.name, e))?;
-            self.present.remove(prefix);
-        }
-        Ok(())
-    }
-}
-
-/// Writes a prefix of either family as the programs do: IPv4 as ::ffff:a.b.c.d.
-fn key_of(prefix: &IpNet) -> Key<[u8; 16]> {
-    let (length, address) = match prefix.network() {
-        IpAddr::V4(v4) => (96 + u32::from(prefix.prefix_len()), v4.to_ipv6_mapped()),
-        IpAddr::V6(v6) => (u32::from(prefix.prefix_len()), v6),
-    };
-    Key::new(length, address.octets())
-}
-
-fn door_key(door: SocketAddr) -> DoorKey {
-    let address = match door.ip() {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-        IpAddr::V6(v6) => v6,
-    };
-    let mut key = [0; 20];
-    key[..16].copy_from_slice(&address.octets());
-    key[16..18].copy_from_slice(&door.port().to_be_bytes());
-    key
 }
 
 impl Steer {
@@ -325,8 +283,7 @@ impl Steer {
         }
         egress::load(&mut programs)?;
         let prefixes = |programs: &mut Ebpf, name: &'static str| -> Result<Prefixes, SteerError> {
-            let trie = take(programs, name)?;
-            Ok(Prefixes { name, trie, present: BTreeSet::new() })
+            Ok(Prefixes::new(take(programs, name)?, name))
         };
         Ok(Self {
             sockets: take(&mut programs, "sockets")?,
@@ -337,6 +294,8 @@ impl Steer {
             cluster: prefixes(&mut programs, "cluster_pods")?,
             doors: take(&mut programs, "doors")?,
             open_doors: BTreeSet::new(),
+            sealing: Addresses::new(take(&mut programs, "sealing_nodes")?, "sealing_nodes"),
+            own_addresses: Addresses::new(take(&mut programs, "own_addresses")?, "own_addresses"),
             programs,
             directory: directory.to_owned(),
             slots: BTreeSet::new(),
@@ -589,6 +548,20 @@ impl Steer {
             self.open_doors.remove(door);
         }
         Ok(())
+    }
+
+    /// Says which nodes seal what they say to this one, and which addresses this node has: what goes from the former to the latter in clear
+    /// comes to the workers, which may refuse it, and so does nothing else between nodes.
+    ///
+    /// Errors: the kernel refuses an entry.
+    pub fn set_nodes(
+        &mut self,
+        sealing: &BTreeSet<IpAddr>,
+        own: &BTreeSet<IpAddr>,
+    ) -> Result<(), SteerError> {
+        // Nobody asks for an own address before there is a node that seals.
+        self.own_addresses.set(own)?;
+        self.sealing.set(sealing)
     }
 }
 

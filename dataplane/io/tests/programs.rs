@@ -241,3 +241,61 @@ fn datagrams_to_a_door_are_ours_and_no_others() {
         assert_eq!(ask(&mut steer, &ours[1]), REDIRECT);
     });
 }
+
+#[test]
+fn packets_between_nodes_that_seal_are_ours_but_for_those_of_the_link() {
+    in_namespaces("packets_between_nodes_that_seal_are_ours_but_for_those_of_the_link", |directory| {
+        support::ip("link set lo up");
+        veth("host0");
+        margay_io::mount_bpffs(directory).unwrap();
+        let mut steer = Steer::load(directory).unwrap();
+        let mut heartbeat = steer.take_heartbeat(0).unwrap();
+        let (umem, _chunks) = UmemHandle::new(2048, 64).unwrap();
+        let socket = umem.bind("host0", 0, Duration::ZERO).unwrap();
+        steer.own(support::ifindex("lo"), 0, 0, &socket).unwrap();
+        let macs = (Default::default(), Default::default());
+        let udp = |from: &str, to: &str| {
+            margay_wire::build::udp(macs, (from.parse().unwrap(), 4000), (to.parse().unwrap(), 53), b"clear")
+        };
+        let mut ask = |steer: &mut Steer, frame: &[u8]| {
+            heartbeat.stamp(now()).unwrap();
+            let [got, plain] = steer.dry_run(Role::Uplink, frame).unwrap().unwrap();
+            assert_eq!(got, plain);
+            got
+        };
+        let between = [udp("192.0.2.2", "192.0.2.1"), udp("2001:db8::2", "2001:db8::1")];
+        for frame in &between {
+            assert_eq!(ask(&mut steer, frame), PASS, "no node seals");
+        }
+        let set = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let own = set(&["192.0.2.1", "2001:db8::1"]);
+        steer.set_nodes(&set(&["192.0.2.2", "2001:db8::2"]), &own).unwrap();
+        for frame in &between {
+            assert_eq!(ask(&mut steer, frame), REDIRECT);
+        }
+        for other in [
+            udp("192.0.2.3", "192.0.2.1"),
+            udp("192.0.2.2", "192.0.2.4"),
+            udp("192.0.2.1", "192.0.2.2"),
+            udp("2001:db8::3", "2001:db8::1"),
+            udp("2001:db8::2", "ff02::1"),
+        ] {
+            assert_eq!(ask(&mut steer, &other), PASS, "somebody else");
+        }
+        // Router and neighbour discovery and redirects stay with the kernel; an echo request does not.
+        let mut icmp = between[1].clone();
+        icmp[20] = 58;
+        for (kind, verdict) in
+            [(132, REDIRECT), (133, PASS), (135, PASS), (136, PASS), (137, PASS), (138, REDIRECT)]
+        {
+            icmp[54] = kind;
+            assert_eq!(ask(&mut steer, &icmp), verdict, "type {kind}");
+        }
+        icmp[54] = 128;
+        assert_eq!(ask(&mut steer, &icmp), REDIRECT);
+        assert_eq!(ask(&mut steer, &icmp[..54]), REDIRECT, "cut: the worker drops it by name");
+        steer.set_nodes(&set(&["2001:db8::2"]), &own).unwrap();
+        assert_eq!(ask(&mut steer, &between[0]), PASS);
+        assert_eq!(ask(&mut steer, &between[1]), REDIRECT);
+    });
+}

@@ -158,6 +158,12 @@ impl Family {
         self.hosts
     }
 
+    /// Returns the single addresses that peers speak for, where node addresses take part: those of the nodes are among them.
+    pub fn hosts(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let allowed = self.plans().filter(|_| self.hosts).flat_map(|plan| &plan.allowed);
+        allowed.filter(|net| net.prefix_len() == net.max_prefix_len()).map(|net| net.addr())
+    }
+
     /// Whether this is the planned address of a peer.
     pub fn is_place(&self, address: IpAddr) -> bool {
         self.places.contains(&address)

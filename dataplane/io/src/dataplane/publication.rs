@@ -11,7 +11,7 @@ use margay_policy_engine::snapshot::Snapshot;
 
 use super::{Control, Dataplane, Hand};
 use crate::spec::DataplaneError;
-use crate::steer::Role;
+use crate::steer::{Role, SteerError};
 
 impl Dataplane {
     /// Publishes compiled policy to the workers.
@@ -28,6 +28,9 @@ impl Dataplane {
         let mut control = self.control();
         control.topology = Some(topology);
         self.publish_node(&control);
+        if let Err(error) = steer_nodes(&mut control) {
+            tracing::warn!(%error, "what other nodes say to this one in clear does not come to the workers, which would refuse it");
+        }
     }
 
     /// Publishes what is to be encrypted, together with the last topology, so that no packet is judged by half of it. Peers and keys that
@@ -46,7 +49,8 @@ impl Dataplane {
         let doors = encryption.families().iter().flatten().map(|family| family.endpoint()).collect();
         control.encryption = Some(Arc::new(encryption));
         self.publish_node(&control);
-        Ok(control.steer.set_doors(&doors)?)
+        control.steer.set_doors(&doors)?;
+        Ok(steer_nodes(&mut control)?)
     }
 
     fn publish_node(&self, control: &Control) {
@@ -111,6 +115,14 @@ impl Dataplane {
             least(|hand| hand.topologies.acknowledged()),
         )
     }
+}
+
+/// Has what nodes that seal say to this one in clear come to the workers (policy model 25.7, with host encryption).
+fn steer_nodes(control: &mut Control) -> Result<(), SteerError> {
+    let families = control.encryption.iter().flat_map(|encryption| encryption.families().iter().flatten());
+    let sealing = families.flat_map(|family| family.hosts()).collect();
+    let own = control.topology.iter().flat_map(|topology| topology.node_addresses()).collect();
+    control.steer.set_nodes(&sealing, &own)
 }
 
 fn wait_until(timeout: Duration, done: impl Fn() -> bool) -> bool {
