@@ -1,7 +1,7 @@
 //! Many decisions at once: what one reads is fetched while the others are made.
 //!
 //! ```text
-//!   all      endpoint ─▶ table, address's page │ identity          what belongs to nothing is settled here, where tables allow it
+//!   all      endpoint ─▶ table, address's head │ identity          what belongs to nothing is settled here, where tables allow it
 //!   open     shortlist of the identity         │                   most are settled here
 //!   unlisted rows of near end, ports, protocol │ AND, decision
 //! ```
@@ -49,7 +49,7 @@ impl Snapshot {
             margay_accel::prefetch_item(queries, place + AHEAD);
             *gate = self.endpoints.get(query.endpoint, query.direction);
             if let Some(end) = gate.and_then(|gate| gate.far) {
-                self.addresses.prefetch_page(end.address(&query.packet));
+                self.addresses.prefetch_head(end.address(&query.packet));
             }
         }
         let mut lookup = Lookup::new(&self.addresses);
@@ -120,7 +120,7 @@ impl Snapshot {
         };
         let asked = || all().filter(|(_, open, ..)| open.first.is_none());
         for (_, _, table, packet) in asked() {
-            table.near().into_iter().for_each(|end| self.addresses.prefetch_page(end.address(packet)));
+            table.near().into_iter().for_each(|end| self.addresses.prefetch_head(end.address(packet)));
         }
         for (n, open, table, packet) in asked() {
             near[n] = table.near().map_or(IdentityId(0), |end| self.identity(end.address(packet)));

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 
 use super::cells::{CellId, Cells, Meanings, Replaced};
+use super::heads::Head;
 use super::identities::Identities;
 use super::prefixes::{Bits, Prefix, Prefixes};
 use super::v4::V4;
@@ -184,18 +185,30 @@ impl Addresses {
         self.meanings.get(CellId(cell))
     }
 
-    /// Asks for what [`Addresses::page`] reads.
+    /// Asks for what [`Addresses::head`] is about.
     #[inline(always)]
-    pub(crate) fn prefetch_page(&self, address: IpAddr) {
+    pub(crate) fn prefetch_head(&self, address: IpAddr) {
         if let IpAddr::V4(address) = address {
-            self.v4.prefetch_page(u32::from(address));
+            self.v4.prefetch_head(u32::from(address));
         }
     }
 
-    /// Returns the page of an IPv4 address, for [`super::lookup`].
+    /// Returns the head of the page of an IPv4 address, for [`super::lookup`].
     #[inline(always)]
-    pub(crate) fn page(&self, address: u32) -> &[u32] {
-        self.v4.page(address)
+    pub(crate) fn head(&self, address: u32) -> &Head {
+        self.v4.head(address)
+    }
+
+    /// Asks for what [`Addresses::words`] reads.
+    #[inline(always)]
+    pub(crate) fn prefetch_words(&self, address: u32) {
+        self.v4.prefetch_words(address);
+    }
+
+    /// Returns the words of that page.
+    #[inline(always)]
+    pub(crate) fn words(&self, address: u32) -> &[u32] {
+        self.v4.words(address)
     }
 
     /// Shows every cell that some address has to `see`, some of them often.

@@ -1,17 +1,10 @@
-//! What a number of two bytes maps to, where most neighbours map to the same: a page of one or two cache lines, or of many.
+//! What the values of one byte map to, where most neighbours map to the same: a few words among others.
 //!
 //! ```text
-//!   page of one word: the value of all numbers
-//!   page of more:     block over the high byte ─▶ value, or block over the low byte ─▶ value
 //!   block: where each of its intervals begins (eight bytes, or a bit per byte value), then one word per interval
 //! ```
 //!
-//! Used for the low half of an IPv4 address. Values are below 2^30.
-
-use std::sync::Arc;
-
-/// See the module.
-pub(crate) type Page = Arc<[u32]>;
+//! Used for the last byte of an IPv4 address, among the words of a page ([`super::heads`]). Values are below 2^30.
 
 /// How many values a byte has.
 pub(crate) const SLOTS: usize = 256;
@@ -39,17 +32,8 @@ impl Runs {
         }
     }
 
-    /// How many words the block takes; none when there is nothing to tell apart.
-    fn block_len(&self) -> usize {
-        match self.0.len() {
-            0 | 1 => 0,
-            few @ 2..=8 => 2 + few,
-            many => 10 + many,
-        }
-    }
-
     /// Returns the word that stands for the runs, putting a block at the end of `words` when it needs one.
-    fn write(&self, words: &mut Vec<u32>) -> u32 {
+    pub(crate) fn write(&self, words: &mut Vec<u32>) -> u32 {
         let offset = words.len() as u32;
         let values = self.0.iter().map(|(_, word)| *word);
         match self.0.as_slice() {
@@ -144,57 +128,6 @@ pub(crate) fn runs_of(page: &[u32], block: u32) -> Runs {
     }
     let begins = |at: &u8| page[offset + usize::from(at >> 5)] >> (at & 31) & 1 == 1;
     Runs((0..=u8::MAX).filter(begins).zip(values).collect())
-}
-
-/// Returns what `number` maps to.
-#[inline]
-pub(crate) fn find(page: &[u32], number: u16) -> u32 {
-    let mut word = page[0];
-    if word >= DIRECT {
-        word = in_block(page, word, (number >> 8) as u8);
-        if word >= DIRECT {
-            word = in_block(page, word, number as u8);
-        }
-    }
-    word
-}
-
-/// What the numbers with one high byte map to.
-pub(crate) enum Slot<'a> {
-    Runs(&'a Runs),
-    /// One value.
-    Whole(u32),
-    /// A block of another page.
-    Block(&'a [u32], u32),
-}
-
-/// Makes a page of its 256 slots.
-pub(crate) fn assemble<'a>(slot: impl Fn(usize) -> Slot<'a>) -> Page {
-    // Blocks first, with offsets from where they will begin; that is known when the slots are.
-    let mut blocks: Vec<u32> = Vec::new();
-    let mut slots = Runs::default();
-    for number in 0..SLOTS {
-        let word = match slot(number) {
-            Slot::Runs(runs) => runs.write(&mut blocks),
-            Slot::Whole(value) => value,
-            Slot::Block(page, block) => {
-                let offset = blocks.len() as u32;
-                let first = (block & OFFSET) as usize;
-                blocks.extend_from_slice(&page[first..values_of(page, block).end]);
-                block & !OFFSET | offset
-            }
-        };
-        slots.begin(number as u8, word);
-    }
-    let base = 1 + slots.block_len() as u32;
-    for (_, word) in slots.0.iter_mut().filter(|(_, word)| *word >= DIRECT) {
-        *word += base;
-    }
-    let mut words = Vec::with_capacity(base as usize + blocks.len());
-    words.push(0);
-    words[0] = slots.write(&mut words);
-    words.extend(blocks);
-    words.into()
 }
 
 /// Sorts intervals by the high byte of where they begin.

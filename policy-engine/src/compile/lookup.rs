@@ -1,28 +1,34 @@
 //! Many addresses to their identities, step by step: what one look-up reads next is fetched while the others take theirs.
 //!
 //! ```text
-//!   page ─▶ its first word ─▶ block of the high byte ─▶ block of the low byte ─▶ cell ─▶ identity
-//!                 └───────────────────┴── may be the cell already: such an address takes no part until the others have theirs
+//!   head of the page ─▶ cell ───────────────────────────────────────▶ identity
+//!         └ marked ─▶ second cell
+//!                 └ listed ─▶ word of the list ─▶ block of the low byte
 //! ```
 //!
-//! Which addresses need another step is nobody's to predict, so they are counted without a branch.
+//! Few addresses are listed, but they need memory several times. Their steps begin as soon as they can, and the others' last step is taken
+//! in between. Which addresses need another step is nobody's to predict, so they are counted without a branch.
 
 use std::net::IpAddr;
 
 use super::addresses::Addresses;
 use super::blocks::{DIRECT, OFFSET, place_in_block};
+use super::heads::Marked;
 use crate::packet::IdentityId;
 
 /// Most addresses on their way together.
 pub(crate) const STAGE: usize = 64;
 
+/// Words of a page that is worth having whole: four cache lines.
+const SMALL: usize = 64;
+
 /// Look-ups on their way.
 pub(crate) struct Lookup<'a> {
     addresses: &'a Addresses,
-    /// Where the word of an address is looked for; nowhere when the word is known.
-    pages: [&'a [u32]; STAGE],
-    low: [u16; STAGE],
+    /// What is looked for, where it is one of those that take part in a step.
+    wanted: [u32; STAGE],
     words: [u32; STAGE],
+    marked: Parts,
 }
 
 /// The places of those that take part in a step.
@@ -51,59 +57,70 @@ impl Parts {
 
 impl<'a> Lookup<'a> {
     pub(crate) fn new(addresses: &'a Addresses) -> Self {
-        Self { addresses, pages: [&[]; STAGE], low: [0; STAGE], words: [0; STAGE] }
+        Self { addresses, wanted: [0; STAGE], words: [0; STAGE], marked: Parts::new() }
     }
 
-    /// Begins to look for an address. [`Addresses::prefetch_page`] should have been asked for it.
+    /// Begins to look for an address, each place once. [`Addresses::prefetch_head`] should have been asked for it.
     #[inline(always)]
     pub(crate) fn begin(&mut self, place: usize, address: IpAddr) {
         match address {
             IpAddr::V4(address) => {
                 let address = u32::from(address);
-                let page = self.addresses.page(address);
-                margay_accel::prefetch_item(page, 0);
-                (self.pages[place], self.low[place]) = (page, address as u16);
+                let head = self.addresses.head(address);
+                (self.wanted[place], self.words[place]) = (address, head.usual());
+                self.marked.add(place, head.is_marked((address >> 8) as u8));
             }
-            IpAddr::V6(_) => {
-                (self.pages[place], self.words[place]) = (&[], self.addresses.cell(address).0);
-            }
+            IpAddr::V6(_) => self.words[place] = self.addresses.cell(address).0,
         }
     }
 
     /// Begins with an address that means nothing.
     #[inline(always)]
     pub(crate) fn nothing(&mut self, place: usize) {
-        (self.pages[place], self.words[place]) = (&[], 0);
+        self.words[place] = 0;
     }
 
     /// Finds the identities of the first `count` addresses.
     #[inline(always)]
     pub(crate) fn finish(&mut self, count: usize) -> [IdentityId; STAGE] {
-        let Self { addresses, pages, low, words } = self;
+        let Self { addresses, wanted, words, marked } = self;
         let mut identities = [IdentityId(0); STAGE];
         let mut at = [0; STAGE];
-        let mut parts = Parts::new();
-        for (place, (page, word)) in pages.iter().zip(&mut *words).enumerate().take(count) {
-            *word = page.first().copied().unwrap_or(*word);
-            parts.add(place, *word >= DIRECT);
+        let mut listed = Parts::new();
+        for place in marked.each() {
+            let head = addresses.head(wanted[place]);
+            match head.marked((wanted[place] >> 8) as u8) {
+                Marked::Value(value) => words[place] = value,
+                Marked::Listed(in_list) => {
+                    at[place] = in_list;
+                    addresses.prefetch_words(wanted[place]);
+                    listed.add(place, true);
+                }
+            }
         }
-        for place in parts.each() {
-            at[place] = place_in_block(pages[place], words[place], (low[place] >> 8) as u8);
-            margay_accel::prefetch_item(pages[place], at[place]);
-        }
-        let mut last = Parts::new();
-        for place in parts.each() {
-            words[place] = pages[place][at[place]];
-            last.add(place, words[place] >= DIRECT);
-        }
-        for place in last.each() {
-            margay_accel::prefetch_item(pages[place], (words[place] & OFFSET) as usize);
-        }
-        for place in last.each() {
-            words[place] = pages[place][place_in_block(pages[place], words[place], low[place] as u8)];
+        for place in listed.each() {
+            let page = addresses.words(wanted[place]);
+            margay_accel::prefetch_item(page, at[place]);
+            if page.len() <= SMALL {
+                (0..page.len()).step_by(16).for_each(|line| margay_accel::prefetch_item(page, line));
+            }
         }
         for (identity, word) in identities.iter_mut().zip(&*words).take(count) {
             *identity = addresses.meaning(*word);
+        }
+        let mut divided = Parts::new();
+        for place in listed.each() {
+            let page = addresses.words(wanted[place]);
+            words[place] = page[at[place]];
+            margay_accel::prefetch_item(page, (words[place] & OFFSET) as usize);
+            divided.add(place, words[place] >= DIRECT);
+        }
+        for place in divided.each() {
+            let page = addresses.words(wanted[place]);
+            words[place] = page[place_in_block(page, words[place], wanted[place] as u8)];
+        }
+        for place in listed.each() {
+            identities[place] = addresses.meaning(words[place]);
         }
         identities
     }

@@ -22,6 +22,7 @@ pub(crate) mod cells;
 pub(crate) mod compiler;
 pub(crate) mod endpoints;
 pub(crate) mod failsafe;
+pub(crate) mod heads;
 pub(crate) mod identities;
 pub(crate) mod lists;
 pub(crate) mod lookup;

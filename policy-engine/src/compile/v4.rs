@@ -1,31 +1,47 @@
-//! IPv4 addresses to cells: two bytes by direct table, the other two by a page of [`super::blocks`].
+//! IPv4 addresses to cells: two bytes by direct table, the other two by a page of [`super::heads`].
 //!
 //! ```text
-//!   root[256] ─▶ middle[256] ─▶ page of a /16 ─▶ cell
+//!   root[256] ─▶ head of a /16, 256 side by side ─▶ cell
+//!                  └ words of the /16 ─▶ cell
 //! ```
 //!
-//! A page with few prefixes in it is one or two cache lines, whatever their length. Middles and pages are shared with earlier tables
-//! until they change.
+//! All heads are four megabytes, most of which a processor keeps near; an address in a /24 that is not divided needs nothing else as long as its
+//! /16 has two cells. Heads are copied 256 at a time when a page changes, words are shared with earlier tables until they do.
 
 use std::sync::{Arc, LazyLock};
 
-use super::blocks::{
-    self, DIRECT, Page, PageMaker, Runs, SLOTS, Slot, assemble, in_block, runs_of, values_of,
-};
+use super::blocks::{DIRECT, PageMaker, Runs, SLOTS, runs_of};
 use super::cells::{CellId, Cells, Replaced};
+use super::heads::{Head, Page, Slot, Words, assemble};
 use super::prefixes::{Prefix, Prefixes};
 
-type Middle = Arc<[Page; 256]>;
+/// The pages of a /8.
+#[derive(Clone, Debug)]
+struct Pages {
+    heads: [Head; 256],
+    words: [Words; 256],
+}
 
-static NOTHING: LazyLock<Middle> = LazyLock::new(|| {
-    let page: Page = Arc::from([0]);
-    Arc::new(std::array::from_fn(|_| Arc::clone(&page)))
-});
+impl Pages {
+    fn all(head: Head, words: &Words) -> Self {
+        Self { heads: [head; 256], words: std::array::from_fn(|_| words.clone()) }
+    }
+
+    fn page(&self, number: usize) -> Page<'_> {
+        Page { head: &self.heads[number], words: self.words[number].as_deref().unwrap_or(&[]) }
+    }
+
+    fn set(&mut self, number: usize, head: Head, words: Words) {
+        (self.heads[number], self.words[number]) = (head, words);
+    }
+}
+
+static NOTHING: LazyLock<Arc<Pages>> = LazyLock::new(|| Arc::new(Pages::all(Head::of(0), &None)));
 
 /// Every IPv4 address.
 #[derive(Clone, Debug)]
 pub(crate) struct V4 {
-    root: Arc<[Middle; 256]>,
+    root: Arc<[Arc<Pages>; 256]>,
 }
 
 impl Default for V4 {
@@ -34,23 +50,49 @@ impl Default for V4 {
     }
 }
 
+/// Number of the /8 of an address, and of the /16 within it.
+#[inline(always)]
+fn numbers(address: u32) -> (usize, usize) {
+    ((address >> 24) as usize, (address >> 16 & 255) as usize)
+}
+
 impl V4 {
     /// Returns what the address is.
     #[inline]
     pub(crate) fn cell(&self, address: u32) -> CellId {
-        CellId(blocks::find(self.page(address), address as u16))
+        let head = self.head(address);
+        if !head.is_marked((address >> 8) as u8) {
+            return CellId(head.usual());
+        }
+        CellId(Page { head, words: self.words(address) }.find(address as u16))
     }
 
-    /// Returns the page of an address.
+    /// Returns the head of the page of an address.
     #[inline(always)]
-    pub(crate) fn page(&self, address: u32) -> &[u32] {
-        &self.root[(address >> 24) as usize][(address >> 16 & 255) as usize]
+    pub(crate) fn head(&self, address: u32) -> &Head {
+        let (high, page) = numbers(address);
+        &self.root[high].heads[page]
     }
 
-    /// Asks for what [`V4::page`] reads.
-    #[inline]
-    pub(crate) fn prefetch_page(&self, address: u32) {
-        margay_accel::prefetch_item(&self.root[(address >> 24) as usize][..], (address >> 16 & 255) as usize);
+    /// Returns the words of the page of an address.
+    #[inline(always)]
+    pub(crate) fn words(&self, address: u32) -> &[u32] {
+        let (high, page) = numbers(address);
+        self.root[high].words[page].as_deref().unwrap_or(&[])
+    }
+
+    /// Asks for what [`V4::head`] is about.
+    #[inline(always)]
+    pub(crate) fn prefetch_head(&self, address: u32) {
+        let (high, page) = numbers(address);
+        margay_accel::prefetch_item(&self.root[high].heads, page);
+    }
+
+    /// Asks for what [`V4::words`] reads.
+    #[inline(always)]
+    pub(crate) fn prefetch_words(&self, address: u32) {
+        let (high, page) = numbers(address);
+        margay_accel::prefetch_item(&self.root[high].words, page);
     }
 
     /// Brings everything within `prefixes` up to date with the store; they are in order and do not overlap. What was replaced by what is
@@ -66,7 +108,7 @@ impl V4 {
         for of_page in prefixes.chunk_by(|a, b| a.1 > 16 && b.1 > 16 && a.0 >> 16 == b.0 >> 16) {
             match of_page {
                 [prefix @ (_, ..=16)] => {
-                    let mut pages = Pages::new(*prefix);
+                    let mut pages = Writer::new(*prefix);
                     store.intervals(*prefix, cells, |start, cell| pages.begin(start, cell.0));
                     pages.finish(&mut self.root);
                     replaced.everything();
@@ -85,8 +127,8 @@ impl V4 {
         replaced: &mut Replaced,
     ) {
         let Some((address, _)) = prefixes.first() else { return };
-        let (high, middle) = ((address >> 24) as usize, (address >> 16 & 255) as usize);
-        let old = &self.root[high][middle];
+        let (high, number) = numbers(*address);
+        let old = self.root[high].page(number);
         let mut fresh: [Option<Runs>; SLOTS] = std::array::from_fn(|_| None);
         let mut is_other = false;
         for (address, length) in prefixes {
@@ -97,8 +139,7 @@ impl V4 {
                 maker.begin((start >> 8 & 255) as usize, start as u8, cell.0);
             });
             for (slot, runs) in (first..).zip(maker.finish()) {
-                let word = if old[0] < DIRECT { old[0] } else { in_block(old, old[0], slot as u8) };
-                let before = runs_of(old, word);
+                let before = runs_of(old.words, old.word(slot as u8));
                 if before.0 != runs.0 {
                     let cells = |runs: &Runs| runs.0.clone().into_iter().map(|(at, cell)| (at, CellId(cell)));
                     replaced.compare(cells(&before), cells(&runs));
@@ -110,47 +151,35 @@ impl V4 {
         if !is_other {
             return;
         }
-        let page = assemble(|slot| match &fresh[slot] {
+        let (head, words) = assemble(|slot| match &fresh[slot] {
             Some(runs) => Slot::Runs(runs),
-            None if old[0] < DIRECT => Slot::Whole(old[0]),
-            None => match in_block(old, old[0], slot as u8) {
+            None => match old.word(slot as u8) {
                 cell if cell < DIRECT => Slot::Whole(cell),
-                block => Slot::Block(old, block),
+                block => Slot::Block(old.words, block),
             },
         });
-        Arc::make_mut(&mut Arc::make_mut(&mut self.root)[high])[middle] = page;
+        Arc::make_mut(&mut Arc::make_mut(&mut self.root)[high]).set(number, head, words);
     }
 
     /// Shows every cell in the table to `see`, some of them often.
     pub(crate) fn for_each_cell(&self, mut see: impl FnMut(CellId)) {
-        for middle in self.root.iter().filter(|middle| !Arc::ptr_eq(middle, &NOTHING)) {
-            for page in middle.iter() {
-                if page[0] < DIRECT {
-                    see(CellId(page[0]));
-                    continue;
-                }
-                for word in &page[values_of(page, page[0])] {
-                    if *word < DIRECT {
-                        see(CellId(*word));
-                    } else {
-                        page[values_of(page, *word)].iter().for_each(|cell| see(CellId(*cell)));
-                    }
-                }
-            }
+        for pages in self.root.iter().filter(|pages| !Arc::ptr_eq(pages, &NOTHING)) {
+            (0..256).for_each(|number| pages.page(number).for_each_value(|cell| see(CellId(cell))));
         }
     }
 
     /// Shows the first address and the cell of every interval, in order; neighbours may be equal.
     pub(crate) fn for_each_interval(&self, mut see: impl FnMut(u32, CellId)) {
-        for (high, middle) in (0u32..).zip(self.root.iter()) {
-            if Arc::ptr_eq(middle, &NOTHING) {
+        for (high, pages) in (0u32..).zip(self.root.iter()) {
+            if Arc::ptr_eq(pages, &NOTHING) {
                 see(high << 24, CellId(0));
                 continue;
             }
-            for (number, page) in (0u32..).zip(middle.iter()) {
-                for (slot, word) in runs_of(page, page[0]).0 {
+            for number in 0u32..256 {
+                let page = pages.page(number as usize);
+                for (slot, word) in page.runs().0 {
                     let start = high << 24 | number << 16 | u32::from(slot) << 8;
-                    for (low, cell) in runs_of(page, word).0 {
+                    for (low, cell) in runs_of(page.words, word).0 {
                         see(start | u32::from(low), CellId(cell));
                     }
                 }
@@ -160,7 +189,7 @@ impl V4 {
 }
 
 /// Writes whole pages, in order.
-struct Pages {
+struct Writer {
     /// Number of the page being written, of 65,536.
     at: usize,
     end: usize,
@@ -169,10 +198,10 @@ struct Pages {
     lasting: u32,
     /// The page being written has had no interval that did not begin with it.
     is_uniform: bool,
-    done: Vec<(usize, usize, Page)>,
+    done: Vec<(usize, usize, Head, Words)>,
 }
 
-impl Pages {
+impl Writer {
     fn new(prefix: Prefix<u32>) -> Self {
         let at = (prefix.0 >> 16) as usize;
         Self {
@@ -199,32 +228,32 @@ impl Pages {
         let maker = std::mem::replace(&mut self.maker, PageMaker::at(0, SLOTS));
         if !self.is_uniform {
             let slots = maker.finish();
-            self.done.push((self.at, self.at + 1, assemble(|slot| Slot::Runs(&slots[slot]))));
+            let (head, words) = assemble(|slot| Slot::Runs(&slots[slot]));
+            self.done.push((self.at, self.at + 1, head, words));
             self.at += 1;
         }
         // From here on up to `page` there is nothing but what lasts.
         if self.at < page {
-            self.done.push((self.at, page, Arc::from([self.lasting])));
+            self.done.push((self.at, page, Head::of(self.lasting), None));
             self.at = page;
         }
         self.is_uniform = true;
         self.maker.runs.begin(0, self.lasting);
     }
 
-    fn finish(mut self, root: &mut Arc<[Middle; 256]>) {
+    fn finish(mut self, root: &mut Arc<[Arc<Pages>; 256]>) {
         self.go_to(self.end);
         let root = Arc::make_mut(root);
-        for (first, end, page) in self.done {
+        for (first, end, head, words) in self.done {
             let mut number = first;
-            let mut whole: Option<Middle> = None;
+            let mut whole: Option<Arc<Pages>> = None;
             while number < end {
                 if number & 255 == 0 && end - number >= 256 {
-                    let middle =
-                        whole.get_or_insert_with(|| Arc::new(std::array::from_fn(|_| Arc::clone(&page))));
-                    root[number >> 8] = Arc::clone(middle);
+                    let pages = whole.get_or_insert_with(|| Arc::new(Pages::all(head, &words)));
+                    root[number >> 8] = Arc::clone(pages);
                     number += 256;
                 } else {
-                    Arc::make_mut(&mut root[number >> 8])[number & 255] = Arc::clone(&page);
+                    Arc::make_mut(&mut root[number >> 8]).set(number & 255, head, words.clone());
                     number += 1;
                 }
             }
