@@ -32,10 +32,16 @@ pub fn prefetch_lines(bytes: &[u8], lines: usize) {
 /// Asks for every cache line of `items[index]`; an index past the end asks for nothing.
 #[inline(always)]
 pub fn prefetch_item<T>(items: &[T], index: usize) {
+    prefetch_item_lines(items, index, usize::MAX);
+}
+
+/// Asks for the first `lines` cache lines of `items[index]`; an index past the end asks for nothing.
+#[inline(always)]
+pub fn prefetch_item_lines<T>(items: &[T], index: usize, lines: usize) {
     #[cfg(target_arch = "x86_64")]
     if let Some(item) = items.get(index) {
         let start = core::ptr::from_ref(item).cast::<i8>();
-        for offset in (0..size_of::<T>().max(1)).step_by(CACHE_LINE) {
+        for offset in (0..size_of::<T>().max(1)).step_by(CACHE_LINE).take(lines) {
             // SAFETY: the address lies within a live item, and `prefetcht0` reads nothing that the program can see and faults on no
             // address. SSE, which it needs, is part of every x86_64.
             unsafe {
@@ -46,7 +52,7 @@ pub fn prefetch_item<T>(items: &[T], index: usize) {
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    scalar::prefetch_item(items, index);
+    scalar::prefetch_item_lines(items, index, lines);
 }
 
 /// Asks the kernel to back `memory` with huge pages where it can (madvise(2), `MADV_HUGEPAGE`): a table that is visited at random then
@@ -103,12 +109,26 @@ pub fn equal_lanes(lanes: &[u32; 4], wanted: u32) -> u32 {
     scalar::equal_lanes(lanes, wanted)
 }
 
+/// Returns a bit for every lane that is `wanted` in the bits that `mask` has.
+///
+/// Shape: sixteen lanes; bit 0 is the first.
+#[inline(always)]
+pub fn masked_lanes(lanes: &[u32; 16], mask: u32, wanted: u32) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE2 is part of every x86_64, and the function needs nothing else.
+    unsafe {
+        sse2::masked_lanes(lanes, mask, wanted)
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    scalar::masked_lanes(lanes, mask, wanted)
+}
+
 #[cfg(target_arch = "x86_64")]
 mod sse2 {
     use core::arch::x86_64::{
         _mm_and_si128, _mm_andnot_si128, _mm_castsi128_ps, _mm_cmpeq_epi16, _mm_cmpeq_epi32,
-        _mm_movemask_epi8, _mm_movemask_ps, _mm_packs_epi16, _mm_set1_epi16, _mm_set1_epi32, _mm_setr_epi16,
-        _mm_setr_epi32, _mm_setzero_si128, _mm_sub_epi16, _mm_subs_epu16,
+        _mm_movemask_epi8, _mm_movemask_ps, _mm_packs_epi16, _mm_packs_epi32, _mm_set1_epi16, _mm_set1_epi32,
+        _mm_setr_epi16, _mm_setr_epi32, _mm_setzero_si128, _mm_sub_epi16, _mm_subs_epu16,
     };
 
     #[target_feature(enable = "sse2")]
@@ -139,6 +159,18 @@ mod sse2 {
         let equal = _mm_cmpeq_epi32(_mm_setr_epi32(a, b, c, d), _mm_set1_epi32(wanted.cast_signed()));
         _mm_movemask_ps(_mm_castsi128_ps(equal)).cast_unsigned()
     }
+
+    #[target_feature(enable = "sse2")]
+    #[inline]
+    pub(super) fn masked_lanes(lanes: &[u32; 16], mask: u32, wanted: u32) -> u32 {
+        let (mask, wanted) = (_mm_set1_epi32(mask.cast_signed()), _mm_set1_epi32(wanted.cast_signed()));
+        let equal = |at: usize| {
+            let [a, b, c, d] = [0, 1, 2, 3].map(|lane| lanes[at + lane].cast_signed());
+            _mm_cmpeq_epi32(_mm_and_si128(_mm_setr_epi32(a, b, c, d), mask), wanted)
+        };
+        let (low, high) = (_mm_packs_epi32(equal(0), equal(4)), _mm_packs_epi32(equal(8), equal(12)));
+        _mm_movemask_epi8(_mm_packs_epi16(low, high)).cast_unsigned()
+    }
 }
 
 /// The same functions without help from the processor.
@@ -161,6 +193,11 @@ pub mod scalar {
         (0..4).map(|lane| u32::from(lanes[lane] == wanted) << lane).sum()
     }
 
+    /// As [`super::masked_lanes`].
+    pub fn masked_lanes(lanes: &[u32; 16], mask: u32, wanted: u32) -> u32 {
+        (0..16).map(|lane| u32::from(lanes[lane] & mask == wanted) << lane).sum()
+    }
+
     /// Does nothing: a hint may always be left out.
     #[inline(always)]
     pub fn prefetch_lines(_bytes: &[u8], _lines: usize) {}
@@ -170,7 +207,7 @@ pub mod scalar {
 
     /// Does nothing: a hint may always be left out.
     #[inline(always)]
-    pub fn prefetch_item<T>(_items: &[T], _index: usize) {}
+    pub fn prefetch_item_lines<T>(_items: &[T], _index: usize, _lines: usize) {}
 }
 
 #[cfg(test)]
@@ -209,6 +246,27 @@ mod tests {
     }
 
     #[test]
+    fn lanes_that_are_equal_under_a_mask() {
+        let mut state = 1u64;
+        let mut draw = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            // Few different values, some with the highest bit, which a signed comparison could take for another.
+            (state >> 60) as u32 * 0x1100_0011
+        };
+        let mut agreed = 0;
+        for _ in 0..5_000 {
+            let lanes: [u32; 16] = core::array::from_fn(|_| draw());
+            for mask in [u32::MAX, 0xff00_0000, 0xff, 0] {
+                let wanted = draw() & mask;
+                let equal = masked_lanes(&lanes, mask, wanted);
+                assert_eq!(equal, scalar::masked_lanes(&lanes, mask, wanted));
+                agreed += u32::from(mask == u32::MAX && equal != 0);
+            }
+        }
+        assert!(agreed > 1_000, "{agreed}");
+    }
+
+    #[test]
     fn a_prefetch_changes_nothing_and_takes_any_slice() {
         let original: Vec<u8> = (0..=255).cycle().take(4096).collect();
         let bytes = original.clone();
@@ -220,7 +278,10 @@ mod tests {
         }
         for index in [0, 1, 31, 32, usize::MAX] {
             prefetch_item(bytes.as_chunks::<128>().0, index);
-            scalar::prefetch_item(bytes.as_chunks::<128>().0, index);
+            for lines in [0, 1, 2, 3] {
+                prefetch_item_lines(bytes.as_chunks::<128>().0, index, lines);
+                scalar::prefetch_item_lines(bytes.as_chunks::<128>().0, index, lines);
+            }
         }
         assert_eq!(bytes, original);
     }

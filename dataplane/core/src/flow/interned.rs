@@ -14,18 +14,29 @@ pub struct Id(u16);
 #[derive(Debug)]
 pub struct Interned<T> {
     items: Vec<T>,
+    /// What was asked for last, which is often asked for again.
+    recent: Option<(T, Id)>,
     ids: HashMap<T, Id, FixedState>,
 }
 
 impl<T> Default for Interned<T> {
     fn default() -> Self {
-        Self { items: Vec::new(), ids: HashMap::default() }
+        Self { items: Vec::new(), recent: None, ids: HashMap::default() }
     }
 }
 
 impl<T: Copy + Eq + Hash> Interned<T> {
     /// Returns the name of `value`. When all names are taken that is none, and whoever asks for it goes without.
     pub fn id(&mut self, value: T) -> Id {
+        if let Some((_, id)) = self.recent.filter(|(recent, _)| *recent == value) {
+            return id;
+        }
+        let id = self.find(value);
+        self.recent = Some((value, id));
+        id
+    }
+
+    fn find(&mut self, value: T) -> Id {
         if let Some(id) = self.ids.get(&value) {
             return *id;
         }
@@ -44,6 +55,7 @@ impl<T: Copy + Eq + Hash> Interned<T> {
     /// Forgets every value; names given before mean nothing any more.
     pub fn clear(&mut self) {
         self.items.clear();
+        self.recent = None;
         self.ids.clear();
     }
 }

@@ -102,12 +102,20 @@ impl FlowKey {
         Self { addresses, ports, protocol }
     }
 
+    /// Returns whether both ends are IPv4.
+    #[inline(always)]
+    pub fn is_v4(&self) -> bool {
+        super::is_v4(&self.addresses)
+    }
+
     /// Returns both addresses, the lower end's first.
+    #[inline(always)]
     pub fn addresses(&self) -> [u128; 2] {
         self.addresses
     }
 
     /// Returns both ports, the lower end's first.
+    #[inline(always)]
     pub fn ports(&self) -> [u16; 2] {
         self.ports
     }

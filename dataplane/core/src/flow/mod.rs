@@ -11,13 +11,15 @@
 //! **Where it came from.** The sanity stage is a pure function of topology, port, Ethernet source, addresses and ports. A flow remembers
 //! per direction which (port, source, topology) passed it, and only exactly those are spared a second check.
 //!
-//! Memory: 128 bytes an entry, two cache lines: the first says whether a packet may pass and how it leaves, the second counts it and holds
-//! what a judgement rests on. Ways out and senders are named, not copied ([`interned`]). With 8 to 16 bytes of index that is at most 144 bytes
-//! a flow. Entries live in a slab whose room is reserved for `max_flows` at the start, so nothing is ever moved or hashed again.
+//! Memory: 128 bytes an entry, two cache lines. The first is all that a packet of a known IPv4 flow touches: whose it is, whether it may
+//! pass, how it leaves, and what it is counted in. The second holds what a judgement rests on, and the first 96 bits of both addresses, which
+//! are the same for all IPv4 flows. Ways out and senders are named, not copied ([`interned`]). With 7 to 13 bytes of index that is at most 141
+//! bytes a flow. Entries live in a slab whose room is reserved for `max_flows` at the start, so nothing is ever moved.
 //!
 //! **Under attack.** A flow is *settled* from its other end's first answer to its end. Only flows that are not may be put out for new ones, oldest first,
 //! and a port that opens too many puts out its own ([`table`]): a flood costs the flows of its own port, never a conversation.
 
+mod index;
 pub mod interned;
 pub mod key;
 pub mod table;
@@ -58,6 +60,17 @@ pub struct JudgedBy {
     pub source: IdentityId,
     /// Identity of the other address.
     pub destination: IdentityId,
+}
+
+impl JudgedBy {
+    /// Returns what a judgement of some of its legs rests on: of the opener's egress, of the other end's ingress.
+    pub fn only(&self, egress: bool, ingress: bool) -> Self {
+        let Self { source, destination, .. } = *self;
+        match (self.egress.filter(|_| egress), self.ingress.filter(|_| ingress)) {
+            (None, None) => Self::default(),
+            (egress, ingress) => Self { egress, ingress, source, destination },
+        }
+    }
 }
 
 /// The way out in one direction, under one topology.
@@ -129,46 +142,58 @@ impl Tally {
 /// Stands for "no endpoint" and "no rule"; nothing has such a number.
 const NONE: u32 = u32::MAX;
 
+/// The first 96 bits of an IPv4 address as a key has it.
+const MAPPED: u128 = 0xffff;
+
+/// The flow is IPv6: its addresses continue in the second line.
+const V6: u8 = 1;
+/// It stands among those that may be put out.
+const LISTED: u8 = 2;
+/// Its first leg is another worker's.
+const SECOND: u8 = 4;
+/// `icmp` is what its opening packet had.
+const ICMP: u8 = 8;
+
 /// One flow, as its worker keeps it.
 #[derive(Clone, Debug)]
 #[repr(C, align(64))]
 pub struct Flow {
-    addresses: [u128; 2],
+    /// The last 32 bits of both addresses.
+    low: [u32; 2],
     ports: [u16; 2],
     protocol: u8,
     /// Which end opened it.
     pub opener: Side,
     /// Connection state.
     pub state: State,
-    /// The legs kept here approve. While they do not, packets are dropped until a newer judgement approves.
-    pub approved: bool,
-    /// The first leg is another worker's.
-    pub second: bool,
+    marks: u8,
     refused_for: Option<DropReason>,
-    /// ICMP type and code of the opening packet, for judging again.
-    pub icmp: Option<(u8, u8)>,
+    /// The port whose packet opened it here.
+    port: PortIndex,
     /// Who has passed the sanity stage, by direction; names of the present topology only.
     pub arrivals: [Id; 2],
     /// Ways out: from the opener, towards the opener; names of the present topology only.
     pub paths: [Id; 2],
-    /// The port whose packet opened it here.
-    port: PortIndex,
     expires: u32,
     /// Low half of the generation of the snapshot that last confirmed it.
     pub snapshot: u32,
-    // Second line.
     /// Low half of the generation of the topology that last confirmed it.
     pub topology: u32,
+    tallies: [Tally; 2],
+    // Second line.
+    /// The first 96 bits of both addresses.
+    high: [[u32; 3]; 2],
     /// Neighbours in the list of its port's flows that are not settled.
     links: [u32; 2],
-    tallies: [Tally; 2],
     endpoints: [u32; 2],
     epochs: [u32; 2],
     identities: [IdentityId; 2],
     refused_by: u32,
+    icmp: [u8; 2],
 }
 
-const _: () = assert!(size_of::<Flow>() == 128, "a flow is two cache lines");
+const _: () = assert!(size_of::<Option<Flow>>() == 128, "a flow is two cache lines");
+const _: () = assert!(std::mem::offset_of!(Flow, high) == 64, "what every packet needs is in the first");
 
 /// What a flow begins with.
 #[derive(Clone, Copy, Debug)]
@@ -191,6 +216,18 @@ pub struct Opening {
     pub judged_by: JudgedBy,
 }
 
+/// Returns whether both are IPv4 addresses.
+#[inline(always)]
+fn is_v4(addresses: &[u128; 2]) -> bool {
+    addresses[0] >> 32 == MAPPED && addresses[1] >> 32 == MAPPED
+}
+
+/// Returns the first 96 bits of an address.
+#[inline(always)]
+fn high(address: u128) -> [u32; 3] {
+    [(address >> 96) as u32, (address >> 64) as u32, (address >> 32) as u32]
+}
+
 /// Time in steps of 2^24 ns (17 ms), which is all that lifetimes need; a u32 of them is two years.
 fn steps(time: Nanos) -> u32 {
     (time.0 >> 24) as u32
@@ -200,28 +237,30 @@ impl Flow {
     /// Returns an approved flow that has counted no packet.
     pub fn new(opening: &Opening) -> Self {
         let Opening { key, opener, state, icmp, second, port, under, judged_by } = *opening;
+        let mark = |mark: u8, is_set: bool| if is_set { mark } else { 0 };
+        let addresses = key.addresses();
         let mut flow = Self {
-            addresses: key.addresses(),
+            low: addresses.map(|address| address as u32),
             ports: key.ports(),
             protocol: key.protocol,
             opener,
             state,
-            approved: true,
-            second,
+            marks: mark(V6, !is_v4(&addresses)) | mark(SECOND, second) | mark(ICMP, icmp.is_some()),
             refused_for: None,
-            icmp,
+            port,
             arrivals: [Id::default(); 2],
             paths: [Id::default(); 2],
-            port,
             expires: 0,
             snapshot: under.0,
             topology: under.1,
-            links: [table::UNLISTED; 2],
             tallies: [Tally::default(); 2],
+            high: addresses.map(high),
+            links: [0; 2],
             endpoints: [NONE; 2],
             epochs: [0; 2],
             identities: [IdentityId::default(); 2],
             refused_by: NONE,
+            icmp: icmp.map_or([0; 2], |(kind, code)| [kind, code]),
         };
         flow.confirm(under, judged_by, None);
         flow
@@ -230,7 +269,44 @@ impl Flow {
     /// Returns both ends and the protocol.
     #[inline(always)]
     pub fn key(&self) -> FlowKey {
-        FlowKey::of_parts(self.addresses, self.ports, self.protocol)
+        let address = |at: usize| {
+            let first = match self.marks & V6 {
+                0 => MAPPED,
+                _ => self.high[at].iter().fold(0, |all, part| all << 32 | u128::from(*part)),
+            };
+            first << 32 | u128::from(self.low[at])
+        };
+        FlowKey::of_parts([address(0), address(1)], self.ports, self.protocol)
+    }
+
+    /// Returns whether it has this key. For an IPv4 flow its first line knows.
+    #[inline(always)]
+    pub fn has_key(&self, key: &FlowKey) -> bool {
+        let addresses = key.addresses();
+        self.low == addresses.map(|address| address as u32)
+            && self.ports == key.ports()
+            && self.protocol == key.protocol
+            && match self.marks & V6 {
+                0 => is_v4(&addresses),
+                _ => self.high == addresses.map(high),
+            }
+    }
+
+    /// Returns whether the legs kept here approve. While they do not, packets are dropped until a newer judgement approves.
+    #[inline(always)]
+    pub fn is_approved(&self) -> bool {
+        self.refused_for.is_none()
+    }
+
+    /// Returns whether its first leg is another worker's.
+    #[inline(always)]
+    pub fn is_second(&self) -> bool {
+        self.marks & SECOND != 0
+    }
+
+    /// Returns ICMP type and code of the opening packet, for judging again.
+    pub fn icmp(&self) -> Option<(u8, u8)> {
+        (self.marks & ICMP != 0).then_some(self.icmp.into())
     }
 
     /// Returns what it was judged by.
@@ -259,7 +335,6 @@ impl Flow {
         self.endpoints = legs.map(|leg| leg.map_or(NONE, |leg| leg.endpoint.0));
         self.epochs = legs.map(|leg| leg.map_or(0, |leg| leg.epoch));
         self.identities = [by.source, by.destination];
-        self.approved = refusal.is_none();
         self.refused_for = refusal.map(|(reason, _)| reason);
         self.refused_by = refusal.and_then(|(_, rule)| rule).map_or(NONE, |rule| rule.0);
     }
@@ -307,7 +382,7 @@ impl Flow {
     /// Returns whether it stands among those that may be put out.
     #[inline(always)]
     pub fn is_listed(&self) -> bool {
-        self.links[1] != table::UNLISTED
+        self.marks & LISTED != 0
     }
 
     /// Returns whether the other end has answered and neither has ended it: such a flow is never put out for a new one.
@@ -323,6 +398,42 @@ impl Flow {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::IpAddr;
+
+    #[test]
+    fn a_flow_has_its_key_and_no_other() {
+        let ends = ["10.0.0.1", "10.0.0.2", "fd00::a00:1", "fd01::a00:1", "::a00:1"]
+            .map(|text| text.parse::<IpAddr>().expect("an address"));
+        let mut keys = Vec::new();
+        for one in ends {
+            for other in ends.iter().filter(|other| other.is_ipv4() == one.is_ipv4()) {
+                for (port, protocol) in [(80, 6), (81, 6), (80, 17)] {
+                    keys.push(FlowKey::new((one, 4000), (*other, port), protocol).0);
+                }
+            }
+        }
+        let flows: Vec<_> = keys.iter().map(|key| flow(*key, Some((8, 0)))).collect();
+        for (flow, key) in flows.iter().zip(&keys) {
+            assert_eq!((flow.key(), flow.icmp(), flow.is_second()), (*key, Some((8, 0)), false));
+            for other in &keys {
+                assert_eq!(flow.has_key(other), key == other, "{key:?} {other:?}");
+            }
+        }
+        assert_eq!(flow(keys[0], None).icmp(), None);
+    }
+
+    fn flow(key: FlowKey, icmp: Option<(u8, u8)>) -> Flow {
+        Flow::new(&Opening {
+            key,
+            opener: Side::Low,
+            state: State::Other { answered: false },
+            icmp,
+            second: false,
+            port: PortIndex(0),
+            under: (0, 0),
+            judged_by: JudgedBy::default(),
+        })
+    }
 
     #[test]
     fn a_tally_counts_packets_and_bytes_past_32_bits() {

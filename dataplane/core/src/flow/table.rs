@@ -1,9 +1,7 @@
 //! The flow table of one worker: a slab of entries, an index over it, and a list of the flows that may be put out.
 //!
-//! The index is an open-addressed array with linear probing, at most half full; an entry is 8 bits of the hash beside a slot number. It is
-//! our own because a known packet must be able to say "I shall look here" ahead of time ([`FlowTable::prefetch_index`],
-//! [`FlowTable::prefetch_flow`]), which library maps do not offer. Both parts are reserved in full at the start, on huge pages where the
-//! kernel has them: 8 to 16 bytes a possible flow for the index at once, the slab's pages as flows come. No packet ever pays for growth.
+//! The index is [`super::index`]. Both parts are reserved in full at the start, on huge pages where the kernel has them: 6.4 to 12.8
+//! bytes a possible flow for the index at once, the slab's pages as flows come. No packet ever pays for growth.
 //!
 //! **Who is put out for a new flow.** Flows whose other end has not answered, and connections that are over, stand in a list of the port
 //! that opened them, oldest first.
@@ -17,19 +15,15 @@
 use std::hash::BuildHasher;
 
 use foldhash::fast::FixedState;
-use margay_accel::{advise_huge_pages, prefetch_item};
+use margay_accel::{advise_huge_pages, prefetch_item_lines};
 
-use super::{Flow, FlowKey};
+use super::index::{Index, MOST};
+use super::{Flow, FlowKey, LISTED};
 use crate::time::Nanos;
 use crate::topology::PortIndex;
 
 /// No slot: the end of a list.
 const NIL: u32 = u32::MAX;
-/// Stands in both links of a flow that is in no list.
-pub(super) const UNLISTED: u32 = u32::MAX - 1;
-/// Bits of an index entry that are the slot, plus one.
-const SLOT_BITS: u32 = 24;
-const SLOT_MASK: u32 = (1 << SLOT_BITS) - 1;
 
 /// The flows of one port that are not settled, oldest first.
 #[derive(Clone, Copy, Debug)]
@@ -44,9 +38,7 @@ const EMPTY: List = List { first: NIL, last: NIL, count: 0 };
 /// Flows of one worker.
 #[derive(Debug)]
 pub struct FlowTable {
-    /// `hash high bits << 24 | slot + 1`, or zero.
-    index: Vec<u32>,
-    mask: usize,
+    index: Index,
     slab: Vec<Option<Flow>>,
     free: Vec<u32>,
     limit: usize,
@@ -57,26 +49,17 @@ pub struct FlowTable {
     evicted: u64,
 }
 
-#[inline(always)]
-fn tag(hash: u64) -> u32 {
-    (hash >> 32) as u32 & !SLOT_MASK
-}
-
 impl FlowTable {
     /// Most flows of one worker.
-    pub const MOST: usize = SLOT_MASK as usize - 1;
+    pub const MOST: usize = MOST;
 
     /// Returns an empty table for at most `limit` flows. `seed` decides the hash: a secret one keeps senders from choosing collisions.
     pub fn new(limit: usize, seed: u64) -> Self {
         let limit = limit.clamp(1, Self::MOST);
-        let size = (limit * 2).next_power_of_two();
-        let (mut index, mut slab) = (Vec::with_capacity(size), Vec::with_capacity(limit));
-        advise_huge_pages(index.spare_capacity_mut());
+        let mut slab = Vec::with_capacity(limit);
         advise_huge_pages(slab.spare_capacity_mut());
-        index.resize(size, 0);
         Self {
-            index,
-            mask: size - 1,
+            index: Index::new(limit),
             slab,
             free: Vec::new(),
             limit,
@@ -119,35 +102,47 @@ impl FlowTable {
     }
 
     /// Brings near where the index is looked up for `hash`.
-    #[inline]
+    #[inline(always)]
     pub fn prefetch_index(&self, hash: u64) {
-        prefetch_item(&self.index, hash as usize & self.mask);
+        self.index.prefetch(hash);
     }
 
-    /// Brings near the flow that `hash` most likely means.
-    #[inline]
-    pub fn prefetch_flow(&self, hash: u64) {
-        let entry = self.index[hash as usize & self.mask];
-        if entry & !SLOT_MASK == tag(hash) {
-            prefetch_item(&self.slab, ((entry & SLOT_MASK) as usize).wrapping_sub(1));
+    /// Returns the slot that `hash` most likely means, and brings its flow near: as much of it as a packet with this key needs.
+    #[inline(always)]
+    pub fn prefetch_flow(&self, key: &FlowKey, hash: u64) -> Option<u32> {
+        let slot = self.index.likely(hash)?;
+        prefetch_item_lines(&self.slab, slot as usize, if key.is_v4() { 1 } else { 2 });
+        Some(slot)
+    }
+
+    /// Brings near what `count` new flows of `port` will put out, if they put any out.
+    pub fn prefetch_evictions(&self, port: PortIndex, count: usize) {
+        let crowded = self.unsettled(port) + count > self.budget();
+        let from = match crowded {
+            true => self.open.get(usize::from(port.0)),
+            false if self.len() + count > self.limit => self.most().and_then(|most| self.open.get(most)),
+            false => None,
+        };
+        let mut next = from.map_or(NIL, |list| list.first);
+        for _ in 0..count {
+            let Some(flow) = self.flow(next) else { return };
+            self.index.prefetch(self.hash(&flow.key()));
+            // Flows of a flood stand in the order in which they came.
+            prefetch_item_lines(&self.slab, next as usize + count, 2);
+            next = flow.links[1];
         }
     }
 
     /// Returns the slot of the flow with `key`, whose hash is `hash`.
     #[inline]
     pub fn find(&self, key: &FlowKey, hash: u64) -> Option<u32> {
-        let mut at = hash as usize & self.mask;
-        loop {
-            let entry = self.index[at];
-            if entry == 0 {
-                return None;
-            }
-            let slot = (entry & SLOT_MASK) - 1;
-            if entry & !SLOT_MASK == tag(hash) && self.flow(slot).is_some_and(|flow| flow.key() == *key) {
-                return Some(slot);
-            }
-            at = (at + 1) & self.mask;
-        }
+        self.index.find(hash, |slot| self.is(slot, key))
+    }
+
+    /// Returns whether the flow with `key` is in `slot`.
+    #[inline(always)]
+    pub fn is(&self, slot: u32, key: &FlowKey) -> bool {
+        self.flow(slot).is_some_and(|flow| flow.has_key(key))
     }
 
     /// Returns the flow in `slot`.
@@ -166,20 +161,24 @@ impl FlowTable {
     pub fn insert(&mut self, flow: Flow) -> Option<u32> {
         let key = flow.key();
         let hash = self.hash(&key);
+        let Some(slot) = self.find(&key, hash) else { return self.insert_new(flow, hash) };
         let (port, settled) = (flow.port, flow.is_settled());
-        if let Some(slot) = self.find(&key, hash) {
-            self.unlist(slot);
-            self.slab[slot as usize] = Some(flow);
-            if !settled {
-                self.list(slot, port);
-            }
-            return Some(slot);
+        self.unlist(slot);
+        self.slab[slot as usize] = Some(flow);
+        if !settled {
+            self.list(slot, port);
         }
+        Some(slot)
+    }
+
+    /// As [`FlowTable::insert`], of a flow whose key is not in the table and has this hash.
+    pub fn insert_new(&mut self, flow: Flow, hash: u64) -> Option<u32> {
+        let (port, settled) = (flow.port, flow.is_settled());
         if !settled && self.unsettled(port) >= self.budget() {
             self.evict(usize::from(port.0));
         }
         if self.len() >= self.limit {
-            let most = (0..self.open.len()).max_by_key(|port| self.open[*port].count)?;
+            let most = self.most()?;
             if !self.evict(most) {
                 return None;
             }
@@ -194,15 +193,16 @@ impl FlowTable {
                 (self.slab.len() - 1) as u32
             }
         };
-        let mut at = hash as usize & self.mask;
-        while self.index[at] != 0 {
-            at = (at + 1) & self.mask;
-        }
-        self.index[at] = tag(hash) | (slot + 1);
+        self.index.insert(hash, slot);
         if !settled {
             self.list(slot, port);
         }
         Some(slot)
+    }
+
+    /// Returns the port with the most flows that are not settled.
+    fn most(&self) -> Option<usize> {
+        (0..self.open.len()).max_by_key(|port| self.open[*port].count)
     }
 
     /// Puts out the oldest flow of a port that is not settled; `false` when there is none.
@@ -220,33 +220,7 @@ impl FlowTable {
         self.unlist(slot);
         let Some(flow) = self.slab.get_mut(slot as usize).and_then(Option::take) else { return };
         self.free.push(slot);
-        let hash = self.hash(&flow.key());
-        let wanted = tag(hash) | (slot + 1);
-        let mut hole = hash as usize & self.mask;
-        while self.index[hole] != wanted {
-            if self.index[hole] == 0 {
-                return;
-            }
-            hole = (hole + 1) & self.mask;
-        }
-        // Entries behind the hole that may stand in it move up, so that no search ends too early (Knuth, TAOCP 3, 6.4 R).
-        let mut at = hole;
-        loop {
-            at = (at + 1) & self.mask;
-            let entry = self.index[at];
-            if entry == 0 {
-                break;
-            }
-            let Some(flow) = self.flow((entry & SLOT_MASK) - 1) else { continue };
-            let home = self.hash(&flow.key()) as usize & self.mask;
-            let from_home = at.wrapping_sub(home) & self.mask;
-            let from_hole = at.wrapping_sub(hole) & self.mask;
-            if from_home >= from_hole {
-                self.index[hole] = entry;
-                hole = at;
-            }
-        }
-        self.index[hole] = 0;
+        self.index.remove(self.hasher.hash_one(flow.key()), slot);
     }
 
     /// Takes the flow in `slot` out of those that may be put out, or behind the last of them, as its state says.
@@ -269,6 +243,7 @@ impl FlowTable {
         let last = self.open[at].last;
         if let Some(flow) = self.flow_mut(slot) {
             flow.links = [last, NIL];
+            flow.marks |= LISTED;
         }
         match self.flow_mut(last) {
             Some(before) => before.links[1] = slot,
@@ -281,7 +256,7 @@ impl FlowTable {
     fn unlist(&mut self, slot: u32) {
         let Some(flow) = self.flow_mut(slot).filter(|flow| flow.is_listed()) else { return };
         let (at, [before, after]) = (usize::from(flow.port.0), flow.links);
-        flow.links = [UNLISTED; 2];
+        flow.marks &= !LISTED;
         match self.flow_mut(before) {
             Some(flow) => flow.links[1] = after,
             None => self.open[at].first = after,

@@ -108,23 +108,18 @@ impl<F: Frame> Worker<F> {
     ) {
         self.name_anew(view.topology);
         let burst = fast::Burst::taken(view, now);
-        let mut plain = [fast::Plain::NONE; BURST];
+        let mut plain = std::mem::take(&mut self.ahead);
+        plain.resize(BURST, fast::Plain::NONE);
         while !parcels.is_empty() {
             let count = parcels.len().min(BURST);
             self.at_hand = None;
             for parcel in &parcels[..count] {
                 margay_accel::prefetch_lines(parcel.frame.data(), 1);
             }
-            for (parcel, slot) in parcels[..count].iter().zip(&mut plain) {
-                *slot = match parcel.errand {
-                    Errand::Send | Errand::Seal(_) | Errand::Open(..) => fast::Plain::NONE,
-                    Errand::Take | Errand::Judge(_) => fast::Plain::read(parcel.frame.data(), &self.flows),
-                };
-                self.flows.prefetch_index(slot.hash);
-            }
-            for read in &plain[..count] {
-                self.flows.prefetch_flow(read.hash);
-            }
+            self.read_ahead(&mut plain[..count], |at| match parcels[at].errand {
+                Errand::Send | Errand::Seal(_) | Errand::Open(..) => None,
+                Errand::Take | Errand::Judge(_) => Some(parcels[at].frame.data()),
+            });
             for (parcel, read) in parcels.drain(..count).zip(&plain) {
                 let Handover { mut frame, port, errand } = parcel;
                 self.at_hand = Some(port);
@@ -153,17 +148,25 @@ impl<F: Frame> Worker<F> {
                 match exit {
                     Some(fast::Exit::Seal(peer)) => self.seal(view, now, port, peer, frame, out),
                     Some(exit) => exit.take(port, frame, out),
-                    None => self.take(view, now, Handover { frame, port, errand }, out),
+                    None => self.take(view, now, Handover { frame, port, errand }, Some(read), out),
                 }
             }
         }
+        self.ahead = plain;
     }
 
     /// Takes one packet that another worker gave us to its end, the long way.
-    fn take(&mut self, view: View<'_>, now: Nanos, parcel: Handover<F>, out: &mut Output<F>) {
+    fn take(
+        &mut self,
+        view: View<'_>,
+        now: Nanos,
+        parcel: Handover<F>,
+        read: Option<&fast::Plain>,
+        out: &mut Output<F>,
+    ) {
         let Handover { mut frame, port, errand } = parcel;
         self.counters.taken += 1;
-        let prepared = self.prepare(frame.data());
+        let prepared = self.prepare(frame.data(), read);
         let ip = match &prepared.parsed {
             Ok(Parsed { packet: Packet::Ip(ip), .. }) => ip,
             // The giver has read the very same bytes.

@@ -70,21 +70,33 @@ pub(super) struct Plain {
     quick: Option<Quick>,
     key: FlowKey,
     side: Side,
-    pub(super) hash: u64,
+    hash: u64,
+    /// The slot of its flow, most likely.
+    likely: Option<u32>,
 }
 
+/// By how many packets the reading of headers is ahead of the asking for flows: long enough for the index to have come.
+const LAG: usize = 8;
+
 impl Plain {
-    pub(super) const NONE: Self = Self { quick: None, key: FlowKey::NONE, side: Side::Low, hash: 0 };
+    pub(super) const NONE: Self =
+        Self { quick: None, key: FlowKey::NONE, side: Side::Low, hash: 0, likely: None };
 
     #[inline(always)]
     pub(super) fn read(frame: &[u8], flows: &FlowTable) -> Self {
         match quick::read(frame) {
             Some(quick) => {
                 let (key, side) = FlowKey::of_quick(&quick);
-                Self { quick: Some(quick), key, side, hash: flows.hash(&key) }
+                Self { quick: Some(quick), key, side, hash: flows.hash(&key), likely: None }
             }
             None => Self::NONE,
         }
+    }
+
+    /// Returns the key, who sent it, and the key's hash, where the packet is plain.
+    #[inline(always)]
+    pub(super) fn key(&self) -> Option<(FlowKey, Side, u64)> {
+        self.quick.is_some().then_some((self.key, self.side, self.hash))
     }
 }
 
@@ -115,6 +127,31 @@ impl Exit {
 }
 
 impl<F: Frame> Worker<F> {
+    /// Reads packets ahead, and asks for what their flows keep in memory; returns how many of them open one, it seems. `frame` says which
+    /// frame is to be read at a place.
+    #[inline(always)]
+    pub(super) fn read_ahead<'f>(
+        &self,
+        plain: &mut [Plain],
+        frame: impl Fn(usize) -> Option<&'f [u8]>,
+    ) -> usize {
+        let count = plain.len();
+        let mut strangers = 0;
+        for at in 0..count + LAG {
+            if let Some(slot) = plain.get_mut(at) {
+                *slot = frame(at).map_or(Plain::NONE, |frame| Plain::read(frame, &self.flows));
+                self.flows.prefetch_index(slot.hash);
+            }
+            if let Some(read) = at.checked_sub(LAG).and_then(|at| plain.get_mut(at))
+                && read.quick.is_some()
+            {
+                read.likely = self.flows.prefetch_flow(&read.key, read.hash);
+                strangers += usize::from(read.likely.is_none());
+            }
+        }
+        strangers
+    }
+
     /// Forwards the packet by what is remembered and says where to, or `None` with nothing changed. `errand` is there when another
     /// worker gave it to us.
     #[inline(always)]
@@ -129,10 +166,13 @@ impl<F: Frame> Worker<F> {
         if tcp::opens(quick.tcp_flags) {
             return None;
         }
-        let slot = self.flows.find(&read.key, read.hash)?;
+        let slot = match read.likely.filter(|slot| self.flows.is(*slot, &read.key)) {
+            Some(slot) => slot,
+            None => self.flows.find(&read.key, read.hash)?,
+        };
         let flow = self.flows.flow_mut(slot)?;
         let direction = usize::from(read.side != flow.opener);
-        let holds = flow.approved
+        let holds = flow.is_approved()
             && !flow.is_over(burst.now)
             && (flow.snapshot, flow.topology) == burst.under
             // A first answer, or an end, may change who is put out for new flows: the long way knows how.

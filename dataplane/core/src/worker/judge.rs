@@ -2,6 +2,8 @@
 //!
 //! Who the legs are follows from addresses alone, because the sanity stage has tied every local address to its port.
 
+use std::net::IpAddr;
+
 use margay_policy_engine::packet::{Direction, EndpointId, PacketTuple, Verdict};
 use margay_wire::{IpHeaders, Transport};
 
@@ -27,17 +29,21 @@ pub struct Parties {
 impl Parties {
     /// Returns the parties of a flow opened by `tuple`.
     pub fn of(topology: &Topology, tuple: &PacketTuple) -> Self {
+        Self::between(topology, tuple.source, tuple.destination)
+    }
+
+    /// Returns the parties of a flow that `source` opens to `destination`.
+    pub fn between(topology: &Topology, source: IpAddr, destination: IpAddr) -> Self {
         let endpoint = |address| match &topology.port(topology.local_pod(address)?)?.kind {
             PortKind::Pod { endpoint, .. } => Some(*endpoint),
             PortKind::Host { .. } | PortKind::Uplink => None,
         };
-        let from_host = topology.is_node_address(tuple.source);
+        let from_host = topology.is_node_address(source);
         Self {
-            egress: endpoint(tuple.source),
-            ingress: if from_host { None } else { endpoint(tuple.destination) },
-            to_host: topology.is_node_address(tuple.destination),
-            homes: [tuple.source, tuple.destination]
-                .map(|address| topology.home(address).unwrap_or_default()),
+            egress: endpoint(source),
+            ingress: if from_host { None } else { endpoint(destination) },
+            to_host: topology.is_node_address(destination),
+            homes: [source, destination].map(|address| topology.home(address).unwrap_or_default()),
         }
     }
 
@@ -93,6 +99,16 @@ pub fn reversed(tuple: &PacketTuple) -> PacketTuple {
 
 /// Returns what a judgement of `tuple` rests on now, or `None` while the snapshot does not know a party.
 pub fn evidence(view: View<'_>, tuple: &PacketTuple, parties: &Parties) -> Option<JudgedBy> {
+    evidence_between(view, tuple.source, tuple.destination, parties)
+}
+
+/// As [`evidence`], which follows from the addresses.
+pub fn evidence_between(
+    view: View<'_>,
+    source: IpAddr,
+    destination: IpAddr,
+    parties: &Parties,
+) -> Option<JudgedBy> {
     if !parties.any() {
         return Some(JudgedBy::default());
     }
@@ -106,8 +122,8 @@ pub fn evidence(view: View<'_>, tuple: &PacketTuple, parties: &Parties) -> Optio
     Some(JudgedBy {
         egress: leg(parties.egress, Direction::Egress)?,
         ingress: leg(parties.ingress, Direction::Ingress)?,
-        source: snapshot.identity(tuple.source),
-        destination: snapshot.identity(tuple.destination),
+        source: snapshot.identity(source),
+        destination: snapshot.identity(destination),
     })
 }
 
@@ -132,6 +148,18 @@ pub fn judge(
     parties: &Parties,
 ) -> Result<JudgedBy, Dropped> {
     let by = evidence(view, tuple, parties).ok_or(DropReason::NoPolicyYet)?;
+    judge_by(view, config, tuple, parties, &by)?;
+    Ok(by)
+}
+
+/// As [`judge`], for a caller that knows what the judgement rests on.
+pub fn judge_by(
+    view: View<'_>,
+    config: &WorkerConfig,
+    tuple: &PacketTuple,
+    parties: &Parties,
+    by: &JudgedBy,
+) -> Result<(), Dropped> {
     let legs = [
         (by.egress, Direction::Egress, DropReason::PolicyEgress),
         (by.ingress, Direction::Ingress, DropReason::PolicyIngress),
@@ -139,7 +167,9 @@ pub fn judge(
     for (leg, direction, reason) in legs {
         let Some(leg) = leg else { continue };
         let snapshot = view.snapshot.ok_or(DropReason::NoPolicyYet)?;
-        let judgement = snapshot.judge(leg.endpoint, direction, tuple).ok_or(DropReason::NoPolicyYet)?;
+        let judgement = snapshot
+            .judge_with_identity(leg.endpoint, direction, tuple, by.source, by.destination)
+            .ok_or(DropReason::NoPolicyYet)?;
         if judgement.verdict == Verdict::Deny {
             return Err(Dropped { reason, rule: Some(judgement.rule), error: None });
         }
@@ -147,5 +177,5 @@ pub fn judge(
     if parties.egress.is_some() && parties.to_host && config.endpoint_to_host == EndpointToHost::Drop {
         return Err(DropReason::EndpointToHost.into());
     }
-    Ok(by)
+    Ok(())
 }

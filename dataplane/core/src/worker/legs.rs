@@ -18,8 +18,10 @@ use margay_wire::parse::tcp_flags;
 use margay_wire::{Fragment, IpHeaders, Transport};
 
 use super::judge::Parties;
-use super::{Dropped, Passing, PolicyChangeFlowAction, Prepared, View, Worker, generation, judge, other};
-use crate::flow::{Flow, FlowKey, Opening, State, key, tcp};
+use super::{
+    Dropped, Passing, PolicyChangeFlowAction, Prepared, View, Worker, generation, judge, other, pairs,
+};
+use crate::flow::{Flow, Opening, State, key, tcp};
 use crate::frame::Frame;
 use crate::output::Output;
 use crate::time::Nanos;
@@ -53,7 +55,7 @@ impl<F: Frame> Worker<F> {
             }
             Known::Unknown => {
                 self.counters.flow_misses += 1;
-                (self.open(passing, out)?, false)
+                (self.open(passing, prepared, known, out)?, false)
             }
         };
         if let Some(told) = passing.told()
@@ -104,7 +106,7 @@ impl<F: Frame> Worker<F> {
             return Ok(Known::Unknown);
         }
         let flow = self.flows.flow(slot).ok_or(DropReason::InvalidState)?;
-        if flow.approved { Ok(Known::Flow(slot, direction)) } else { Err(flow.refused()) }
+        if flow.is_approved() { Ok(Known::Flow(slot, direction)) } else { Err(flow.refused()) }
     }
 
     /// Confirms the flow under the present snapshot and topology, judging it again where what it was judged by has changed.
@@ -119,7 +121,7 @@ impl<F: Frame> Worker<F> {
             return false;
         }
         let renewed = judge::unchanged(view, &old, &tuple);
-        let keep = self.config.policy_change == PolicyChangeFlowAction::Keep && flow.approved;
+        let keep = self.config.policy_change == PolicyChangeFlowAction::Keep && flow.is_approved();
         let (refusal, judged_by) = if renewed || keep {
             (flow.refusal(), old)
         } else {
@@ -139,13 +141,26 @@ impl<F: Frame> Worker<F> {
     }
 
     /// Judges a packet that no flow is known for and remembers the answer. Returns the slot and the packet's direction.
-    fn open(&mut self, passing: &Passing<'_>, out: &mut Output<F>) -> Result<(u32, usize), Dropped> {
+    /// `known` is where its flow was found, which may have ended since.
+    fn open(
+        &mut self,
+        passing: &Passing<'_>,
+        prepared: &Prepared,
+        known: Option<u32>,
+        out: &mut Output<F>,
+    ) -> Result<(u32, usize), Dropped> {
         let Passing { view, now, port, ip, .. } = *passing;
         let me = self.config.index;
-        let (key, side) = FlowKey::of(ip);
+        let Prepared { key, side, hash, .. } = *prepared;
+        let known = known.filter(|slot| self.flows.is(*slot, &key));
         let tuple = judge::tuple(ip);
-        let all = Parties::of(view.topology, &tuple);
+        let pairs::Pair { parties: all, by, .. } =
+            *self.pairs.meet(view, port.index, ip.source, ip.destination);
         let parties = all.at(me);
+        let evidence = |parties: &Parties| match &by {
+            Some(by) => Ok(by.only(parties.egress.is_some(), parties.ingress.is_some())),
+            None => judge::evidence(view, &tuple, parties).ok_or(DropReason::NoPolicyYet),
+        };
         if passing.told().is_none() && view.snapshot.is_some_and(Snapshot::has_log_rules) {
             self.log(view, now, port.index, &tuple, &all, out);
         }
@@ -164,13 +179,14 @@ impl<F: Frame> Worker<F> {
         let told = passing.told().filter(|_| !is_tcp || in_mid_flow);
         let (opener, judged_by) = if let Some(told) = told {
             let spoken = matches!(told.state, State::Tcp(tcp) if tcp.is_established());
-            let met = self.flows.find(&key, self.flows.hash(&key)).is_some();
-            if in_mid_flow && !spoken && !met {
+            if in_mid_flow && !spoken && known.is_none() {
                 return Err(DropReason::InvalidState.into());
             }
             state = told.state;
             if told.forward {
-                (side, judge::judge(view, &self.config, &tuple, &parties)?)
+                let by = evidence(&parties)?;
+                judge::judge_by(view, &self.config, &tuple, &parties, &by)?;
+                (side, by)
             } else {
                 let reversed = judge::reversed(&tuple);
                 let backwards = Parties::of(view.topology, &reversed).at(me);
@@ -180,18 +196,18 @@ impl<F: Frame> Worker<F> {
                     Err(_) => {
                         // Here that flow is over, and the first leg lives on what was refused here: this packet begins a new one.
                         state = State::Other { answered: false };
-                        judge::judge(view, &self.config, &tuple, &all)?;
-                        (side, judge::evidence(view, &tuple, &parties).ok_or(DropReason::NoPolicyYet)?)
+                        judge::judge_by(view, &self.config, &tuple, &all, &evidence(&all)?)?;
+                        (side, evidence(&parties)?)
                     }
                 }
             }
         } else if !in_mid_flow || !all.any() {
-            judge::judge(view, &self.config, &tuple, &all)?;
-            (side, judge::evidence(view, &tuple, &parties).ok_or(DropReason::NoPolicyYet)?)
+            judge::judge_by(view, &self.config, &tuple, &all, &evidence(&all)?)?;
+            (side, evidence(&parties)?)
         } else if adopting && is_tcp {
             // Either end may have opened it before we were here (PM-D19).
             match judge::judge(view, &self.config, &tuple, &all) {
-                Ok(_) => (side, judge::evidence(view, &tuple, &parties).ok_or(DropReason::NoPolicyYet)?),
+                Ok(_) => (side, evidence(&parties)?),
                 Err(refused) => {
                     let reversed = judge::reversed(&tuple);
                     let all = Parties::of(view.topology, &reversed);
@@ -204,7 +220,7 @@ impl<F: Frame> Worker<F> {
             return Err(DropReason::InvalidState.into());
         };
         let direction = usize::from(side != opener);
-        if let Some(slot) = self.flows.find(&key, self.flows.hash(&key))
+        if let Some(slot) = known
             && let Some(flow) = self.flows.flow_mut(slot)
             && flow.opener == opener
             && matches!(flow.state, State::Tcp(state) if !state.is_over())
@@ -225,7 +241,11 @@ impl<F: Frame> Worker<F> {
         });
         // It lives until the packet that opens it is observed, and then by that.
         flow.live_on(now, Nanos(0));
-        let slot = self.flows.insert(flow).ok_or(DropReason::FlowTableFull)?;
+        let inserted = match known {
+            Some(_) => self.flows.insert(flow),
+            None => self.flows.insert_new(flow, hash),
+        };
+        let slot = inserted.ok_or(DropReason::FlowTableFull)?;
         self.counters.flows = self.flows.len() as u64;
         self.counters.flow_evicted = self.flows.evicted();
         Ok((slot, direction))
@@ -250,7 +270,7 @@ impl Flow {
             protocol: key.protocol,
             source_port: ported.then_some(from.port),
             destination_port: ported.then_some(to.port),
-            icmp: self.icmp,
+            icmp: self.icmp(),
         }
     }
 

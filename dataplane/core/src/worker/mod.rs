@@ -29,6 +29,7 @@ mod fragments;
 mod judge;
 mod legs;
 mod limits;
+mod pairs;
 mod path;
 mod records;
 mod related;
@@ -96,7 +97,7 @@ impl Prepared {
 }
 
 /// Frames looked at together, so that what one of them needs from memory comes while the others are handled.
-const BURST: usize = 32;
+const BURST: usize = 64;
 
 /// A packet that has passed the sanity stage, here or at the worker that it came from.
 #[derive(Clone, Copy)]
@@ -141,6 +142,9 @@ pub struct Worker<F> {
     arrivals: Interned<Arrival>,
     paths: Interned<Path>,
     named_under: u64,
+    pairs: pairs::Pairs,
+    /// Packets read ahead: room that is kept.
+    ahead: Vec<fast::Plain>,
     fragments: Fragments<F>,
     waiting: Vec<Waiting<F>>,
     started: Nanos,
@@ -166,6 +170,8 @@ impl<F: Frame> Worker<F> {
             arrivals: Interned::default(),
             paths: Interned::default(),
             named_under: 0,
+            pairs: pairs::Pairs::default(),
+            ahead: Vec::new(),
             fragments,
             waiting: Vec::new(),
             started: now,
@@ -195,7 +201,7 @@ impl<F: Frame> Worker<F> {
         if is_sealed(view, port, frame.data()) {
             self.arrive_sealed(view, now, port, frame, out);
         } else {
-            self.walk(view, now, port, frame, out);
+            self.walk(view, now, port, frame, None, out);
         }
     }
 
@@ -214,33 +220,36 @@ impl<F: Frame> Worker<F> {
         self.name_anew(view.topology);
         let burst = fast::Burst::new(view, now, port);
         let may_be_sealed = view.topology.encryption().is_some();
-        let mut plain = [fast::Plain::NONE; BURST];
+        let mut plain = std::mem::take(&mut self.ahead);
+        plain.resize(BURST, fast::Plain::NONE);
         while !frames.is_empty() {
             let count = frames.len().min(BURST);
             for frame in &frames[..count] {
                 margay_accel::prefetch_lines(frame.data(), 1);
             }
-            for (frame, slot) in frames[..count].iter().zip(&mut plain) {
-                *slot = fast::Plain::read(frame.data(), &self.flows);
-                self.flows.prefetch_index(slot.hash);
-            }
-            for read in &plain[..count] {
-                self.flows.prefetch_flow(read.hash);
+            let strangers = self.read_ahead(&mut plain[..count], |at| Some(frames[at].data()));
+            if strangers > 0 {
+                self.flows.prefetch_evictions(port, strangers);
             }
             for (mut frame, read) in frames.drain(..count).zip(&plain) {
                 let tapped = self.is_tapped(port, &frame);
-                let exit = if tapped || (may_be_sealed && is_sealed(view, port, frame.data())) {
-                    None
-                } else {
-                    self.fast(&burst, &mut frame, read, None)
-                };
+                if may_be_sealed && is_sealed(view, port, frame.data()) {
+                    self.counters.received += 1;
+                    self.arrive_sealed(view, now, port, frame, out);
+                    continue;
+                }
+                let exit = if tapped { None } else { self.fast(&burst, &mut frame, read, None) };
                 match exit {
                     Some(fast::Exit::Seal(peer)) => self.seal(view, now, port, peer, frame, out),
                     Some(exit) => exit.take(port, frame, out),
-                    None => self.handle_frame(view, now, port, frame, out),
+                    None => {
+                        self.counters.received += 1;
+                        self.walk(view, now, port, frame, Some(read), out);
+                    }
                 }
             }
         }
+        self.ahead = plain;
     }
 
     /// Lets go of what was remembered by name when the topology is another one.
@@ -250,24 +259,37 @@ impl<F: Frame> Worker<F> {
             self.named_under = topology.revision();
             self.arrivals.clear();
             self.paths.clear();
+            self.pairs.clear();
             self.tunnels.follow(topology, self.config.index);
         }
     }
 
+    /// Reads a packet in full; what was learnt ahead is not found out again.
     #[inline]
-    fn prepare(&self, bytes: &[u8]) -> Prepared {
+    fn prepare(&self, bytes: &[u8], read: Option<&fast::Plain>) -> Prepared {
         let parsed = parse(bytes);
-        let (key, side) = match &parsed {
-            Ok(Parsed { packet: Packet::Ip(ip), .. }) => FlowKey::of(ip),
-            _ => (FlowKey::NONE, Side::Low),
-        };
-        Prepared { parsed, key, side, hash: self.flows.hash(&key) }
+        let (key, side, hash) = read.and_then(fast::Plain::key).unwrap_or_else(|| {
+            let (key, side) = match &parsed {
+                Ok(Parsed { packet: Packet::Ip(ip), .. }) => FlowKey::of(ip),
+                _ => (FlowKey::NONE, Side::Low),
+            };
+            (key, side, self.flows.hash(&key))
+        });
+        Prepared { parsed, key, side, hash }
     }
 
     /// The long way of a packet that has begun.
     #[inline]
-    fn walk(&mut self, view: View<'_>, now: Nanos, port: PortIndex, mut frame: F, out: &mut Output<F>) {
-        let prepared = &self.prepare(frame.data());
+    fn walk(
+        &mut self,
+        view: View<'_>,
+        now: Nanos,
+        port: PortIndex,
+        mut frame: F,
+        read: Option<&fast::Plain>,
+        out: &mut Output<F>,
+    ) {
+        let prepared = &self.prepare(frame.data(), read);
         let seen = self.look(port, &frame, prepared);
         let ended = self.process(view, now, port, &mut frame, prepared, out);
         if let Some(seen) = seen {
@@ -282,7 +304,8 @@ impl<F: Frame> Worker<F> {
     /// **Fast and slow.** A packet of a known flow needs no policy, no route and, when its very port and Ethernet source have passed the
     /// sanity stage for this flow and topology, no second look at its addresses: all that is remembered in the flow's entry. What
     /// retires the memory: a newer snapshot whose epochs or identities differ (judged again), a newer topology (sanity, endpoints and
-    /// path anew), the end of the connection. A hit touches three cache lines of the flow; a miss pays for two table walks and a route.
+    /// path anew), the end of the connection. A hit touches one or two cache lines of the flow; a miss pays for two table walks, and for a route where no
+    /// flow has gone between these addresses lately ([`pairs`]).
     #[inline]
     fn process(
         &mut self,
@@ -376,15 +399,35 @@ impl<F: Frame> Worker<F> {
         let state = flow.state;
         let path = match self.paths.get(flow.paths[direction]) {
             Some(path) => *path,
-            None => match path::resolve(view.topology, self.config.index, port, ip.source, ip.destination)? {
-                path::Next::Ready(path) => {
-                    flow.paths[direction] = self.paths.id(path);
-                    path
+            None => {
+                let pair = self.pairs.meet(view, port.index, ip.source, ip.destination);
+                match self.paths.get(pair.path) {
+                    Some(path) => {
+                        flow.paths[direction] = pair.path;
+                        *path
+                    }
+                    None => match path::resolve(
+                        view.topology,
+                        self.config.index,
+                        port,
+                        ip.source,
+                        ip.destination,
+                    )? {
+                        path::Next::Ready(path) => {
+                            let id = self.paths.id(path);
+                            flow.paths[direction] = id;
+                            // By whom a packet may go in clear can change within a plan: that is asked for each flow.
+                            if view.topology.encryption().is_none() {
+                                pair.path = id;
+                            }
+                            path
+                        }
+                        path::Next::Unresolved(path, next_hop) => {
+                            return Ok(Ending::Hold { path, next_hop, ip: *ip });
+                        }
+                    },
                 }
-                path::Next::Unresolved(path, next_hop) => {
-                    return Ok(Ending::Hold { path, next_hop, ip: *ip });
-                }
-            },
+            }
         };
         let first = FirstLeg { forward: direction == 0, state, generation: generation(view) };
         self.leave(passing, &path, Errand::Judge(first), frame, out)

@@ -56,7 +56,8 @@ impl<F: Frame> Worker<F> {
             if records.len() == limit {
                 return (records, Some(slot));
             }
-            if let Some(flow) = self.flows.flow(slot as u32).filter(|flow| !flow.is_over(now) && !flow.second)
+            if let Some(flow) =
+                self.flows.flow(slot as u32).filter(|flow| !flow.is_over(now) && !flow.is_second())
             {
                 let sealed = [0, 1].map(|direction| self.is_sealed(view, flow, direction));
                 records.push(flow.record(view, now, sealed.into()));
@@ -77,7 +78,7 @@ impl<F: Frame> Worker<F> {
 impl Flow {
     /// Returns the state as [`FlowRecord::state`] has it.
     pub(super) fn state_in_words(&self) -> &'static str {
-        match (self.approved, self.state) {
+        match (self.is_approved(), self.state) {
             (false, _) => "refused",
             (_, State::Tcp(tcp)) => tcp.as_str(),
             (_, State::Other { answered: true }) => "two_way",

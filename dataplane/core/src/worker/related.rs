@@ -40,7 +40,7 @@ impl<F: Frame> Worker<F> {
         if !told_the_truth {
             return Err(DropReason::IcmpUnrelated.into());
         }
-        if !flow.approved {
+        if !flow.is_approved() {
             return Err(flow.refused());
         }
         if from_pod && !self.pod_errors.take(port.index, now) {

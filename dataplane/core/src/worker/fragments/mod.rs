@@ -129,7 +129,7 @@ impl<F: Frame> Worker<F> {
         for (Held { mut frame, port, errand, .. }, fate) in released.drain(..) {
             self.counters.held -= 1;
             self.at_hand = Some(port);
-            let prepared = self.prepare(frame.data());
+            let prepared = self.prepare(frame.data(), None);
             let ended = match fate {
                 Fate::Drop(reason) => Err(reason.into()),
                 Fate::Follow(key, side) => {
