@@ -3,7 +3,7 @@
 //! *New flows*: every packet opens a flow: parsed, checked, judged for both legs by tables of 1,000 rules, entered; in the second row the
 //! table is at the port's budget, so each also puts the oldest out.
 //!
-//! *Two workers*: a thread each, pinned, 32 packets a burst, flows opened beforehand and visited in a random order; four pods, two at each
+//! *Two workers*: a thread each, pinned, as many packets a burst as the shell takes from a port, flows opened beforehand and visited in a random order; four pods, two at each
 //! worker. The same packets are carried by one worker first. A thread that waits for the other counts as busy. Reported is the time of all
 //! threads per packet, less the cost of putting frames into their first form, which is measured the same way.
 
@@ -30,7 +30,7 @@ use margay_wire::{build, protocol};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
-const BURST: usize = 32;
+const BURST: usize = margay_io::engine::BURST;
 const RULES: usize = 1_000;
 /// Time of one measurement of threads.
 const SPAN: Duration = Duration::from_millis(700);
@@ -96,22 +96,22 @@ fn new_flows(limit: usize, before: usize, count: usize) -> (f64, u64) {
     let mut opened = 0;
     while opened < before + count {
         let start = Instant::now();
-        for _ in 0..32 {
+        for _ in 0..16 {
             form(&mut spare);
             black_box(&mut spare);
         }
-        let copied = start.elapsed().as_nanos() as f64 / (32 * BURST) as f64;
+        let copied = start.elapsed().as_nanos() as f64 / (16 * BURST) as f64;
         let start = Instant::now();
-        for _ in 0..32 {
+        for _ in 0..16 {
             form(&mut spare);
             burst.append(&mut spare);
             worker.handle_burst(view, Nanos::from_secs(1), PortIndex(0), &mut burst, &mut out);
             spare.extend(out.transmit.drain(..).map(|(_, frame)| frame));
             spare.append(&mut out.recycle);
         }
-        opened += 32 * BURST;
+        opened += 16 * BURST;
         if opened > before {
-            whole.push(start.elapsed().as_nanos() as f64 / (32 * BURST) as f64);
+            whole.push(start.elapsed().as_nanos() as f64 / (16 * BURST) as f64);
             copies.push(copied);
         }
     }
@@ -181,7 +181,7 @@ impl Carrier<'_> {
             let port = self.form(burst);
             self.worker.handle_burst(view, self.now, port, burst, &mut self.out);
         }
-        if self.exchange.take(&mut self.parcels, 2) > 0 {
+        if self.exchange.take(&mut self.parcels, 4) > 0 {
             self.worker.handle_handovers(view, self.now, &mut self.parcels, &mut self.out);
         }
         if !self.out.handovers.is_empty() {

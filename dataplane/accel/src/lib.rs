@@ -29,6 +29,25 @@ pub fn prefetch_lines(bytes: &[u8], lines: usize) {
     scalar::prefetch_lines(bytes, lines);
 }
 
+/// As [`prefetch_lines`], of lines that will be written: whoever has them gives them up.
+#[inline(always)]
+pub fn prefetch_lines_to_write(bytes: &[u8], lines: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(CACHE_LINE).take(lines) {
+        // SAFETY: the pointer comes from a live slice; `prefetchw` changes nothing that the program can see, faults on no address, and
+        // does nothing at all on processors of this architecture that do not have it.
+        unsafe {
+            core::arch::asm!(
+                "prefetchw [{line}]",
+                line = in(reg) line.as_ptr(),
+                options(nostack, preserves_flags, readonly)
+            )
+        };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    scalar::prefetch_lines(bytes, lines);
+}
+
 /// Asks for every cache line of `items[index]`; an index past the end asks for nothing.
 #[inline(always)]
 pub fn prefetch_item<T>(items: &[T], index: usize) {
@@ -273,6 +292,7 @@ mod tests {
         for (from, to) in [(0, 0), (0, 1), (0, 64), (1, 130), (4095, 4096), (0, 4096)] {
             for lines in [0, 1, 2, 1000] {
                 prefetch_lines(&bytes[from..to], lines);
+                prefetch_lines_to_write(&bytes[from..to], lines);
                 scalar::prefetch_lines(&bytes[from..to], lines);
             }
         }

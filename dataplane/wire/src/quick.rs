@@ -4,8 +4,10 @@
 //! [`read`] says `None` to everything else, and to everything that [`crate::parse()`] refuses; who gets `None` asks there. What it accepts
 //! it reads exactly as [`crate::parse()`] does, which a property test holds it to.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use crate::parse::tcp_flags::{ACK, FIN, RST, SYN};
-use crate::{ETHERNET_LEN, checksum, protocol};
+use crate::{ETHERNET_LEN, Fragment, IpHeaders, MacAddr, Packet, Parsed, Transport, checksum, protocol};
 
 /// What a known flow needs to know about a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +45,42 @@ impl Quick {
     #[inline(always)]
     pub fn end(&self) -> usize {
         ETHERNET_LEN + usize::from(self.total_len)
+    }
+
+    /// Returns what [`crate::parse()`] says of the frame that this was read from; `None` for one that is too short to be it.
+    #[inline]
+    pub fn parsed(&self, frame: &[u8]) -> Option<Parsed> {
+        let head = frame.first_chunk::<{ ETHERNET_LEN + 20 }>()?;
+        let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, ..] = *head;
+        let offset = self.transport_offset();
+        let (source, destination) = (self.source_port, self.destination_port);
+        let transport = match self.protocol {
+            protocol::TCP => Transport::Tcp { source, destination, flags: self.tcp_flags },
+            _ => {
+                let field = frame.get(offset + 6..)?.first_chunk::<2>()?;
+                Transport::Udp { source, destination, checksum: u16::from_be_bytes(*field) }
+            }
+        };
+        let address = |number: u128| match self.v4 {
+            true => IpAddr::V4(Ipv4Addr::from(number as u32)),
+            false => IpAddr::V6(Ipv6Addr::from(number)),
+        };
+        let ip = IpHeaders {
+            source: address(self.source),
+            destination: address(self.destination),
+            protocol: self.protocol,
+            ttl: self.ttl,
+            dont_fragment: !self.v4 || head[ETHERNET_LEN + 6] & 0x40 != 0,
+            fragment: Fragment::None,
+            transport_offset: offset as u16,
+            total_len: self.total_len,
+            transport,
+        };
+        Some(Parsed {
+            destination: MacAddr([d0, d1, d2, d3, d4, d5]),
+            source: MacAddr([s0, s1, s2, s3, s4, s5]),
+            packet: Packet::Ip(ip),
+        })
     }
 }
 

@@ -355,6 +355,7 @@ proptest! {
                 if let Transport::Tcp { flags, .. } = slow.transport {
                     prop_assert_eq!(fast.tcp_flags, flags);
                 }
+                prop_assert_eq!(fast.parsed(&frame), parse(&frame).ok());
                 let (mut one, mut other) = (frame.clone(), frame.clone());
                 quick::complete_if_partial(&mut one, &fast);
                 checksum::complete_if_partial(&mut other, &slow);

@@ -114,7 +114,7 @@ impl<F: Frame> Worker<F> {
             let count = parcels.len().min(BURST);
             self.at_hand = None;
             for parcel in &parcels[..count] {
-                margay_accel::prefetch_lines(parcel.frame.data(), 1);
+                margay_accel::prefetch_lines_to_write(parcel.frame.data(), 1);
             }
             self.read_ahead(&mut plain[..count], |at| match parcels[at].errand {
                 Errand::Send | Errand::Seal(_) | Errand::Open(..) => None,

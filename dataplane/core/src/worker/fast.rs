@@ -10,7 +10,7 @@ use margay_wire::parse::tcp_flags;
 use margay_wire::quick::{self, Quick};
 use margay_wire::{ETHERNET_LEN, MacAddr, checksum};
 
-use super::{View, Worker, generation};
+use super::{Prepared, View, Worker, generation};
 use crate::flow::{Arrival, FlowKey, FlowTable, Side, tcp};
 use crate::frame::Frame;
 use crate::handover::{Errand, FirstLeg, Handover};
@@ -93,10 +93,11 @@ impl Plain {
         }
     }
 
-    /// Returns the key, who sent it, and the key's hash, where the packet is plain.
+    /// Returns all that is to be known of the packet that this was read from, where it is plain.
     #[inline(always)]
-    pub(super) fn key(&self) -> Option<(FlowKey, Side, u64)> {
-        self.quick.is_some().then_some((self.key, self.side, self.hash))
+    pub(super) fn prepared(&self, frame: &[u8]) -> Option<Prepared> {
+        let parsed = Ok(self.quick.as_ref()?.parsed(frame)?);
+        Some(Prepared { parsed, key: self.key, side: self.side, hash: self.hash })
     }
 }
 

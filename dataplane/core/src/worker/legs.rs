@@ -154,7 +154,7 @@ impl<F: Frame> Worker<F> {
         let Prepared { key, side, hash, .. } = *prepared;
         let known = known.filter(|slot| self.flows.is(*slot, &key));
         let tuple = judge::tuple(ip);
-        let pairs::Pair { parties: all, by, .. } =
+        let pairs::Pair { parties: all, by, path, .. } =
             *self.pairs.meet(view, port.index, ip.source, ip.destination);
         let parties = all.at(me);
         let evidence = |parties: &Parties| match &by {
@@ -239,6 +239,7 @@ impl<F: Frame> Worker<F> {
             under: view.under(),
             judged_by,
         });
+        flow.paths[direction] = path;
         // It lives until the packet that opens it is observed, and then by that.
         flow.live_on(now, Nanos(0));
         let inserted = match known {

@@ -267,15 +267,15 @@ impl<F: Frame> Worker<F> {
     /// Reads a packet in full; what was learnt ahead is not found out again.
     #[inline]
     fn prepare(&self, bytes: &[u8], read: Option<&fast::Plain>) -> Prepared {
+        if let Some(prepared) = read.and_then(|read| read.prepared(bytes)) {
+            return prepared;
+        }
         let parsed = parse(bytes);
-        let (key, side, hash) = read.and_then(fast::Plain::key).unwrap_or_else(|| {
-            let (key, side) = match &parsed {
-                Ok(Parsed { packet: Packet::Ip(ip), .. }) => FlowKey::of(ip),
-                _ => (FlowKey::NONE, Side::Low),
-            };
-            (key, side, self.flows.hash(&key))
-        });
-        Prepared { parsed, key, side, hash }
+        let (key, side) = match &parsed {
+            Ok(Parsed { packet: Packet::Ip(ip), .. }) => FlowKey::of(ip),
+            _ => (FlowKey::NONE, Side::Low),
+        };
+        Prepared { parsed, key, side, hash: self.flows.hash(&key) }
     }
 
     /// The long way of a packet that has begun.

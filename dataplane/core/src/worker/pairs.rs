@@ -11,7 +11,7 @@ use std::net::IpAddr;
 
 use super::View;
 use super::judge::{self, Parties};
-use crate::flow::{FlowKey, Id, JudgedBy, Side};
+use crate::flow::{Id, JudgedBy};
 use crate::topology::PortIndex;
 
 /// Places for pairs.
@@ -82,9 +82,11 @@ impl Pair {
 }
 
 fn place(source: IpAddr, destination: IpAddr) -> usize {
-    let (key, side) = FlowKey::new((source, 0), (destination, 0), 0);
-    let [low, high] = key.addresses().map(|address| address as u64 ^ (address >> 64) as u64);
-    let mixed = low.rotate_left(32) ^ high ^ u64::from(side == Side::High);
+    let folded = |address| match address {
+        IpAddr::V4(v4) => u64::from(u32::from(v4)),
+        IpAddr::V6(v6) => (u128::from(v6) >> 64) as u64 ^ u128::from(v6) as u64,
+    };
+    let mixed = folded(source).rotate_left(32) ^ folded(destination);
     (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as usize % PLACES
 }
 
