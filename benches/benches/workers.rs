@@ -1,7 +1,8 @@
 //! New flows, and two workers over one, in memory.
 //!
 //! *New flows*: every packet opens a flow: parsed, checked, judged for both legs by tables of 1,000 rules, entered; in the second row the
-//! table is at the port's budget, so each also puts the oldest out.
+//! table is at the port's budget, so each also puts the oldest out. Between two pods nothing is new but the ports; in the third row every
+//! packet goes to another address beyond the node, so whatever is remembered of two addresses does not help.
 //!
 //! *Two workers*: a thread each, pinned, as many packets a burst as the shell takes from a port, flows opened beforehand and visited in a random order; four pods, two at each
 //! worker. The same packets are carried by one worker first. A thread that waits for the other counts as busy. Reported is the time of all
@@ -16,9 +17,10 @@ use std::time::{Duration, Instant};
 use benches::flow_hit::shuffled;
 use benches::numbers::median;
 use benches::{machine, world};
+use ipnet::IpNet;
 use margay_core::flow::Flow;
 use margay_core::frame::MemoryFrame;
-use margay_core::topology::{Port, PortKind, TopologyBuilder};
+use margay_core::topology::{Port, PortKind, Route, TopologyBuilder};
 use margay_core::{
     Frame, Handover, Nanos, Output, PortIndex, Spread, Topology, View, Worker, WorkerConfig, WorkerIndex,
 };
@@ -26,7 +28,7 @@ use margay_io::exchange::{Exchange, INBOX, Inbox, Inboxes, Pass};
 use margay_policy_engine::engine::{Change, Engine};
 use margay_policy_engine::model::{Entity, Object};
 use margay_policy_engine::snapshot::Snapshot;
-use margay_wire::{build, protocol};
+use margay_wire::{build, checksum, protocol};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -60,6 +62,20 @@ fn pods(workers: u16) -> (Engine, Topology) {
         let kind = PortKind::Pod { endpoint: endpoint.id, pod_mac: world::pod_mac(index), addresses };
         builder.ports.push(Port { index, name, kind, mac: world::port_mac(index), mtu: 1500 });
     }
+    let uplink = PortIndex(4);
+    let kind = PortKind::Uplink;
+    builder.ports.push(Port {
+        index: uplink,
+        name: "up".into(),
+        kind,
+        mac: world::port_mac(uplink),
+        mtu: 1500,
+    });
+    let gateway = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+    let everywhere = IpNet::new(Ipv4Addr::UNSPECIFIED.into(), 0).into_iter();
+    let by_gateway = Route::Port { port: uplink, gateway: Some(gateway) };
+    builder.routes.extend(everywhere.map(|net| (net, by_gateway.clone())));
+    builder.neighbours.push((uplink, gateway, world::mac(1)));
     (engine, builder.build(1).spread_over(Spread::new(workers, [])))
 }
 
@@ -70,8 +86,9 @@ fn frame(from: u16, to: u16, flow: usize) -> Vec<u8> {
     build::udp(macs, ends[0], ends[1], &[0; 22])
 }
 
-/// Nanoseconds per packet of which every one opens a flow in a table for `limit`, after `before` flows.
-fn new_flows(limit: usize, before: usize, count: usize) -> (f64, u64) {
+/// Nanoseconds per packet of which every one opens a flow in a table for `limit`, after `before` flows; between two pods, or from a pod to
+/// addresses `beyond` the node.
+fn new_flows(limit: usize, before: usize, count: usize, beyond: bool) -> (f64, u64) {
     let (mut engine, topology) = pods(1);
     let snapshot = engine.publish();
     let view = View { snapshot: Some(&snapshot), topology: &topology };
@@ -89,6 +106,14 @@ fn new_flows(limit: usize, before: usize, count: usize) -> (f64, u64) {
             // Ports in no order, each pair once; no checksum.
             bytes[34..38].copy_from_slice(&number.wrapping_mul(0x9e37_79b1).to_be_bytes());
             bytes[40..42].fill(0);
+            if beyond {
+                // 100.0.0.0/6, each once, with a whole header checksum.
+                let address = 0x6400_0000 | number.wrapping_mul(0x9e37_79b1) >> 6;
+                bytes[30..34].copy_from_slice(&address.to_be_bytes());
+                bytes[24..26].fill(0);
+                let sum = checksum::of(&bytes[14..34]);
+                bytes[24..26].copy_from_slice(&sum.to_be_bytes());
+            }
             number += 1;
         }
     };
@@ -298,19 +323,24 @@ fn main() {
     if wanted("new_flows") {
         println!("   a flow: {} bytes and 8 to 16 of index", size_of::<Flow>());
         println!("{:<52} {:>8} {:>8}", "case", "ns/flow", "M/s");
-        for (name, limit, before, count) in [
-            ("new_flows/into a table with room, to 1M flows", 4_000_000, 100_000, 900_000),
-            ("new_flows/at the port's budget of 128k, each puts one out", 512_000, 200_000, 600_000),
+        for (name, limit, before, count, beyond) in [
+            ("new_flows/into a table with room, to 1M flows", 4_000_000, 100_000, 900_000, false),
+            ("new_flows/at the port's budget of 128k, each puts one out", 512_000, 200_000, 600_000, false),
+            ("new_flows/the same, each to another address", 512_000, 200_000, 600_000, true),
         ] {
-            let (ns, evicted) = new_flows(limit, before, count);
+            let (ns, evicted) = new_flows(limit, before, count, beyond);
             println!("{name:<58} {ns:>8.1} {:>8.2}   {evicted} put out", 1000.0 / ns);
         }
         println!("   must: 5 M/s and 160 bytes; goal: 8 M/s and 128 bytes");
     }
-    if wanted("scaling") {
+    // `cargo bench -p benches --bench workers -- scaling/65536/half` runs one case, for a profiler.
+    if only.is_empty() || only.iter().any(|word| word.starts_with("scaling")) {
         println!("{:<32} {:>10} {:>10} {:>8}", "case", "one: ns", "two: ns", "speed-up");
         for flows in [8_192, 65_536] {
             for (name, crossing) in [("none handed over", 0), ("half handed over", 2)] {
+                if !wanted(&format!("scaling/{flows}/{}", &name[..4])) {
+                    continue;
+                }
                 let mut rounds: Vec<(f64, f64)> =
                     (0..5).map(|_| (carry(1, flows, crossing), carry(2, flows, crossing))).collect();
                 rounds.sort_by(|a, b| (2.0 * a.0 / a.1).total_cmp(&(2.0 * b.0 / b.1)));

@@ -115,6 +115,17 @@ pub enum State {
     },
 }
 
+impl State {
+    /// As [`Flow::is_settled`].
+    #[inline(always)]
+    pub fn is_settled(self) -> bool {
+        match self {
+            Self::Tcp(tcp) => tcp.is_established() && !tcp.is_over(),
+            Self::Other { answered } => answered,
+        }
+    }
+}
+
 /// Packets and bytes in one direction: 40 and 56 bits of one number, so that a packet costs one addition.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally([u32; 3]);
@@ -235,11 +246,13 @@ fn steps(time: Nanos) -> u32 {
 
 impl Flow {
     /// Returns an approved flow that has counted no packet.
+    #[inline(always)]
     pub fn new(opening: &Opening) -> Self {
         let Opening { key, opener, state, icmp, second, port, under, judged_by } = *opening;
         let mark = |mark: u8, is_set: bool| if is_set { mark } else { 0 };
         let addresses = key.addresses();
-        let mut flow = Self {
+        let legs = [judged_by.egress, judged_by.ingress];
+        Self {
             low: addresses.map(|address| address as u32),
             ports: key.ports(),
             protocol: key.protocol,
@@ -256,14 +269,12 @@ impl Flow {
             tallies: [Tally::default(); 2],
             high: addresses.map(high),
             links: [0; 2],
-            endpoints: [NONE; 2],
-            epochs: [0; 2],
-            identities: [IdentityId::default(); 2],
+            endpoints: legs.map(|leg| leg.map_or(NONE, |leg| leg.endpoint.0)),
+            epochs: legs.map(|leg| leg.map_or(0, |leg| leg.epoch)),
+            identities: [judged_by.source, judged_by.destination],
             refused_by: NONE,
             icmp: icmp.map_or([0; 2], |(kind, code)| [kind, code]),
-        };
-        flow.confirm(under, judged_by, None);
-        flow
+        }
     }
 
     /// Returns both ends and the protocol.
@@ -388,10 +399,7 @@ impl Flow {
     /// Returns whether the other end has answered and neither has ended it: such a flow is never put out for a new one.
     #[inline(always)]
     pub fn is_settled(&self) -> bool {
-        match self.state {
-            State::Tcp(tcp) => tcp.is_established() && !tcp.is_over(),
-            State::Other { answered } => answered,
-        }
+        self.state.is_settled()
     }
 }
 

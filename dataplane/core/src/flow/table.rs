@@ -18,7 +18,7 @@ use foldhash::fast::FixedState;
 use margay_accel::{advise_huge_pages, prefetch_item_lines};
 
 use super::index::{Index, MOST};
-use super::{Flow, FlowKey, LISTED};
+use super::{Flow, FlowKey, LISTED, Opening};
 use crate::time::Nanos;
 use crate::topology::PortIndex;
 
@@ -161,8 +161,13 @@ impl FlowTable {
     pub fn insert(&mut self, flow: Flow) -> Option<u32> {
         let key = flow.key();
         let hash = self.hash(&key);
-        let Some(slot) = self.find(&key, hash) else { return self.insert_new(flow, hash) };
         let (port, settled) = (flow.port, flow.is_settled());
+        let Some(slot) = self.find(&key, hash) else {
+            let slot = self.make_room(port, settled)?;
+            self.slab[slot as usize] = Some(flow);
+            self.enter(slot, hash, port, settled);
+            return Some(slot);
+        };
         self.unlist(slot);
         self.slab[slot as usize] = Some(flow);
         if !settled {
@@ -171,9 +176,17 @@ impl FlowTable {
         Some(slot)
     }
 
-    /// As [`FlowTable::insert`], of a flow whose key is not in the table and has this hash.
-    pub fn insert_new(&mut self, flow: Flow, hash: u64) -> Option<u32> {
-        let (port, settled) = (flow.port, flow.is_settled());
+    /// Adds the flow that begins so, whose key is not in the table and has this hash. Returns its slot, or `None` when there is no room.
+    pub fn open(&mut self, opening: &Opening, hash: u64) -> Option<u32> {
+        let slot = self.make_room(opening.port, opening.state.is_settled())?;
+        // Written where it stays: it is two cache lines.
+        self.slab[slot as usize] = Some(Flow::new(opening));
+        self.enter(slot, hash, opening.port, opening.state.is_settled());
+        Some(slot)
+    }
+
+    /// Returns an empty slot for a flow of `port`, which may put another out.
+    fn make_room(&mut self, port: PortIndex, settled: bool) -> Option<u32> {
         if !settled && self.unsettled(port) >= self.budget() {
             self.evict(usize::from(port.0));
         }
@@ -183,21 +196,18 @@ impl FlowTable {
                 return None;
             }
         }
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                self.slab[slot as usize] = Some(flow);
-                slot
-            }
-            None => {
-                self.slab.push(Some(flow));
-                (self.slab.len() - 1) as u32
-            }
-        };
+        Some(self.free.pop().unwrap_or_else(|| {
+            self.slab.push(None);
+            (self.slab.len() - 1) as u32
+        }))
+    }
+
+    /// Makes the flow in `slot` one that is found.
+    fn enter(&mut self, slot: u32, hash: u64, port: PortIndex, settled: bool) {
         self.index.insert(hash, slot);
         if !settled {
             self.list(slot, port);
         }
-        Some(slot)
     }
 
     /// Returns the port with the most flows that are not settled.
@@ -218,9 +228,11 @@ impl FlowTable {
     /// Forgets the flow in `slot`.
     pub fn remove(&mut self, slot: u32) {
         self.unlist(slot);
-        let Some(flow) = self.slab.get_mut(slot as usize).and_then(Option::take) else { return };
+        let Some(flow) = self.flow(slot) else { return };
+        let hash = self.hash(&flow.key());
+        self.slab[slot as usize] = None;
         self.free.push(slot);
-        self.index.remove(self.hasher.hash_one(flow.key()), slot);
+        self.index.remove(hash, slot);
     }
 
     /// Takes the flow in `slot` out of those that may be put out, or behind the last of them, as its state says.

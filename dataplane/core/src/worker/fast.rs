@@ -76,7 +76,7 @@ pub(super) struct Plain {
 }
 
 /// By how many packets the reading of headers is ahead of the asking for flows: long enough for the index to have come.
-const LAG: usize = 8;
+const LAG: usize = 16;
 
 impl Plain {
     pub(super) const NONE: Self =

@@ -229,7 +229,7 @@ impl<F: Frame> Worker<F> {
             flow.confirm(view.under(), judged_by, None);
             return Ok((slot, direction));
         }
-        let mut flow = Flow::new(&Opening {
+        let opening = Opening {
             key,
             opener,
             state,
@@ -238,15 +238,17 @@ impl<F: Frame> Worker<F> {
             port: port.index,
             under: view.under(),
             judged_by,
-        });
-        flow.paths[direction] = path;
-        // It lives until the packet that opens it is observed, and then by that.
-        flow.live_on(now, Nanos(0));
-        let inserted = match known {
-            Some(_) => self.flows.insert(flow),
-            None => self.flows.insert_new(flow, hash),
         };
-        let slot = inserted.ok_or(DropReason::FlowTableFull)?;
+        let slot = match known {
+            Some(_) => self.flows.insert(Flow::new(&opening)),
+            None => self.flows.open(&opening, hash),
+        };
+        let slot = slot.ok_or(DropReason::FlowTableFull)?;
+        if let Some(flow) = self.flows.flow_mut(slot) {
+            flow.paths[direction] = path;
+            // It lives until the packet that opens it is observed, and then by that.
+            flow.live_on(now, Nanos(0));
+        }
         self.counters.flows = self.flows.len() as u64;
         self.counters.flow_evicted = self.flows.evicted();
         Ok((slot, direction))

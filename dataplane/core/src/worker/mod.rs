@@ -171,7 +171,7 @@ impl<F: Frame> Worker<F> {
             paths: Interned::default(),
             named_under: 0,
             pairs: pairs::Pairs::default(),
-            ahead: Vec::new(),
+            ahead: vec![fast::Plain::NONE; BURST],
             fragments,
             waiting: Vec::new(),
             started: now,
