@@ -8,6 +8,7 @@ use std::time::Duration;
 use http::Request;
 use kube::Client;
 use tokio::task::{Id, JoinSet};
+use tokio::time::Instant;
 
 use super::backoff::{Backoff, Chance};
 use super::desk::SharedDesk;
@@ -21,6 +22,8 @@ use crate::problem::{Problem, Severity};
 
 /// How often kinds that are not there are asked for.
 const MISSING: Duration = Duration::from_secs(30);
+/// How long a server that answers may refuse to say whether it is ready before that is taken for its answer.
+const REFUSED: Duration = Duration::from_secs(15);
 /// From this minor version of Kubernetes 1 on, lists are streamed by default.
 const STREAMS_SINCE: u32 = 34;
 
@@ -31,6 +34,7 @@ pub(super) async fn supervise(client: Client, shared: Arc<Shared>, desk: SharedD
     let mut failures = Backoff::new(Duration::from_millis(500), Duration::from_secs(30), chance.fork());
     let mut knows_version = false;
     let mut reads_stored = false;
+    let mut readiness = Readiness::default();
     loop {
         let missing: Vec<KindId> = KindId::all().filter(|kind| !running.contains_key(kind)).collect();
         let ledger = &shared.ledger;
@@ -42,7 +46,8 @@ pub(super) async fn supervise(client: Client, shared: Arc<Shared>, desk: SharedD
                 shared.streams.store(streams(&version.major, &version.minor), Ordering::Relaxed);
             }
         }
-        let offer = match is_ready(&client, ledger).await {
+        let readiness = readiness.judge(ask_ready(&client, ledger).await, Instant::now());
+        let offer = match readiness {
             Ok(()) => discover(&client, &missing, ledger).await,
             Err(trouble) => Err(trouble),
         };
@@ -129,16 +134,37 @@ fn stored(has_no_calico: bool) -> Problem {
     Problem::of_file(SOURCE, Severity::Warning, reason)
 }
 
-/// Asks whether the server is through with its start: before that it does not know its own CRDs, and an API that is installed looks as if
-/// it were not. A server that does not let us ask is taken to be.
-async fn is_ready(client: &Client, ledger: &Ledger) -> Result<(), Trouble> {
+/// Asks whether the server is through with its start.
+async fn ask_ready(client: &Client, ledger: &Ledger) -> Result<(), Trouble> {
     let request =
         Request::get("/readyz").body(Vec::new()).map_err(|error| Trouble::Refused(error.to_string()))?;
     let outcome = client.request_text(request).await;
     ledger.asked("get", "discovery", &outcome);
-    match outcome.map_err(|error| Trouble::of("readiness of the API server", &error)) {
-        Ok(_) | Err(Trouble::Forbidden(_) | Trouble::Missing(_)) => Ok(()),
-        Err(trouble) => Err(trouble),
+    outcome.map(drop).map_err(|error| Trouble::of("readiness of the API server", &error))
+}
+
+/// Whether a server is through with its start: before that it does not know its own CRDs, and an API that is installed looks as if it
+/// were not.
+///
+/// Every account may ask unless somebody took that right away, so a refusal mostly means a server that does not know anybody's rights
+/// yet. It counts as ready only when it refuses for [`REFUSED`] without another word in between. One that has no such page is ready.
+#[derive(Debug, Default)]
+struct Readiness {
+    refused_since: Option<Instant>,
+}
+
+impl Readiness {
+    /// Judges what was answered at `now`.
+    fn judge(&mut self, answer: Result<(), Trouble>, now: Instant) -> Result<(), Trouble> {
+        let Err(Trouble::Forbidden(_)) = &answer else {
+            self.refused_since = None;
+            return match answer {
+                Err(Trouble::Missing(_)) => Ok(()),
+                other => other,
+            };
+        };
+        let since = *self.refused_since.get_or_insert(now);
+        if now.duration_since(since) >= REFUSED { Ok(()) } else { answer }
     }
 }
 
@@ -150,7 +176,25 @@ fn streams(major: &str, minor: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::streams;
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+
+    use super::{REFUSED, Readiness, Trouble, streams};
+
+    /// A server of 1.20 refuses for the first moment of its start, then says that it is not ready and does not name its CRDs.
+    #[test]
+    fn a_refusal_to_say_whether_it_is_ready_is_no_answer_before_it_lasts() {
+        let refused = || Err(Trouble::Forbidden("no".to_owned()));
+        let busy = || Err(Trouble::Busy { reason: "starting".to_owned(), patience: Duration::ZERO });
+        let (mut readiness, began) = (Readiness::default(), Instant::now());
+        assert_eq!(readiness.judge(refused(), began), refused());
+        assert_eq!(readiness.judge(busy(), began + REFUSED), busy(), "it began to answer");
+        assert_eq!(readiness.judge(refused(), began + REFUSED), refused(), "counted from here on");
+        assert_eq!(readiness.judge(refused(), began + 2 * REFUSED), Ok(()), "one that never lets us ask");
+        assert_eq!(readiness.judge(Ok(()), began + 2 * REFUSED), Ok(()));
+        assert_eq!(readiness.judge(Err(Trouble::Missing("none".to_owned())), began), Ok(()));
+    }
 
     #[test]
     fn lists_are_streamed_by_servers_that_do_so_by_default() {

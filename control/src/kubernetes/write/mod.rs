@@ -60,6 +60,8 @@ const LOOK: Duration = Duration::from_millis(500);
 const PACE: Duration = Duration::from_millis(20);
 /// What the server did not take is tried again after so long.
 const LATER: Duration = Duration::from_secs(60);
+/// A built-in tier that the server did not take is tried again after so long.
+const TIERS_LATER: Duration = Duration::from_secs(20);
 /// What was written is not written again for so long, whatever the server made of it.
 const AGAIN: Duration = Duration::from_secs(600);
 
@@ -117,7 +119,14 @@ impl Api {
     async fn apply(&self, path: &str, manager: &str, object: &Value) -> Result<Value, Trouble> {
         let path = format!("{path}?fieldManager={manager}&force=true");
         // JSON is YAML.
-        self.send("PATCH", &path, "application/apply-patch+yaml", Some(object)).await
+        let outcome = self.send("PATCH", &path, "application/apply-patch+yaml", Some(object)).await;
+        outcome.map_err(|trouble| match trouble {
+            // Of the two rights that an apply takes, the server names only that to patch.
+            Trouble::Forbidden(reason) if !reason.contains("cannot ") => Trouble::Forbidden(format!(
+                "{reason}it is not there, and making it takes the right to create"
+            )),
+            other => other,
+        })
     }
 }
 
@@ -133,8 +142,14 @@ pub(super) struct Identity {
 /// Writes for as long as the agent runs.
 pub(super) async fn write(api: Api, desk: SharedDesk, identity: Identity, chance: Chance) {
     let mut lease = Lease::new(identity.clone(), chance);
-    let mut writer =
-        Writer { api, desk, node: identity.node, written: BTreeMap::new(), later: BTreeMap::new() };
+    let mut writer = Writer {
+        api,
+        desk,
+        node: identity.node,
+        written: BTreeMap::new(),
+        later: BTreeMap::new(),
+        tiers_later: None,
+    };
     let mut held = false;
     loop {
         tokio::time::sleep(LOOK).await;
@@ -185,6 +200,8 @@ struct Writer {
     written: BTreeMap<Ident, (Value, Instant)>,
     /// What was not taken, and when to try again.
     later: BTreeMap<Ident, Instant>,
+    /// When to try again to make built-in tiers, where one was not taken.
+    tiers_later: Option<Instant>,
 }
 
 impl Writer {
@@ -210,10 +227,15 @@ impl Writer {
 
     /// Brings what is there in line with what should be.
     async fn round(&mut self, lease: &mut Lease, rank: usize) {
-        let missing = tiers::missing(&self.desk.open());
-        for (path, object) in missing {
-            let outcome = self.api.apply(&path, tiers::MANAGER, &object).await;
-            self.settle("tiers", outcome);
+        if self.tiers_later.is_none_or(|at| at <= Instant::now()) {
+            let missing = tiers::missing(&self.desk.open());
+            self.tiers_later = None;
+            for (path, object) in missing {
+                let outcome = self.api.apply(&path, tiers::MANAGER, &object).await;
+                if !self.settle("tiers", outcome) {
+                    self.tiers_later = Some(Instant::now() + TIERS_LATER);
+                }
+            }
         }
         let work = {
             let mut desk = self.desk.open();
