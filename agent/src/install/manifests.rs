@@ -9,6 +9,7 @@
 //! file system is mounted than what is listed in [`mounts`]. It has no CPU limit, which would stop the packet path in the middle of a
 //! burst, and no memory limit, because the kernel's share of packet memory counts differently from kernel to kernel.
 
+use margay_policy_engine::schema;
 use serde_json::{Value, json};
 
 use super::rights::{self, Scope};
@@ -96,11 +97,67 @@ pub fn encryption(settings: &Settings) -> Vec<Value> {
 /// Where the token of an agent says on which node it runs, from Kubernetes 1.30 on.
 const NODE_CLAIM: &str = "authentication.kubernetes.io/node-name";
 
-/// A rule of admission that RBAC cannot say: all agents share one account, and each may write its own Node and Secret alone
-/// (policy model 32.1).
+const ADMISSION: &str = "admissionregistration.k8s.io/v1";
+
+/// Rules of admission, checked by the API server itself: what no right and no schema can say.
 pub fn admission(settings: &Settings) -> Vec<Value> {
-    const RULE: &str = "margay-own-node";
-    const API: &str = "admissionregistration.k8s.io/v1";
+    own_node(settings).into_iter().chain(built_in_tiers()).chain(ending_tiers()).collect()
+}
+
+/// A rule of admission and what puts it in force, for everybody or with `parameters`.
+fn in_force(name: &str, spec: Value, parameters: Option<Value>) -> [Value; 2] {
+    let mut binding = json!({ "policyName": name, "validationActions": ["Deny"] });
+    if let Some(parameters) = parameters {
+        binding["paramRef"] = parameters;
+    }
+    [("ValidatingAdmissionPolicy", spec), ("ValidatingAdmissionPolicyBinding", binding)].map(|(kind, spec)| {
+        json!({ "apiVersion": ADMISSION, "kind": kind, "metadata": meta(name, None, "agent"), "spec": spec })
+    })
+}
+
+/// Built-in tiers are not deleted (policy model 22.1).
+fn built_in_tiers() -> [Value; 2] {
+    let spec = json!({
+        "failurePolicy": "Fail",
+        "matchConstraints": { "resourceRules": [{
+            "apiGroups": [schema::GROUP], "apiVersions": [schema::VERSION], "operations": ["DELETE"], "resources": ["tiers"],
+        }] },
+        "validations": [{
+            "expression": "!(oldObject.metadata.name in ['default', 'kube-admin', 'kube-baseline'])",
+            "message": "built-in tiers stay: policies that name no tier, and those of Kubernetes, are in them",
+        }],
+    });
+    in_force("margay-built-in-tiers", spec, None)
+}
+
+/// Nobody joins a tier whose deletion waits for its policies (policy model 22.1). The server asks this once for each tier.
+fn ending_tiers() -> [Value; 2] {
+    let tier = |object: &str| {
+        format!(
+            "has({object}.spec) && has({object}.spec.tier) && {object}.spec.tier != '' ? {object}.spec.tier : 'default'"
+        )
+    };
+    let spec = json!({
+        "failurePolicy": "Fail",
+        "paramKind": { "apiVersion": format!("{}/{}", schema::GROUP, schema::VERSION), "kind": "Tier" },
+        "matchConstraints": { "resourceRules": [{
+            "apiGroups": [schema::GROUP], "apiVersions": [schema::VERSION], "operations": ["CREATE", "UPDATE"],
+            "resources": ["networkpolicies", "globalnetworkpolicies", "stagednetworkpolicies", "stagedglobalnetworkpolicies"],
+        }] },
+        "variables": [
+            { "name": "tier", "expression": tier("object") },
+            { "name": "before", "expression": format!("oldObject == null ? '' : ({})", tier("oldObject")) },
+        ],
+        "validations": [{
+            "expression": "!has(params.metadata.deletionTimestamp) || params.metadata.name != variables.tier || variables.before == variables.tier",
+            "message": "the tier is being deleted and waits for its policies; name another tier",
+        }],
+    });
+    in_force("margay-ending-tiers", spec, Some(json!({ "selector": {}, "parameterNotFoundAction": "Allow" })))
+}
+
+/// What RBAC cannot say: all agents share one account, and each may write its own Node and Secret alone (policy model 32.1).
+fn own_node(settings: &Settings) -> [Value; 2] {
     let account = format!("system:serviceaccount:{}:{}", settings.namespace, NAME);
     let rule = |resources: &[&str]| json!({ "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": resources });
     let validations = [
@@ -129,26 +186,14 @@ pub fn admission(settings: &Settings) -> Vec<Value> {
         validations.map(|(expression, message)| json!({ "expression": expression, "message": message }));
     let claim =
         format!("'{NODE_CLAIM}' in request.userInfo.extra ? request.userInfo.extra['{NODE_CLAIM}'][0] : ''");
-    vec![
-        json!({
-            "apiVersion": API,
-            "kind": "ValidatingAdmissionPolicy",
-            "metadata": meta(RULE, None, "agent"),
-            "spec": {
-                "failurePolicy": "Fail",
-                "matchConstraints": { "resourceRules": [rule(&["nodes", "nodes/status", "secrets"])] },
-                "matchConditions": [{ "name": "agents", "expression": format!("request.userInfo.username == '{account}'") }],
-                "variables": [{ "name": "node", "expression": claim }],
-                "validations": validations,
-            },
-        }),
-        json!({
-            "apiVersion": API,
-            "kind": "ValidatingAdmissionPolicyBinding",
-            "metadata": meta(RULE, None, "agent"),
-            "spec": { "policyName": RULE, "validationActions": ["Deny"] },
-        }),
-    ]
+    let spec = json!({
+        "failurePolicy": "Fail",
+        "matchConstraints": { "resourceRules": [rule(&["nodes", "nodes/status", "secrets"])] },
+        "matchConditions": [{ "name": "agents", "expression": format!("request.userInfo.username == '{account}'") }],
+        "variables": [{ "name": "node", "expression": claim }],
+        "validations": validations,
+    });
+    in_force("margay-own-node", spec, None)
 }
 
 /// What the agent is started with; the parser of the command line judges it in a test.

@@ -48,7 +48,8 @@ pub enum Only {
     Uninstall,
     /// Rights to keep nodes' WireGuard keys as Secrets.
     Encryption,
-    /// A rule of admission that keeps every agent to its own Node and Secret; needs Kubernetes 1.30.
+    /// Rules of admission: every agent writes its own Node and Secret alone, built-in tiers stay, and nobody joins a tier that is being
+    /// deleted; needs Kubernetes 1.30.
     Admission,
 }
 

@@ -187,7 +187,8 @@ pub fn documentation() -> String {
     let mut text = String::from(
         "# Rights\n\nThe agent's ClusterRole `margay` and its Role of the same name. They have exactly the verbs that the agent uses; there is no right to read Secrets or ConfigMaps,\n\
          to delete anything, or to write Pods or policies. Encryption adds a Role in the namespace of keys, for Secrets there and nowhere else. RBAC cannot say \"its own Node\": an agent uses `patch` on Nodes for its own one and its annotations\n\
-         alone, by server-side apply. A right that is missing is named in the agent's log and in `margay status`.\n\n\
+         alone, by server-side apply. A right that is missing is named in the agent's log and in `margay status`. A test holds this table against the API server's own record of what agents asked for: each right\n\
+         is used, and nothing is asked for beside them.\n\n\
          | group | resources | verbs | for | without it |\n|---|---|---|---|---|\n",
     );
     for right in rights() {

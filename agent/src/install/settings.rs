@@ -149,7 +149,7 @@ impl Settings {
             (
                 "admission.enabled",
                 json!(false),
-                "Whether a rule of admission keeps every agent to its own Node and Secret; needs Kubernetes 1.30.",
+                "Whether rules of admission keep every agent to its own Node and Secret, built-in tiers from deletion, and new policies out of tiers that are being deleted; needs Kubernetes 1.30.",
             ),
             ("cni.binDir", json!(own.cni_bin), "Where the container runtime looks for CNI programs."),
             ("cni.confDir", json!(own.cni_conf), "Where it looks for configurations."),

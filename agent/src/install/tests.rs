@@ -208,7 +208,7 @@ fn the_engine_of_go_renders_the_same() {
         }
     }
     let agent = manifests::agent(&Settings::default()).len();
-    assert_eq!(compared, 2 * agent + 7, "every object of both settings");
+    assert_eq!(compared, 2 * agent + 11, "every object of both settings");
 }
 
 /// With helm itself, where it is installed.
@@ -306,33 +306,78 @@ fn what_is_printed_reads_back() {
     assert_eq!(read, objects);
 }
 
-/// Whether the rule of admission lets `request` through, evaluated as an API server does; `None` where it is not asked.
-fn admitted(request: &Value, object: &Value, before: &Value) -> Option<bool> {
-    let rule = &manifests::admission(&Settings::default())[0]["spec"];
-    let evaluate = |expression: &Value, node: &str| {
+/// Whether the rule of admission `name` lets a request through, evaluated as an API server does with what it is told about it by names
+/// (`request`, `object`, `oldObject`, `params`); `None` where it is not asked.
+fn admitted(name: &str, told: &[(&str, &Value)]) -> Option<bool> {
+    let rules = manifests::admission(&Settings::default());
+    let rule = rules.iter().find(|rule| rule["metadata"]["name"] == name).expect("a rule");
+    let evaluate = |expression: &Value, variables: &Value| {
         let text = expression.as_str().expect("text");
         let program = cel::Program::compile(text).unwrap_or_else(|error| panic!("{text}: {error}"));
         let mut context = cel::Context::default();
-        let variables = json!({ "node": node });
-        for (name, value) in
-            [("request", request), ("object", object), ("oldObject", before), ("variables", &variables)]
-        {
+        for (name, value) in told.iter().copied().chain([("variables", variables)]) {
             context.add_variable(name, value.clone()).expect("a value");
         }
         program.execute(&context).unwrap_or_else(|error| panic!("{text}: {error}"))
     };
-    if evaluate(&rule["matchConditions"][0]["expression"], "") != cel::Value::Bool(true) {
+    let each = |field: &str| rule["spec"][field].as_array().cloned().unwrap_or_default();
+    let no_variables = json!({});
+    if each("matchConditions")
+        .iter()
+        .any(|condition| evaluate(&condition["expression"], &no_variables) != cel::Value::Bool(true))
+    {
         return None;
     }
-    let cel::Value::String(node) = evaluate(&rule["variables"][0]["expression"], "") else {
-        panic!("no text")
+    let mut variables = json!({});
+    for variable in each("variables") {
+        let cel::Value::String(text) = evaluate(&variable["expression"], &variables) else {
+            panic!("no text")
+        };
+        variables[variable["name"].as_str().expect("a name")] = json!(*text);
+    }
+    Some(
+        each("validations")
+            .iter()
+            .all(|one| evaluate(&one["expression"], &variables) == cel::Value::Bool(true)),
+    )
+}
+
+#[test]
+fn pm_22_1_admission_keeps_built_in_tiers_and_lets_nobody_join_one_that_is_deleted() {
+    let named = |name: &str| json!({ "metadata": { "name": name } });
+    for (name, wanted) in
+        [("default", false), ("kube-admin", false), ("kube-baseline", false), ("security", true)]
+    {
+        let told = [("oldObject", &named(name)), ("object", &Value::Null)];
+        assert_eq!(admitted("margay-built-in-tiers", &told), Some(wanted), "{name}");
+    }
+    let ending = json!({ "metadata": { "name": "security", "deletionTimestamp": "2026-01-01T00:00:00Z" } });
+    let policy =
+        |tier: Option<&str>| tier.map_or(json!({ "spec": {} }), |tier| json!({ "spec": { "tier": tier } }));
+    let ask = |tier: &Value, object: &Value, before: &Value| {
+        let told = [("params", tier), ("object", object), ("oldObject", before)];
+        admitted("margay-ending-tiers", &told).expect("it is asked about every policy")
     };
-    let validations = rule["validations"].as_array().expect("a list");
-    Some(validations.iter().all(|one| evaluate(&one["expression"], &node) == cel::Value::Bool(true)))
+    let (inside, outside) = (policy(Some("security")), policy(Some("other")));
+    assert!(!ask(&ending, &inside, &Value::Null), "made in it");
+    assert!(!ask(&ending, &inside, &outside), "moved into it");
+    assert!(ask(&ending, &inside, &inside), "what is in it may be changed");
+    assert!(ask(&ending, &outside, &inside), "and may leave");
+    assert!(ask(&ending, &outside, &Value::Null) && ask(&named("security"), &inside, &Value::Null));
+    // A policy without a tier is in the default one.
+    let ending = json!({ "metadata": { "name": "default", "deletionTimestamp": "2026-01-01T00:00:00Z" } });
+    for blank in [policy(None), policy(Some("")), json!({})] {
+        assert!(!ask(&ending, &blank, &Value::Null), "{blank}");
+    }
+    let rules = manifests::admission(&Settings::default());
+    let binding =
+        rules.iter().find(|rule| rule["spec"]["policyName"] == "margay-ending-tiers").expect("a binding");
+    assert_eq!(binding["spec"]["paramRef"], json!({ "selector": {}, "parameterNotFoundAction": "Allow" }));
 }
 
 #[test]
 fn pm_32_1_admission_lets_an_agent_write_its_own_node_and_secret_alone() {
+    const OWN: &str = "margay-own-node";
     let request = |resource: &str, node: Option<&str>| {
         let extra =
             node.map_or(json!({}), |node| json!({ "authentication.kubernetes.io/node-name": [node] }));
@@ -344,7 +389,7 @@ fn pm_32_1_admission_lets_an_agent_write_its_own_node_and_secret_alone() {
     let node = |name: &str, labels: Value, spec: &str| json!({ "metadata": { "name": name, "labels": labels }, "spec": { "podCIDR": spec } });
     let plain = node("a", json!({ "x": "y" }), "10.0.0.0/24");
     let ask = |node: Option<&str>, object: &Value, before: &Value| {
-        admitted(&request("nodes", node), object, before)
+        admitted(OWN, &[("request", &request("nodes", node)), ("object", object), ("oldObject", before)])
     };
     assert_eq!(ask(Some("a"), &plain, &plain), Some(true));
     assert_eq!(ask(Some("b"), &plain, &plain), Some(false), "another node");
@@ -358,10 +403,13 @@ fn pm_32_1_admission_lets_an_agent_write_its_own_node_and_secret_alone() {
     assert_eq!(ask(Some("a"), &bare, &Value::Null), Some(false), "Nodes are not made");
     let secret = |name: &str| json!({ "metadata": { "name": name } });
     for (name, wanted) in [("wireguard-a", true), ("wireguard-b", false), ("other", false)] {
-        let found = admitted(&request("secrets", Some("a")), &secret(name), &Value::Null);
+        let asked = request("secrets", Some("a"));
+        let found =
+            admitted(OWN, &[("request", &asked), ("object", &secret(name)), ("oldObject", &Value::Null)]);
         assert_eq!(found, Some(wanted), "{name}");
     }
     let mut other = request("nodes", None);
     other["userInfo"]["username"] = json!("system:node:a");
-    assert_eq!(admitted(&other, &plain, &plain), None, "kubelets are not asked");
+    let told = [("request", &other), ("object", &plain), ("oldObject", &plain)];
+    assert_eq!(admitted(OWN, &told), None, "kubelets are not asked");
 }
