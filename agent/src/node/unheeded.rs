@@ -79,7 +79,8 @@ fn unfiltered(name: &str) -> Problem {
     )
 }
 
-/// The agent's options come before FelixConfiguration (policy model 27), and it runs with those it was started with.
+/// The agent's options come before FelixConfiguration (policy model 27), and it runs with those it was started with
+/// (`docs/decisions/0024-three-parameters-are-options.md`).
 fn overruled(model: &Model, node: &str, config: &WorkerConfig) -> Vec<Problem> {
     let to_host = match Settings::of_node(model, node).endpoint_to_host {
         None => None,
