@@ -13,25 +13,16 @@ mod rights;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cluster::{Cluster, PODS, Writer};
+use cluster::{Cluster, PODS, POLICIES, PORT, Writer, admit};
 use common::{skipped, within};
 use serde_json::{Value, json};
 
-const POLICIES: &str = "/apis/projectcalico.org/v3/namespaces/shop/networkpolicies";
-const PORT: u16 = 7000;
 /// Without a datagram for so long the way is closed: sixty are sent in that time.
 const SILENCE: Duration = Duration::from_millis(60);
-
-/// Who may reach pods with `app == 'server'`.
-fn admit(selector: &str) -> Value {
-    json!({
-        "apiVersion": "projectcalico.org/v3", "kind": "NetworkPolicy", "metadata": { "name": "server" },
-        "spec": {
-            "selector": "app == 'server'", "types": ["Ingress"],
-            "ingress": [{ "action": "Allow", "source": { "selector": selector } }],
-        },
-    })
-}
+/// The same where nothing is measured.
+const CLOSED: Duration = Duration::from_secs(1);
+/// How soon what is written must hold.
+const SOON: Duration = Duration::from_secs(1);
 
 fn source(selector: &str) -> Value {
     json!({ "spec": { "ingress": [{ "action": "Allow", "source": { "selector": selector } }] } })
@@ -53,17 +44,32 @@ fn policy_written_to_the_api_server_meets_real_packets() {
     let _page = cluster.lab.serve(&server.netns, 80);
     for client in [&near, &far] {
         assert!(
-            within(5, || cluster.lab.fetches(&client.netns, &server.address, 80)),
+            within(60, || cluster.lab.fetches(&client.netns, &server.address, 80)),
             "open before any policy: {client:?}"
         );
     }
 
-    // A policy, and its end.
-    cluster.api.create(POLICIES, &admit("app == 'near'"));
-    assert!(within(1, || !cluster.lab.fetches(&far.netns, &server.address, 80)));
-    assert!(cluster.lab.fetches(&near.netns, &server.address, 80));
-    cluster.api.delete(&format!("{POLICIES}/server"));
-    assert!(within(1, || cluster.lab.fetches(&far.netns, &server.address, 80)));
+    // A policy applied with kubectl, and deleted: real connections, and to the millisecond a stream.
+    let stream = cluster.stream(&far, &server, PORT);
+    stream.opened().expect("open at first");
+    let _ = cluster.api.kubectl(&["apply", "-f", "-"], Some(&admit("app == 'near'")));
+    let applied = Instant::now();
+    let closed = stream.closed(SILENCE).expect("the policy closes");
+    assert!(closed.saturating_duration_since(applied) < SOON, "{:?}", closed - applied);
+    assert!(!cluster.lab.fetches(&far.netns, &server.address, 80));
+    assert!(within(60, || cluster.lab.fetches(&near.netns, &server.address, 80)));
+    let _ =
+        cluster.api.kubectl(&["delete", "-n", "shop", "networkpolicies.projectcalico.org", "server"], None);
+    let deleted = Instant::now();
+    let opened = stream.opened().expect("the end of the policy opens");
+    assert!(opened.saturating_duration_since(deleted) < SOON, "{:?}", opened - deleted);
+    assert!(within(60, || cluster.lab.fetches(&far.netns, &server.address, 80)));
+    println!(
+        "MEASURED after kubectl apply ended: closed {:?} later; after kubectl delete ended: open {:?} later",
+        closed.saturating_duration_since(applied),
+        opened.saturating_duration_since(deleted)
+    );
+    drop(stream);
 
     // What became of it is written to its status, with the rights that an agent is installed with.
     cluster.api.create(POLICIES, &admit("app == 'near'"));
@@ -71,11 +77,11 @@ fn policy_written_to_the_api_server_meets_real_packets() {
         let conditions = cluster.api.get(&format!("{POLICIES}/server"))["status"]["conditions"].to_string();
         conditions.contains("\"Accepted\"") && conditions.contains("\"Enforced\"")
     };
-    assert!(within(20, accepted), "{}", cluster.api.get(&format!("{POLICIES}/server")));
+    assert!(within(60, accepted), "{}", cluster.api.get(&format!("{POLICIES}/server")));
     for node in cluster::NODES {
         let notes = || cluster.api.get(&format!("/api/v1/nodes/{node}"))["metadata"]["annotations"].clone();
         let is_ready = |notes: &Value| notes["margay/state"].to_string().starts_with("\"ready since 20");
-        assert!(within(20, || is_ready(&notes())), "{}", notes());
+        assert!(within(60, || is_ready(&notes())), "{}", notes());
         let workers = (notes()["margay/workers"].clone(), notes()["margay/uplinks"].to_string());
         assert!(workers.0 == "1" && workers.1.starts_with("\"eth0: "), "{workers:?}");
         let problems = cluster.lab.agent_status(node)["problems"].to_string();
@@ -83,7 +89,8 @@ fn policy_written_to_the_api_server_meets_real_packets() {
     }
     cluster.api.delete(&format!("{POLICIES}/server"));
 
-    // From the write to the packet, one hundred times.
+    // From the write to the packet, one hundred times. By a connection that is open: the start of a kubectl takes longer than all that
+    // is measured.
     cluster.api.create(POLICIES, &admit("app == 'nobody'"));
     let wire = cluster.lab.wire();
     let writer = Writer::start(&wire, cluster.api.admin_kubeconfig());
@@ -118,42 +125,43 @@ fn policy_written_to_the_api_server_meets_real_packets() {
         percentile(&beyond, 50),
         percentile(&beyond, 99)
     );
-    assert!(percentile(&all, 99) < Duration::from_secs(1), "{all:?}");
+    assert!(percentile(&all, 99) < SOON, "{all:?}");
 
-    // Labels: of the pod, of its namespace, of its ServiceAccount.
-    cluster
-        .api
-        .create("/api/v1/namespaces/shop/serviceaccounts", &json!({ "metadata": { "name": "default" } }));
+    // Labels, by kubectl: of the pod, of its namespace, of its ServiceAccount.
+    let _ = cluster.api.kubectl(&["create", "-n", "shop", "serviceaccount", "default"], None);
     let labels = [
         (
-            "/api/v1/namespaces/shop/pods/far",
+            ["-n", "shop", "pod", "far"],
             json!({ "spec": { "ingress": [{ "action": "Allow", "source": { "selector": "tint == 'red'" } }] } }),
         ),
         (
-            "/api/v1/namespaces/shop",
+            ["-n", "shop", "namespace", "shop"],
             json!({ "spec": { "ingress": [{ "action": "Allow", "source": { "selector": null, "namespaceSelector": "tint == 'red'" } }] } }),
         ),
         (
-            "/api/v1/namespaces/shop/serviceaccounts/default",
+            ["-n", "shop", "serviceaccount", "default"],
             json!({ "spec": { "ingress": [{ "action": "Allow", "source": { "serviceAccounts": { "selector": "tint == 'red'" } } }] } }),
         ),
     ];
     for (object, rule) in labels {
+        let label = |change: &'static str| {
+            let _ = cluster.api.kubectl(&[&["label"][..], &object, &[change]].concat(), None);
+            Instant::now()
+        };
         writer.patch(&path, &rule);
         stream.closed(SILENCE).expect("closed by the rule");
-        thread::scope(|scope| {
+        let (written, opened) = thread::scope(|scope| {
             let opened = scope.spawn(|| stream.opened());
-            let (before, _) = writer.patch(object, &json!({ "metadata": { "labels": { "tint": "red" } } }));
-            let opened = opened
-                .join()
-                .expect("watcher")
-                .unwrap_or_else(|| panic!("{object}: the label opens nothing"));
-            assert!(opened - before < Duration::from_secs(1), "{object}");
+            let written = label("tint=red");
+            (written, opened.join().expect("watcher"))
         });
-        let (before, _) = writer.patch(object, &json!({ "metadata": { "labels": { "tint": null } } }));
-        let closed =
-            stream.closed(SILENCE).unwrap_or_else(|| panic!("{object}: the end of the label closes nothing"));
-        assert!(closed.saturating_duration_since(before) < Duration::from_secs(1), "{object}");
+        let opened = opened.unwrap_or_else(|| panic!("{object:?}: the label opens nothing"));
+        assert!(opened.saturating_duration_since(written) < SOON, "{object:?}");
+        let written = label("tint-");
+        let closed = stream
+            .closed(SILENCE)
+            .unwrap_or_else(|| panic!("{object:?}: the end of the label closes nothing"));
+        assert!(closed.saturating_duration_since(written) < SOON, "{object:?}");
     }
     drop(stream);
     cluster.lab.books_balance();
@@ -200,7 +208,7 @@ fn a_pod_with_the_address_of_an_earlier_one_never_gets_its_verdict_at_home_pm_d2
     println!(
         "MEASURED on another node the earlier pod's verdict lasts {window:?} after the write of the new pod's status"
     );
-    assert!(window < Duration::from_secs(1), "{window:?}");
+    assert!(window < SOON, "{window:?}");
     drop((to_home, to_abroad));
     // The test looked in the right places: the foe made a friend gets through to both.
     cluster.api.delete(&format!("{PODS}/friend"));
@@ -211,57 +219,64 @@ fn a_pod_with_the_address_of_an_earlier_one_never_gets_its_verdict_at_home_pm_d2
     }
 }
 
+/// Makes, changes and deletes what belongs to a Service, and looks who may be reached.
 #[test]
-fn without_the_api_server_flows_go_on_and_a_node_starts_from_the_last_picture_pm_d27() {
-    if skipped(
-        "without_the_api_server_flows_go_on_and_a_node_starts_from_the_last_picture_pm_d27",
-        &["nsenter"],
-    ) {
+fn a_service_in_a_rule_is_its_slices_whatever_the_service_says_pm_10_6() {
+    if skipped("a_service_in_a_rule_is_its_slices_whatever_the_service_says_pm_10_6", &["nsenter"]) {
         return;
     }
-    let mut cluster = Cluster::up_with("away", rights::grant);
-    let server = cluster.run("node1", "server", &json!({ "app": "server" }), None);
-    let friend = cluster.run("node2", "friend", &json!({ "role": "friend" }), None);
-    let foe = cluster.run("node2", "foe", &json!({ "role": "foe" }), None);
-    cluster.api.create(POLICIES, &admit("role == 'friend'"));
-    let allowed = cluster.stream(&friend, &server, PORT);
-    let denied = cluster.stream(&foe, &server, PORT + 1);
-    assert!(allowed.opened().is_some());
-    denied.closed(SILENCE).expect("the foe is refused");
+    let mut cluster = Cluster::up_with("slice", rights::grant);
+    let client = cluster.run("node1", "client", &json!({ "app": "client" }), None);
+    let server = cluster.run("node2", "server", &json!({ "app": "server" }), None);
+    let stream = cluster.stream(&client, &server, PORT);
+    assert!(stream.opened().is_some(), "open before any policy");
+    let rule = json!({
+        "apiVersion": "projectcalico.org/v3", "kind": "NetworkPolicy", "metadata": { "name": "client" },
+        "spec": {
+            "selector": "app == 'client'", "types": ["Egress"],
+            "egress": [{ "action": "Allow", "destination": { "services": { "name": "backend", "namespace": "shop" } } }],
+        },
+    });
+    cluster.api.create(POLICIES, &rule);
+    stream.closed(CLOSED).expect("no such Service: nobody is let through");
 
-    cluster.api.kill_server();
-    assert!(within(10, || cluster.lab.agent_status("node1")["stale"] == true));
-    let (before, refused) = (allowed.arrived(), denied.arrived());
-    thread::sleep(Duration::from_secs(5));
-    let during = allowed.arrived() - before;
-    assert!(during > 2_000, "flows go on: {during} datagrams in five seconds");
-    let (code, text) = cluster.readyz("node1");
-    assert!(code == "200" && text.contains("stale"), "{code} {text}");
+    // An ExternalName has no endpoints.
+    let services = "/api/v1/namespaces/shop/services";
+    let external = json!({ "metadata": { "name": "backend" }, "spec": { "type": "ExternalName", "externalName": "server.example" } });
+    cluster.api.create(services, &external);
+    // Kubernetes before 1.21 has the older version only, and 1.25 has it no more.
+    let of_version =
+        |version: &str| format!("/apis/discovery.k8s.io/{version}/namespaces/shop/endpointslices");
+    let is_old = cluster.api.request("GET", &of_version("v1"), "application/json", None).0 == 404;
+    let slices = of_version(if is_old { "v1beta1" } else { "v1" });
+    let slice = |name: &str, kind: &str, address: &str, more: Value| {
+        let mut labels = json!({ "kubernetes.io/service-name": "backend" });
+        labels.as_object_mut().expect("labels").extend(more.as_object().expect("labels").clone());
+        json!({
+            "metadata": { "name": name, "labels": labels }, "addressType": kind,
+            "endpoints": [{ "addresses": [address], "conditions": { "ready": false } }],
+            "ports": [{ "name": "udp", "protocol": "UDP", "port": PORT }],
+        })
+    };
+    cluster.api.create(&slices, &slice("names", "FQDN", "server.example", json!({})));
+    stream.closed(CLOSED).expect("names are nobody's address");
+    cluster.api.delete(&format!("{services}/backend"));
 
-    // The node starts anew, without the server.
-    cluster.stop_agent("node1");
-    cluster.start_agent("node1");
-    let began = Instant::now();
-    assert!(within(20, || cluster.is_ready("node1")), "{}", cluster.log("node1"));
-    let ready = began.elapsed();
-    assert!(allowed.opened().is_some(), "policy of the last picture is in force");
-    let status = cluster.lab.agent_status("node1");
-    assert!(
-        status["stale"] == true && status["problems"].to_string().contains("last complete picture"),
-        "{status:#}"
-    );
-    assert_eq!(denied.arrived(), refused, "and refuses whom it refused");
-
-    cluster.api.run_server();
-    let began = Instant::now();
-    assert!(within(60, || cluster.lab.agent_status("node1")["stale"] == false), "{}", cluster.log("node1"));
-    println!(
-        "MEASURED a node without its API server is ready {ready:?} after its start; {:?} after the server's return it is not stale any more",
-        began.elapsed()
-    );
-    cluster.api.delete(&format!("{POLICIES}/server"));
-    assert!(denied.opened().is_some(), "and what changes from then on arrives");
-    assert_eq!(cluster.readyz("node1"), ("200".to_owned(), "ok\n".to_owned()));
+    // A slice whose Service does not exist, of a backend that is not ready.
+    cluster.api.create(&slices, &slice("one", "IPv4", &server.address, json!({})));
+    assert!(stream.opened().is_some(), "its endpoints are the Service's");
+    // The Service comes, without a selector, its endpoints mirrored; and it goes before its slices.
+    let plain = json!({ "metadata": { "name": "backend" }, "spec": { "ports": [{ "port": 80 }] } });
+    cluster.api.create(services, &plain);
+    let mirrored =
+        json!({ "endpointslice.kubernetes.io/managed-by": "endpointslicemirroring-controller.k8s.io" });
+    cluster.api.create(&slices, &slice("two", "IPv4", &server.address, mirrored));
+    cluster.api.delete(&format!("{services}/backend"));
+    cluster.api.delete(&format!("{slices}/one"));
+    thread::sleep(CLOSED);
+    assert!(stream.opened().is_some(), "the mirrored slice has the endpoint too");
+    cluster.api.delete(&format!("{slices}/two"));
+    stream.closed(CLOSED).expect("the last slice is gone");
 }
 
 #[test]
@@ -280,23 +295,23 @@ fn nodes_that_come_go_and_change_their_address_take_their_routes_with_them() {
     };
     let reaches =
         |cluster: &Cluster| there.addresses.iter().all(|address| cluster.lab.pings(&here.netns, address));
-    assert!(within(10, || reaches(&cluster)), "both families, by the podCIDRs of the Nodes");
+    assert!(within(60, || reaches(&cluster)), "both families, by the podCIDRs of the Nodes");
     assert_eq!(has_routes(&cluster), [true, true]);
 
     let path = "/api/v1/nodes/node2";
     let node = cluster.api.get(path);
     cluster.api.delete(path);
-    assert!(within(5, || has_routes(&cluster) == [false, false]), "{}", cluster.log("node1"));
-    assert!(within(5, || !reaches(&cluster)));
+    assert!(within(60, || has_routes(&cluster) == [false, false]), "{}", cluster.log("node1"));
+    assert!(within(60, || !reaches(&cluster)));
     // It comes back, and is said to be elsewhere before it is where it is.
     cluster.api.create("/api/v1/nodes", &json!({ "metadata": { "name": "node2" }, "spec": node["spec"] }));
     let status = format!("{path}/status");
     let wrong = json!([{ "type": "InternalIP", "address": "198.18.0.77" }]);
     cluster.api.patch(&status, &json!({ "status": { "addresses": wrong } }));
-    assert!(within(5, || has_routes(&cluster) == [true, true]));
+    assert!(within(60, || has_routes(&cluster) == [true, true]));
     assert!(!reaches(&cluster), "nobody is at that address");
     cluster.api.patch(&status, &json!({ "status": { "addresses": node["status"]["addresses"] } }));
-    assert!(within(10, || reaches(&cluster)), "{}", cluster.lab.diagnosis());
+    assert!(within(60, || reaches(&cluster)), "{}", cluster.lab.diagnosis());
 }
 
 #[test]
@@ -315,7 +330,7 @@ fn a_missing_right_is_named_in_log_and_status_and_the_agent_waits_for_it() {
         cluster.has_socket("node2")
             && cluster.lab.agent_status("node2")["problems"].to_string().contains(sentence)
     };
-    assert!(within(20, || told(&cluster)), "{}", cluster.log("node2"));
+    assert!(within(60, || told(&cluster)), "{}", cluster.log("node2"));
     let status = cluster.lab.agent_status("node2");
     assert_eq!((&status["ready"], &status["generation"]), (&json!(false), &json!(0)), "nothing is in force");
     assert!(status["problems"].to_string().contains("a right is missing"), "{status:#}");
@@ -324,8 +339,8 @@ fn a_missing_right_is_named_in_log_and_status_and_the_agent_waits_for_it() {
     assert_eq!(code, "503");
 
     cluster.api.patch(rights::CLUSTER_ROLE, &json!({ "rules": rules }));
-    assert!(within(40, || cluster.is_ready("node2")), "{}", cluster.log("node2"));
-    assert!(within(10, || !cluster.lab.agent_status("node2")["problems"]
+    assert!(within(60, || cluster.is_ready("node2")), "{}", cluster.log("node2"));
+    assert!(within(60, || !cluster.lab.agent_status("node2")["problems"]
         .to_string()
         .contains("a right is missing")));
 

@@ -52,7 +52,7 @@ fn conditions_and_events_say_what_became_of_a_policy_and_come_from_one_agent() {
     api.create(POLICIES, &policy("web", "app == 'web'"));
     let path = format!("{POLICIES}/web");
     let mut both = [&mut first, &mut second];
-    wait(&mut both, "acceptance", 20, || condition(&api.get(&path), "Accepted")["status"] == "True");
+    wait(&mut both, "acceptance", 60, || condition(&api.get(&path), "Accepted")["status"] == "True");
     let accepted = api.get(&path);
     assert_eq!(condition(&accepted, "Enforced")["status"], "True");
 
@@ -60,7 +60,7 @@ fn conditions_and_events_say_what_became_of_a_policy_and_come_from_one_agent() {
     let version = accepted["metadata"]["resourceVersion"].clone();
     let others = [both[0].requests().others, both[1].requests().others];
     let began = Instant::now();
-    wait(&mut both, "time", 10, || began.elapsed() > Duration::from_secs(4));
+    wait(&mut both, "time", 60, || began.elapsed() > Duration::from_secs(4));
     assert_eq!(api.get(&path)["metadata"]["resourceVersion"], version);
     for (world, before) in both.iter().zip(others) {
         assert!(world.requests().others <= before + 4, "{before} requests before, {:?}", world.requests());
@@ -69,14 +69,14 @@ fn conditions_and_events_say_what_became_of_a_policy_and_come_from_one_agent() {
     // An object that is made anew under its name has nothing to do with the earlier one.
     api.delete(&path);
     api.create(POLICIES, &policy("web", "app == 'web'"));
-    wait(&mut both, "acceptance again", 10, || condition(&api.get(&path), "Accepted")["status"] == "True");
+    wait(&mut both, "acceptance again", 60, || condition(&api.get(&path), "Accepted")["status"] == "True");
     let since = condition(&api.get(&path), "Accepted")["lastTransitionTime"].clone();
 
     // A criterion that has no effect.
     let allow = json!({ "action": "Allow", "protocol": "TCP" });
     let by_method = json!({ "action": "Allow", "protocol": "TCP", "http": { "methods": ["GET"] } });
     api.patch(&path, &json!({ "spec": { "ingress": [by_method] } }));
-    wait(&mut both, "the warning", 10, || condition(&api.get(&path), "Enforced")["reason"] == "NotEnforced");
+    wait(&mut both, "the warning", 60, || condition(&api.get(&path), "Enforced")["reason"] == "NotEnforced");
     let warned = api.get(&path);
     assert!(
         condition(&warned, "Enforced")["message"].as_str().unwrap().contains("spec.ingress[0].http"),
@@ -86,13 +86,13 @@ fn conditions_and_events_say_what_became_of_a_policy_and_come_from_one_agent() {
 
     // An error: field, reason, what is in force instead; and an Event.
     api.patch(&path, &json!({ "spec": { "ingress": [allow], "selector": "app = 'web'" } }));
-    wait(&mut both, "the refusal", 10, || condition(&api.get(&path), "Accepted")["reason"] == "Invalid");
+    wait(&mut both, "the refusal", 60, || condition(&api.get(&path), "Accepted")["reason"] == "Invalid");
     let refused = api.get(&path);
     let message = condition(&refused, "Accepted")["message"].as_str().unwrap().to_owned();
     assert!(message.contains("spec.selector") && message.contains("last valid form"), "{message}");
     assert_eq!(condition(&refused, "Accepted")["observedGeneration"], refused["metadata"]["generation"]);
     let events = || api.get("/api/v1/namespaces/shop/events")["items"].as_array().unwrap().clone();
-    wait(&mut both, "the Event", 10, || !events().is_empty());
+    wait(&mut both, "the Event", 60, || !events().is_empty());
     let all = events();
     assert_eq!(all.len(), 1, "{all:?}");
     assert_eq!(
@@ -131,7 +131,7 @@ fn built_in_tiers_are_made_and_a_tier_does_not_go_before_its_policies_pm_22() {
     for (name, order, action) in
         [("kube-admin", 1_000, "Pass"), ("default", 1_000_000, "Deny"), ("kube-baseline", 10_000_000, "Pass")]
     {
-        wait(&mut agents, name, 20, || tier(name).0 == 200);
+        wait(&mut agents, name, 60, || tier(name).0 == 200);
         let made = tier(name).1;
         assert_eq!(
             (made["spec"]["order"].as_f64(), made["spec"]["defaultAction"].as_str()),
@@ -139,32 +139,32 @@ fn built_in_tiers_are_made_and_a_tier_does_not_go_before_its_policies_pm_22() {
         );
     }
     api.create(TIERS, &json!({ "apiVersion": "projectcalico.org/v3", "kind": "Tier", "metadata": { "name": "security" }, "spec": { "order": 5 } }));
-    wait(&mut agents, "the finalizer", 10, || {
+    wait(&mut agents, "the finalizer", 60, || {
         tier("security").1["metadata"]["finalizers"] == json!(["projectcalico.org/tier-controller"])
     });
     assert_eq!(tier("security").1["spec"]["order"], 5, "what its author wrote stays");
-    wait(&mut agents, "readiness", 10, || condition(&tier("security").1, "Ready")["status"] == "True");
+    wait(&mut agents, "readiness", 60, || condition(&tier("security").1, "Ready")["status"] == "True");
     for name in ["security.one", "security.two"] {
         let mut policy = policy(name, "all()");
         policy["spec"]["tier"] = "security".into();
         api.create(POLICIES, &policy);
     }
-    wait(&mut agents, "the policies", 10, || {
+    wait(&mut agents, "the policies", 60, || {
         condition(&api.get(&format!("{POLICIES}/security.two")), "Accepted")["status"] == "True"
     });
     api.delete(&format!("{TIERS}/security"));
-    wait(&mut agents, "the wait", 10, || condition(&tier("security").1, "Ready")["reason"] == "Terminating");
+    wait(&mut agents, "the wait", 60, || condition(&tier("security").1, "Ready")["reason"] == "Terminating");
     let message = condition(&tier("security").1, "Ready")["message"].as_str().unwrap().to_owned();
     assert!(message.contains("2 NetworkPolicy"), "{message}");
     api.delete(&format!("{POLICIES}/security.one"));
-    wait(&mut agents, "the count", 10, || {
+    wait(&mut agents, "the count", 60, || {
         condition(&tier("security").1, "Ready")["message"].to_string().contains("1 NetworkPolicy")
     });
     api.delete(&format!("{POLICIES}/security.two"));
-    wait(&mut agents, "the end", 10, || tier("security").0 == 404);
+    wait(&mut agents, "the end", 60, || tier("security").0 == 404);
     // A built-in tier that somebody deletes is made again.
     api.delete(&format!("{TIERS}/kube-admin"));
-    wait(&mut agents, "the built-in tier again", 10, || {
+    wait(&mut agents, "the built-in tier again", 60, || {
         let (code, tier) = tier("kube-admin");
         code == 200 && tier["metadata"]["deletionTimestamp"].is_null()
     });

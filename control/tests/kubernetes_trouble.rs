@@ -64,7 +64,7 @@ fn a_watch_that_is_cut_every_second_for_a_minute_loses_nothing_and_asks_little()
     );
     assert_eq!(lists, 0, "a cut watch goes on from where it was");
     assert!(watches <= cuts * kinds * 3 / 2, "{watches} watches for {cuts} cuts of {kinds}");
-    assert!(waited < Duration::from_secs(4), "{waited:?}");
+    assert!(waited < Duration::from_secs(30), "{waited:?}");
     assert!(open_files() < files + 40, "connections are left behind: {files} before, {} after", open_files());
 }
 
@@ -129,7 +129,7 @@ fn a_server_that_is_killed_for_a_minute_leaves_the_last_state_in_force_and_is_ta
     );
     // Half a minute at most between two tries of one kind, and one that gets through wakes the others.
     assert!(during.watches - before.watches <= before.watches * 12, "{before:?} {during:?}");
-    assert!(waited < Duration::from_secs(46), "{waited:?}");
+    assert!(waited < Duration::from_secs(90), "{waited:?}");
     assert_eq!(world.model, fresh(&api).model);
 }
 
@@ -175,7 +175,7 @@ fn a_right_that_is_missing_is_named_and_granting_it_mends_it() {
     let path = format!("{roles}/margay");
     api.patch(&path, &role(&["namespaces", "serviceaccounts", "nodes", "pods"]));
     let waited = world.wait_for("the picture", |world| world.complete && !world.stale);
-    assert!(waited < Duration::from_secs(20), "{waited:?}");
+    assert!(waited < Duration::from_secs(60), "{waited:?}");
     assert!(world.problems.is_empty(), "{:?}", world.problems);
 
     // And one that is taken away later: what was told stays.
@@ -215,7 +215,7 @@ fn a_flood_of_pods_and_policies_ends_in_what_a_fresh_start_sees() {
         "MEASURED {pods} pods and {policies} policies written in {:?}; the follower was {behind:?} behind the last answer",
         written - began
     );
-    assert!(behind < Duration::from_secs(5), "{behind:?}");
+    assert!(behind < Duration::from_secs(60), "{behind:?}");
     assert_eq!(world.model, fresh(&api).model);
     let model = world.model.clone();
     world.restart();

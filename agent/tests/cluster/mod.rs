@@ -4,14 +4,15 @@
 
 #![allow(dead_code, reason = "each test file uses the part that it needs")]
 
+mod stream;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,12 +23,30 @@ use serde_json::{Value, json};
 use super::apiserver::ApiServer;
 use super::common::{Lab, within};
 use super::crds;
+pub use stream::{Stream, in_netns};
 
 /// Names of the nodes.
 pub const NODES: [&str; 2] = ["node1", "node2"];
 
 /// Where pods of the tests are.
 pub const PODS: &str = "/api/v1/namespaces/shop/pods";
+
+/// Where policies of the tests are.
+pub const POLICIES: &str = "/apis/projectcalico.org/v3/namespaces/shop/networkpolicies";
+
+/// Port of the first stream.
+pub const PORT: u16 = 7000;
+
+/// A policy that lets those of `selector` reach pods with `app == 'server'`, and nobody else.
+pub fn admit(selector: &str) -> Value {
+    json!({
+        "apiVersion": "projectcalico.org/v3", "kind": "NetworkPolicy", "metadata": { "name": "server", "namespace": "shop" },
+        "spec": {
+            "selector": "app == 'server'", "types": ["Ingress"],
+            "ingress": [{ "action": "Allow", "source": { "selector": selector } }],
+        },
+    })
+}
 
 /// A pod that was joined.
 #[derive(Clone, Debug)]
@@ -81,7 +100,7 @@ impl Cluster {
                 let status = fs::read_to_string(format!("/proc/{agent}/stat")).unwrap_or_default();
                 status.is_empty() || status.contains(") Z ")
             };
-            assert!(within(10, gone), "{node}: the agent does not end");
+            assert!(within(30, gone), "{node}: the agent does not end");
         }
         let wire = lab.wire();
         let node: IpAddr = lab.addresses("node1")[0].parse().expect("an address");
@@ -113,7 +132,7 @@ impl Cluster {
         let mut cluster = Self { api, lab, agents: BTreeMap::new(), kubeconfig, containers: 0 };
         NODES.iter().for_each(|node| cluster.start_agent(node));
         for node in NODES {
-            assert!(within(20, || cluster.is_ready(node)), "{node} is not ready: {}", cluster.log(node));
+            assert!(within(60, || cluster.is_ready(node)), "{node} is not ready: {}", cluster.log(node));
         }
         cluster
     }
@@ -203,6 +222,32 @@ impl Cluster {
             .stderr(errors);
         let agent = command.spawn().expect("start the agent");
         self.agents.insert(node.to_owned(), agent);
+    }
+
+    /// Process id of the agent of `node`.
+    pub fn pid(&self, node: &str) -> u32 {
+        self.agents[node].id()
+    }
+
+    /// How many files the agent of `node` has open.
+    pub fn open_files(&self, node: &str) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid(node))).expect("the agent runs").count()
+    }
+
+    /// Requests that the agent of `node` made of the server so far, by verb.
+    pub fn requests(&self, node: &str) -> BTreeMap<String, u64> {
+        let mut sums = BTreeMap::new();
+        let status = self.lab.agent_status(node);
+        for request in status["source"]["requests"].as_array().into_iter().flatten() {
+            let verb = request["verb"].as_str().expect("a verb").to_owned();
+            *sums.entry(verb).or_default() += request["count"].as_u64().expect("a number");
+        }
+        sums
+    }
+
+    /// Lists after the first that the agent of `node` asked for, by resource.
+    pub fn relists(&self, node: &str) -> BTreeMap<String, u64> {
+        serde_json::from_value(self.lab.agent_status(node)["source"]["relists"].clone()).expect("numbers")
     }
 
     /// Ends the agent of `node`, politely.
@@ -307,42 +352,7 @@ impl Cluster {
 
     /// Sends numbered datagrams from one pod to another, one a millisecond, until it is dropped.
     pub fn stream(&self, from: &Joined, to: &Joined, port: u16) -> Stream {
-        let stop = Arc::new(AtomicBool::new(false));
-        let begin = Instant::now();
-        let last = Arc::new(AtomicU64::new(0));
-        let count = Arc::new(AtomicU64::new(0));
-        let target: SocketAddr = format!("{}:{port}", to.address).parse().expect("an address");
-        let (ready, is_ready) = mpsc::channel();
-        let receiver = in_netns(&to.netns, {
-            let (stop, last, count, ready) =
-                (Arc::clone(&stop), Arc::clone(&last), Arc::clone(&count), ready.clone());
-            move || {
-                let socket = UdpSocket::bind(("0.0.0.0", port)).expect("bind");
-                socket.set_read_timeout(Some(Duration::from_millis(100))).expect("timeout");
-                ready.send(()).expect("test");
-                let mut buffer = [0; 16];
-                while !stop.load(Ordering::Relaxed) {
-                    if socket.recv_from(&mut buffer).is_ok() {
-                        let now = u64::try_from(begin.elapsed().as_micros()).expect("short");
-                        last.store(now.max(1), Ordering::Release);
-                        count.fetch_add(1, Ordering::AcqRel);
-                    }
-                }
-            }
-        });
-        let sender = in_netns(&from.netns, {
-            let stop = Arc::clone(&stop);
-            move || {
-                let socket = UdpSocket::bind(("0.0.0.0", 0)).expect("bind");
-                ready.send(()).expect("test");
-                while !stop.load(Ordering::Relaxed) {
-                    let _ = socket.send_to(b"margay", target);
-                    thread::sleep(Duration::from_micros(900));
-                }
-            }
-        });
-        (0..2).for_each(|_| is_ready.recv_timeout(Duration::from_secs(5)).expect("sockets"));
-        Stream { stop, begin, last, count, threads: vec![receiver, sender] }
+        Stream::start(&from.netns, &to.netns, format!("{}:{port}", to.address).parse().expect("an address"))
     }
 }
 
@@ -356,67 +366,6 @@ impl Drop for Cluster {
                 eprintln!("== {node}\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
             }
         }
-    }
-}
-
-/// Runs `work` on a thread inside a network namespace.
-pub fn in_netns(netns: &str, work: impl FnOnce() + Send + 'static) -> thread::JoinHandle<()> {
-    let file = File::open(Path::new("/run/netns").join(netns)).expect("namespace");
-    thread::spawn(move || {
-        nix::sched::setns(&file, nix::sched::CloneFlags::CLONE_NEWNET).expect("enter");
-        work();
-    })
-}
-
-/// Datagrams on their way.
-pub struct Stream {
-    stop: Arc<AtomicBool>,
-    begin: Instant,
-    last: Arc<AtomicU64>,
-    count: Arc<AtomicU64>,
-    threads: Vec<thread::JoinHandle<()>>,
-}
-
-impl Stream {
-    /// How many arrived.
-    pub fn arrived(&self) -> u64 {
-        self.count.load(Ordering::Acquire)
-    }
-
-    fn last(&self) -> Instant {
-        self.begin + Duration::from_micros(self.last.load(Ordering::Acquire))
-    }
-
-    /// Waits until datagrams arrive; returns when the first did.
-    pub fn opened(&self) -> Option<Instant> {
-        let (before, deadline) = (self.arrived(), Instant::now() + Duration::from_secs(10));
-        while self.arrived() == before {
-            if Instant::now() > deadline {
-                return None;
-            }
-            thread::sleep(Duration::from_micros(200));
-        }
-        Some(Instant::now())
-    }
-
-    /// Waits until nothing has arrived for `silence`; returns when the last did.
-    pub fn closed(&self, silence: Duration) -> Option<Instant> {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        let began = Instant::now();
-        while self.last().max(began).elapsed() < silence {
-            if Instant::now() > deadline {
-                return None;
-            }
-            thread::sleep(Duration::from_millis(1));
-        }
-        Some(self.last())
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.threads.drain(..).for_each(|thread| drop(thread.join()));
     }
 }
 
@@ -460,6 +409,6 @@ impl Writer {
     /// Patches an object; returns when the request began and when its answer was there.
     pub fn patch(&self, path: &str, patch: &Value) -> (Instant, Instant) {
         self.orders.send((path.to_owned(), patch.clone())).expect("writer");
-        self.done.recv_timeout(Duration::from_secs(10)).expect("an answer")
+        self.done.recv_timeout(stream::PATIENCE).expect("an answer")
     }
 }

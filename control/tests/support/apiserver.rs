@@ -5,7 +5,9 @@
 
 #![allow(dead_code, reason = "each test file uses the part that it needs")]
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -28,6 +30,24 @@ pub struct ApiServer {
     server: Option<Child>,
 }
 
+/// One kind of request that an account made, as the server's own record of requests has it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Audited {
+    /// Verb of RBAC.
+    pub verb: String,
+    /// API group; empty for the core.
+    pub group: String,
+    /// Resource, with a subresource after a slash.
+    pub resource: String,
+    /// Where.
+    pub namespace: String,
+    /// The server let it through; another answer may have followed.
+    pub is_allowed: bool,
+}
+
+/// Of whom the server keeps a record.
+const RECORDED: &str = "system:serviceaccount:kube-system:margay";
+
 /// Where the programs are; builds them the first time.
 fn assets() -> &'static Path {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
@@ -37,7 +57,7 @@ fn assets() -> &'static Path {
         assert!(
             output.status.success(),
             "there is no kube-apiserver to test against: scripts/kube-assets says why; set KUBEBUILDER_ASSETS to a folder with \
-             kube-apiserver and etcd, or make Debian's archive reachable"
+             kube-apiserver, etcd and kubectl, or make Debian's archive reachable"
         );
         PathBuf::from(String::from_utf8(output.stdout).expect("a path").trim())
     })
@@ -154,6 +174,61 @@ openssl ec -in sa.key -pubout -out sa.pub
         SocketAddr::new(self.address, self.port)
     }
 
+    /// Its network namespace, where it is not the test's.
+    pub fn netns(&self) -> Option<&str> {
+        self.netns.as_deref()
+    }
+
+    /// What the account of the agents asked for so far, by the server's record.
+    pub fn audited(&self) -> BTreeSet<Audited> {
+        let text = fs::read_to_string(self.path("audit.log")).unwrap_or_default();
+        let read = |line: &str| -> Option<Audited> {
+            // The last line may be half written.
+            let event: Value = serde_json::from_str(line).ok()?;
+            let word =
+                |pointer: &str| event.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+            let mut resource = word("/objectRef/resource");
+            if event["objectRef"]["subresource"].is_string() {
+                resource = format!("{resource}/{}", word("/objectRef/subresource"));
+            }
+            (word("/user/username") == RECORDED && !resource.is_empty()).then(|| Audited {
+                verb: word("/verb"),
+                group: word("/objectRef/apiGroup"),
+                resource,
+                namespace: word("/objectRef/namespace"),
+                is_allowed: event["annotations"]["authorization.k8s.io/decision"] == "allow"
+                    && event["responseStatus"]["code"] != 403,
+            })
+        };
+        text.lines().filter_map(read).collect()
+    }
+
+    /// Runs kubectl as the admin, where the server is, with `input` for `-f -`; it must succeed. Returns what it says.
+    pub fn kubectl(&self, arguments: &[&str], input: Option<&Value>) -> String {
+        let mut command = self.command("kubectl");
+        command.arg("--kubeconfig").arg(self.admin_kubeconfig()).arg("--cache-dir").arg(self.path("kubectl"));
+        for proxy in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
+            command.env_remove(proxy).env_remove(proxy.to_lowercase());
+        }
+        let mut child = command
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("run kubectl");
+        let mut pipe = child.stdin.take().expect("input");
+        if let Some(input) = input {
+            pipe.write_all(input.to_string().as_bytes()).expect("input");
+        }
+        drop(pipe);
+        let output = child.wait_with_output().expect("kubectl ends");
+        let [out, err] =
+            [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned());
+        assert!(output.status.success(), "kubectl {arguments:?}: {out}{err}");
+        out
+    }
+
     fn command(&self, program: &str) -> Command {
         let program_path = assets().join(program);
         match &self.netns {
@@ -189,6 +264,11 @@ openssl ec -in sa.key -pubout -out sa.pub
 
     /// Starts the API server (again) and waits until it serves.
     pub fn run_server(&mut self) {
+        let recorded = json!({
+            "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
+            "rules": [{ "level": "Metadata", "users": [RECORDED] }, { "level": "None" }],
+        });
+        fs::write(self.path("audit-policy.json"), recorded.to_string()).expect("policy");
         let file = |name: &str| self.path(name).display().to_string();
         let mut command = self.command("kube-apiserver");
         command.args([
@@ -208,12 +288,14 @@ openssl ec -in sa.key -pubout -out sa.pub
             "--anonymous-auth=false".to_owned(),
             "--disable-admission-plugins=ServiceAccount".to_owned(),
             "--allow-privileged=true".to_owned(),
+            format!("--audit-policy-file={}", file("audit-policy.json")),
+            format!("--audit-log-path={}", file("audit.log")),
         ]);
         if wants_dual_stack() {
             command.arg("--feature-gates=IPv6DualStack=true");
         }
         self.server = Some(self.spawn(command, "apiserver.log"));
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(120);
         loop {
             let answer = self.curl(&["-f", "-o", "/dev/null", &format!("https://{}/readyz", self.address())]);
             if answer.is_some() {

@@ -57,11 +57,38 @@ fn open(group: &str, version: &str, kind: &str, plural: &str) -> Value {
 
 /// Installs one of the definitions that an older Calico has.
 pub fn install_old_calico(api: &ApiServer) {
+    install_stored(api, &["globalnetworkpolicies"]);
+}
+
+/// Installs definitions as an older Calico has them, by their plural, and waits until they are served.
+pub fn install_stored(api: &ApiServer, plurals: &[&str]) {
     let group = "crd.projectcalico.org";
-    let crd = open(group, "v1", "GlobalNetworkPolicy", "globalnetworkpolicies");
-    api.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", &crd);
-    let path = format!("/apis/{group}/v1/globalnetworkpolicies");
-    while api.request("GET", &path, "application/json", None).0 != 200 {
+    let ours = ours();
+    for plural in plurals {
+        let kind = ours.iter().find(|crd| crd["spec"]["names"]["plural"] == *plural);
+        let kind = kind.and_then(|crd| crd["spec"]["names"]["kind"].as_str()).expect("a kind");
+        let crd = open(group, "v1", kind, plural);
+        api.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", &crd);
+    }
+    for plural in plurals {
+        let path = format!("/apis/{group}/v1/{plural}");
+        while api.request("GET", &path, "application/json", None).0 != 200 {
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// Has the server not offer our own kinds any more; what was written of them stays where it is.
+pub fn withdraw(api: &ApiServer) {
+    for mut crd in ours() {
+        let name = crd["metadata"]["name"].as_str().expect("a name").to_owned();
+        crd["spec"]["versions"][0]["served"] = json!(false);
+        api.patch(
+            &format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"),
+            &json!({ "spec": { "versions": crd["spec"]["versions"] } }),
+        );
+    }
+    while api.get("/apis").to_string().contains("\"projectcalico.org\"") {
         thread::sleep(Duration::from_millis(50));
     }
 }

@@ -1,4 +1,4 @@
-//! A way to the API server that can be cut: a TCP proxy on loopback.
+//! A way to the API server that can be cut: a TCP proxy.
 
 #![allow(dead_code, reason = "each test file uses the part that it needs")]
 
@@ -22,9 +22,14 @@ struct Shared {
 }
 
 impl Proxy {
-    /// Begins to pass connections on to `target`.
+    /// Begins to pass connections on to `target`, from a port of loopback.
     pub fn to(target: SocketAddr) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
+        Self::at((Ipv4Addr::LOCALHOST, 0).into(), target)
+    }
+
+    /// Begins to pass connections to `listen` on to `target`, in the caller's network namespace.
+    pub fn at(listen: SocketAddr, target: SocketAddr) -> Self {
+        let listener = TcpListener::bind(listen).expect("listen");
         let address = listener.local_addr().expect("address");
         let shared = Arc::new(Shared {
             open: Mutex::default(),
@@ -92,6 +97,9 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         self.shared.ended.store(true, Ordering::Relaxed);
         self.cut();
-        let _ = TcpStream::connect(self.address);
+        // Wakes the one who listens. In another network namespace it is out of reach, and ends with the test.
+        if self.address.ip().is_loopback() {
+            let _ = TcpStream::connect(self.address);
+        }
     }
 }
