@@ -13,7 +13,7 @@
 //!
 //! Memory: 128 bytes an entry, two cache lines. The first is all that a packet of a known IPv4 flow touches: whose it is, whether it may
 //! pass, how it leaves, and what it is counted in. The second holds what a judgement rests on, and the first 96 bits of both addresses, which
-//! are the same for all IPv4 flows. Ways out and senders are named, not copied ([`interned`]). With 7 to 13 bytes of index that is at most 141
+//! are the same for all IPv4 flows. Ways out and senders are named, not copied ([`interned`]). With 6.4 to 12.8 bytes of index that is at most 141
 //! bytes a flow. Entries live in a slab whose room is reserved for `max_flows` at the start, so nothing is ever moved.
 //!
 //! **Under attack.** A flow is *settled* from its other end's first answer to its end. Only flows that are not may be put out for new ones, oldest first,
