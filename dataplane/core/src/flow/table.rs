@@ -178,6 +178,7 @@ impl FlowTable {
 
     /// Adds the flow that begins so, whose key is not in the table and has this hash. Returns its slot, or `None` when there is no room.
     pub fn open(&mut self, opening: &Opening, hash: u64) -> Option<u32> {
+        debug_assert!(self.find(&opening.key, hash).is_none(), "a flow is there once");
         let slot = self.make_room(opening.port, opening.state.is_settled())?;
         // Written where it stays: it is two cache lines.
         self.slab[slot as usize] = Some(Flow::new(opening));
