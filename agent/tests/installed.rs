@@ -12,8 +12,6 @@ mod rights;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::Duration;
 
 use apiserver::{ApiServer, Audited};
 use cluster::{Cluster, NODES};
@@ -187,13 +185,14 @@ fn agents_do_all_they_do_with_the_rights_of_their_account() {
     let tier = format!("{CALICO}/tiers/security");
     let guarded = || cluster.api.get(&tier)["metadata"]["finalizers"].is_array();
     assert!(within(60, guarded), "the tier is not held: {}", cluster.api.get(&tier));
-    let inside = json_object(&of_cluster("globalnetworkpolicies"), "inside", &json!({ "tier": "security" }));
-    cluster.api.create(&of_cluster("globalnetworkpolicies"), &inside);
-    thread::sleep(Duration::from_secs(1));
+    let policies = of_cluster("globalnetworkpolicies");
+    cluster.api.create(&policies, &json_object(&policies, "inside", &json!({ "tier": "security" })));
+    let is_seen = || !condition(&cluster.api, &format!("{policies}/inside"), "Accepted").is_null();
+    assert!(within(60, is_seen), "{}", cluster.api.get(&format!("{policies}/inside")));
     cluster.api.delete(&tier);
-    thread::sleep(Duration::from_secs(2));
-    assert_eq!(cluster.api.request("GET", &tier, "application/json", None).0, 200, "a policy is in it");
-    cluster.api.delete(&format!("{}/inside", of_cluster("globalnetworkpolicies")));
+    let waits = || condition(&cluster.api, &tier, "Ready")["reason"] == "Terminating";
+    assert!(within(60, waits), "a policy is in it: {}", cluster.api.get(&tier));
+    cluster.api.delete(&format!("{policies}/inside"));
     let gone = || cluster.api.request("GET", &tier, "application/json", None).0 == 404;
     assert!(within(60, gone), "{}", cluster.api.get(&tier));
 

@@ -67,6 +67,29 @@ fn lists_are_streamed_where_the_server_does_so_and_read_in_pages_elsewhere() {
     }
 }
 
+/// As 1.20 does in the first moment of its start: it refuses to say whether it is ready, then says that it is not, and names no CRD.
+#[test]
+fn a_server_that_has_just_begun_is_not_taken_for_one_without_policies() {
+    let policy = |_| {
+        json!({
+            "metadata": { "name": "web", "namespace": "shop", "resourceVersion": "7" },
+            "spec": { "selector": "all()", "types": ["Ingress"] },
+        })
+    };
+    let path = "/apis/projectcalico.org/v3/networkpolicies";
+    let fake = Fake::start(Manner {
+        minor: 20,
+        streams: false,
+        collections: BTreeMap::from([(path, Collection { count: 1, make: Arc::new(policy) })]),
+    });
+    fake.begin_with(&[403, 500, 403, 500]);
+    let folder = tempfile::tempdir().unwrap();
+    let mut world = World::new(fake.kubeconfig(folder.path()));
+    world.wait_for("the first picture", |world| world.complete);
+    assert_eq!((world.model.policies.len(), world.batches), (1, 1), "{:#?}", fake.requests());
+    assert!(!world.stale && world.problems.is_empty(), "{:?}", world.problems);
+}
+
 #[test]
 fn what_is_no_object_or_no_event_costs_a_list_at_most() {
     let folder = tempfile::tempdir().unwrap();

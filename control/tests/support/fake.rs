@@ -4,7 +4,7 @@
 
 #![allow(dead_code, reason = "each test file uses the part that it needs")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
@@ -45,6 +45,8 @@ struct Shared {
     manner: Manner,
     watchers: Mutex<Vec<(String, Sender<String>)>>,
     requests: Mutex<Vec<String>>,
+    /// What is still answered to the question whether it is ready.
+    starting: Mutex<VecDeque<u16>>,
 }
 
 /// Collections that are served, with their kinds.
@@ -63,7 +65,12 @@ impl Fake {
     pub fn start(manner: Manner) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
         let address = listener.local_addr().expect("address");
-        let shared = Arc::new(Shared { manner, watchers: Mutex::default(), requests: Mutex::default() });
+        let shared = Arc::new(Shared {
+            manner,
+            watchers: Mutex::default(),
+            requests: Mutex::default(),
+            starting: Mutex::default(),
+        });
         thread::spawn({
             let shared = Arc::clone(&shared);
             move || {
@@ -88,6 +95,11 @@ impl Fake {
         let path = folder.join("fake.kubeconfig");
         std::fs::write(&path, config.to_string()).expect("kubeconfig");
         path
+    }
+
+    /// Makes it one that just began: whether it is ready it answers with these codes first, and does not know its CRDs before the last.
+    pub fn begin_with(&self, codes: &[u16]) {
+        *self.shared.starting.lock().expect("list") = codes.iter().copied().collect();
     }
 
     /// Sends a line to everybody who watches `path`.
@@ -159,7 +171,13 @@ impl Shared {
                 .collect()
         };
         match path {
-            "/readyz" => (200, json!("ok")),
+            "/readyz" => match self.starting.lock().expect("list").pop_front() {
+                Some(code) => (
+                    code,
+                    json!({ "kind": "Status", "status": "Failure", "code": code, "message": "starting" }),
+                ),
+                None => (200, json!("ok")),
+            },
             "/version" => (
                 200,
                 json!({
@@ -168,12 +186,15 @@ impl Shared {
                 }),
             ),
             "/apis" => {
-                let groups =
-                    ["discovery.k8s.io/v1", "networking.k8s.io/v1", "projectcalico.org/v3"].map(|at| {
-                        let (group, version) = at.split_once('/').expect("a version");
-                        let version = json!({ "groupVersion": at, "version": version });
-                        json!({ "name": group, "versions": [version], "preferredVersion": version })
-                    });
+                let is_starting = !self.starting.lock().expect("list").is_empty();
+                let all = ["discovery.k8s.io/v1", "networking.k8s.io/v1", "projectcalico.org/v3"];
+                let offered = &all[..if is_starting { 2 } else { 3 }];
+                let group = |at: &&str| {
+                    let (group, version) = at.split_once('/').expect("a version");
+                    let version = json!({ "groupVersion": at, "version": version });
+                    json!({ "name": group, "versions": [version], "preferredVersion": version })
+                };
+                let groups: Vec<Value> = offered.iter().map(group).collect();
                 (200, json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": groups }))
             }
             root if SERVED.iter().any(|(of, ..)| *of == root) => {
