@@ -15,6 +15,7 @@ pub mod flow;
 pub mod frame;
 pub mod handover;
 pub mod output;
+mod secret;
 pub mod spread;
 pub mod time;
 pub mod topology;

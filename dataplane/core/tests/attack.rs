@@ -56,8 +56,14 @@ fn victim(number: u16) -> ((IpAddr, u16), (IpAddr, u16)) {
 
 /// Lets the attacker send and the victims go on; returns the shares of the victims' packets and of their new flows that were lost.
 fn under_attack(attack: impl Fn(&mut Dice, u64) -> (PortIndex, Vec<u8>)) -> (f64, f64) {
-    let mut node =
-        Node::with(WorkerConfig { adoption_window: Nanos(0), max_flows: FLOWS, ..WorkerConfig::default() });
+    under_attack_at(Nanos(0), attack)
+}
+
+fn under_attack_at(
+    adoption_window: Nanos,
+    attack: impl Fn(&mut Dice, u64) -> (PortIndex, Vec<u8>),
+) -> (f64, f64) {
+    let mut node = Node::with(WorkerConfig { adoption_window, max_flows: FLOWS, ..WorkerConfig::default() });
     established(&mut node);
     let mut dice = Dice(7);
     let (mut sent, mut lost, mut opened, mut refused) = (0u64, 0u64, 0u64, 0u64);
@@ -105,6 +111,38 @@ fn a_syn_flood_costs_others_nothing() {
         (POD_A, tcp(POD_A, (ip("10.0.1.2"), dice.port()), (dice.stranger(), dice.port()), SYN))
     };
     assert_harmless("SYN flood", under_attack(attack));
+}
+
+#[test]
+fn a_flood_of_segments_of_no_connection_costs_others_nothing_while_flows_are_adopted() {
+    let attack = |dice: &mut Dice, _| {
+        (POD_A, tcp(POD_A, (ip("10.0.1.2"), dice.port()), (dice.stranger(), dice.port()), ACK))
+    };
+    assert_harmless("segments of no connection", under_attack_at(Nanos::from_secs(3600), attack));
+}
+
+#[test]
+fn an_adopted_connection_stays_once_both_ends_were_heard() {
+    let mut node =
+        Node::with(WorkerConfig { adoption_window: Nanos::from_secs(120), ..WorkerConfig::default() });
+    let (inside, outside) = victim(0);
+    for begun_inside in [true, false] {
+        let there = tcp(POD_B, inside, outside, ACK);
+        let back = tcp(UPLINK, outside, inside, ACK);
+        let [(first, one), (second, other)] = match begun_inside {
+            true => [(POD_B, &there), (UPLINK, &back)],
+            false => [(UPLINK, &back), (POD_B, &there)],
+        };
+        node.forward(first, one);
+        node.forward(first, one);
+        node.tick(Nanos::from_secs(50));
+        node.forward(second, other);
+        // Longer than what only one end spoke of is remembered, and past the window.
+        node.tick(Nanos::from_secs(1_000));
+        node.forward(first, one);
+        node.forward(second, other);
+        node = Node::with(WorkerConfig { adoption_window: Nanos::from_secs(120), ..WorkerConfig::default() });
+    }
 }
 
 #[test]

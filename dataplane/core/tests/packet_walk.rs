@@ -509,6 +509,54 @@ fn a_new_pod_with_an_old_address_inherits_nothing() {
 }
 
 #[test]
+fn a_connection_of_a_new_pod_with_an_old_address_begins_at_the_beginning() {
+    let mut node = Node::new();
+    let (a, b) = ((ip("10.0.1.2"), 4000), (ip("10.0.1.3"), 80));
+    let syn = build::tcp(Node::macs(POD_A), a, b, SYN, b"");
+    node.forward(POD_A, &syn);
+    node.forward(POD_B, &build::tcp(Node::macs(POD_B), b, a, SYN | ACK, b""));
+    let state = |node: &Node| {
+        let view = margay_core::worker::View { snapshot: node.snapshot.as_deref(), topology: &node.topology };
+        node.worker.flows(view, node.now, 0, 10).0[0].state
+    };
+    assert_eq!(state(&node), "established");
+    for port in &mut node.builder.ports {
+        if let PortKind::Pod { endpoint, .. } = &mut port.kind
+            && port.index == POD_B
+        {
+            endpoint.0 = 77;
+        }
+    }
+    node.adopt("b", margay_policy_engine::packet::EndpointId(77), &[ip("10.0.1.3"), ip("fd00:1::3")]);
+    node.rebuild();
+    node.forward(POD_A, &syn);
+    assert_eq!(state(&node), "syn_sent");
+}
+
+#[test]
+fn a_mapped_address_does_not_pass_for_the_one_it_holds() {
+    let mut node = Node::new();
+    node.forward(POD_A, &udp(POD_A, "10.0.1.2", "10.0.1.3"));
+    node.forward(POD_A, &udp(POD_A, "10.0.1.2", "10.0.1.3"));
+    let mapped = udp(POD_A, "::ffff:10.0.1.2", "::ffff:10.0.1.3");
+    assert_eq!(mapped[12..14], [0x86, 0xdd], "an IPv6 packet");
+    assert_eq!(node.send(POD_A, &mapped), Err(DropReason::MartianSource));
+}
+
+#[test]
+fn a_new_flow_between_known_addresses_is_judged_by_the_policy_of_its_time() {
+    let mut node = Node::new();
+    let packet =
+        |port: u16| build::udp(Node::macs(POD_A), (ip("10.0.1.2"), port), (ip("10.0.1.3"), 53), b"x");
+    node.forward(POD_A, &packet(1));
+    let deny = policy("b-closed", "b", Some(vec![]), None);
+    node.apply(deny.clone());
+    assert_eq!(node.send(POD_A, &packet(2)), Err(DropReason::PolicyIngress));
+    node.delete(&deny);
+    node.forward(POD_A, &packet(3));
+}
+
+#[test]
 fn pods_are_closed_before_the_first_snapshot() {
     let mut node = Node::new();
     node.snapshot = None;

@@ -123,7 +123,12 @@ fn read_v6(frame: &[u8]) -> Option<Quick> {
     }
     let total_len = u16::from_be_bytes([head[4], head[5]]).checked_add(40)?;
     let address = |at: usize| head[at..].first_chunk::<16>().map(|octets| u128::from_be_bytes(*octets));
-    transport(frame, ETHERNET_LEN + 40, total_len, head[6], head[7], address(8)?, address(24)?, false)
+    let (source, destination) = (address(8)?, address(24)?);
+    // On the wire a mapped address is a martian, and here it would pass for one of IPv4.
+    if source >> 32 == MAPPED >> 32 || destination >> 32 == MAPPED >> 32 {
+        return None;
+    }
+    transport(frame, ETHERNET_LEN + 40, total_len, head[6], head[7], source, destination, false)
 }
 
 #[inline(always)]

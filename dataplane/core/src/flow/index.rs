@@ -47,9 +47,11 @@ pub struct Index {
     mask: usize,
 }
 
+/// Returns the bits of an entry; never zero, so that no free entry looks like one.
 #[inline(always)]
 fn tag(hash: u64) -> u32 {
-    (hash >> 32) as u32 & !SLOT_MASK
+    let bits = (hash >> 32) as u32 & !SLOT_MASK;
+    if bits == 0 { 1 << SLOT_BITS } else { bits }
 }
 
 impl Index {

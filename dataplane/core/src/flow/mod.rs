@@ -63,6 +63,12 @@ pub struct JudgedBy {
 }
 
 impl JudgedBy {
+    /// Returns whether both are judgements between the same endpoints.
+    pub fn is_between(&self, other: &Self) -> bool {
+        let ends = |by: &Self| [by.egress, by.ingress].map(|leg| leg.map(|leg| leg.endpoint));
+        ends(self) == ends(other)
+    }
+
     /// Returns what a judgement of some of its legs rests on: of the opener's egress, of the other end's ingress.
     pub fn only(&self, egress: bool, ingress: bool) -> Self {
         let Self { source, destination, .. } = *self;
@@ -120,7 +126,7 @@ impl State {
     #[inline(always)]
     pub fn is_settled(self) -> bool {
         match self {
-            Self::Tcp(tcp) => tcp.is_established() && !tcp.is_over(),
+            Self::Tcp(tcp) => tcp.is_established() && !tcp.is_over() && !tcp.is_unproved(),
             Self::Other { answered } => answered,
         }
     }
@@ -394,6 +400,12 @@ impl Flow {
     #[inline(always)]
     pub fn is_listed(&self) -> bool {
         self.marks & LISTED != 0
+    }
+
+    /// Returns whether a packet in `direction` may change who is put out for new flows.
+    #[inline(always)]
+    pub fn may_settle(&self, direction: usize) -> bool {
+        self.is_listed() && (direction == 1 || matches!(self.state, State::Tcp(tcp) if tcp.is_unproved()))
     }
 
     /// Returns whether the other end has answered and neither has ended it: such a flow is never put out for a new one.

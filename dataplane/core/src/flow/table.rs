@@ -8,13 +8,15 @@
 //!
 //! 1. A port with [`FlowTable::budget`] such flows, a quarter of the table, puts out its own oldest.
 //! 2. In a full table the port with the most such flows puts out its oldest.
-//! 3. In a full table of settled flows there is no room.
+//! 3. A port with [`FlowTable::share`] flows of any kind, seven eighths of the table, puts out its own oldest, or gets no more.
+//! 4. In a full table of settled flows there is no room.
 //!
-//! So a conversation is never put out, and who scans or floods loses his own half-open flows first.
+//! So a conversation is never put out, who scans or floods loses his own half-open flows first, and a pod whose partner answers everything
+//! leaves room for the others.
 
 use std::hash::BuildHasher;
 
-use foldhash::fast::FixedState;
+use foldhash::fast::SeedableRandomState;
 use margay_accel::{advise_huge_pages, prefetch_item_lines};
 
 use super::index::{Index, MOST};
@@ -25,15 +27,16 @@ use crate::topology::PortIndex;
 /// No slot: the end of a list.
 const NIL: u32 = u32::MAX;
 
-/// The flows of one port that are not settled, oldest first.
+/// The flows of one port: those that are not settled, oldest first, and how many there are of either kind.
 #[derive(Clone, Copy, Debug)]
 struct List {
     first: u32,
     last: u32,
     count: u32,
+    total: u32,
 }
 
-const EMPTY: List = List { first: NIL, last: NIL, count: 0 };
+const EMPTY: List = List { first: NIL, last: NIL, count: 0, total: 0 };
 
 /// Flows of one worker.
 #[derive(Debug)]
@@ -42,7 +45,7 @@ pub struct FlowTable {
     slab: Vec<Option<Flow>>,
     free: Vec<u32>,
     limit: usize,
-    hasher: FixedState,
+    hasher: SeedableRandomState,
     sweep: usize,
     /// By index of the port.
     open: Vec<List>,
@@ -63,7 +66,7 @@ impl FlowTable {
             slab,
             free: Vec::new(),
             limit,
-            hasher: FixedState::with_seed(seed),
+            hasher: crate::secret::hasher(seed),
             sweep: 0,
             open: Vec::new(),
             evicted: 0,
@@ -83,6 +86,11 @@ impl FlowTable {
     /// Returns how many flows that are not settled one port may have.
     pub fn budget(&self) -> usize {
         (self.limit / 4).max(1)
+    }
+
+    /// Returns how many flows one port may have.
+    pub fn share(&self) -> usize {
+        (self.limit - self.limit / 8).max(1)
     }
 
     /// Returns how many flows were put out for new ones.
@@ -169,6 +177,11 @@ impl FlowTable {
             return Some(slot);
         };
         self.unlist(slot);
+        if let Some(old) = self.flow(slot) {
+            let old = old.port;
+            self.of(old).total -= 1;
+        }
+        self.of(port).total += 1;
         self.slab[slot as usize] = Some(flow);
         if !settled {
             self.list(slot, port);
@@ -191,6 +204,10 @@ impl FlowTable {
         if !settled && self.unsettled(port) >= self.budget() {
             self.evict(usize::from(port.0));
         }
+        let total = self.open.get(usize::from(port.0)).map_or(0, |list| list.total as usize);
+        if total >= self.share() && !self.evict(usize::from(port.0)) {
+            return None;
+        }
         if self.len() >= self.limit {
             let most = self.most()?;
             if !self.evict(most) {
@@ -206,6 +223,7 @@ impl FlowTable {
     /// Makes the flow in `slot` one that is found.
     fn enter(&mut self, slot: u32, hash: u64, port: PortIndex, settled: bool) {
         self.index.insert(hash, slot);
+        self.of(port).total += 1;
         if !settled {
             self.list(slot, port);
         }
@@ -230,7 +248,8 @@ impl FlowTable {
     pub fn remove(&mut self, slot: u32) {
         self.unlist(slot);
         let Some(flow) = self.flow(slot) else { return };
-        let hash = self.hash(&flow.key());
+        let (hash, port) = (self.hash(&flow.key()), flow.port);
+        self.of(port).total -= 1;
         self.slab[slot as usize] = None;
         self.free.push(slot);
         self.index.remove(hash, slot);
@@ -248,11 +267,17 @@ impl FlowTable {
         }
     }
 
-    fn list(&mut self, slot: u32, port: PortIndex) {
+    fn of(&mut self, port: PortIndex) -> &mut List {
         let at = usize::from(port.0);
         if self.open.len() <= at {
             self.open.resize(at + 1, EMPTY);
         }
+        &mut self.open[at]
+    }
+
+    fn list(&mut self, slot: u32, port: PortIndex) {
+        let at = usize::from(port.0);
+        self.of(port);
         let last = self.open[at].last;
         if let Some(flow) = self.flow_mut(slot) {
             flow.links = [last, NIL];

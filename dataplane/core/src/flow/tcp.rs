@@ -17,6 +17,12 @@ const FINS: [u8; 2] = [2, 4];
 const BOTH_FINS: u8 = 2 | 4;
 /// RST seen from either.
 const RESET: u8 = 8;
+/// Adopted in the middle, and nothing heard here yet from the opener, from the other end.
+const UNHEARD: [u8; 2] = [16, 32];
+const EITHER_UNHEARD: u8 = 16 | 32;
+
+/// How long an adopted flow is remembered of which only one end was heard: as long as one of UDP.
+const UNPROVED: Nanos = Nanos::from_secs(60);
 
 impl fmt::Debug for TcpState {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -27,12 +33,13 @@ impl fmt::Debug for TcpState {
 impl TcpState {
     /// State after an opening SYN.
     pub const OPENING: Self = Self(0);
-    /// State of a flow adopted in the middle.
-    pub const ADOPTED: Self = Self(ESTABLISHED);
+    /// State of a flow adopted in the middle: taken for one that both ends know, but not yet heard from either.
+    pub const ADOPTED: Self = Self(ESTABLISHED | EITHER_UNHEARD);
 
     /// Takes a segment from the opener (`direction` 0) or towards it (1).
     #[inline]
     pub fn observe(&mut self, direction: usize, flags: u8) {
+        self.0 &= !UNHEARD[direction & 1];
         if flags & RST != 0 {
             self.0 |= RESET;
             return;
@@ -43,6 +50,13 @@ impl TcpState {
         if flags & FIN != 0 {
             self.0 |= FINS[direction & 1];
         }
+    }
+
+    /// Returns whether it was adopted, and one of its ends was not heard here since. One end alone can make such a flow, so it counts for
+    /// no more than an opening one.
+    #[inline]
+    pub fn is_unproved(&self) -> bool {
+        self.0 & EITHER_UNHEARD != 0
     }
 
     /// Returns whether both ends have spoken.
@@ -63,6 +77,8 @@ impl TcpState {
             Nanos::from_secs(40)
         } else if self.0 & BOTH_FINS == BOTH_FINS {
             Nanos::from_secs(30)
+        } else if self.is_unproved() {
+            UNPROVED
         } else if self.is_established() {
             Nanos::from_secs(3600)
         } else {
@@ -76,6 +92,8 @@ impl TcpState {
             "reset"
         } else if self.0 & BOTH_FINS != 0 {
             "closing"
+        } else if self.is_unproved() {
+            "adopted"
         } else if self.is_established() {
             "established"
         } else {

@@ -177,7 +177,7 @@ impl<F: Frame> Worker<F> {
             && !flow.is_over(burst.now)
             && (flow.snapshot, flow.topology) == burst.under
             // A first answer, or an end, may change who is put out for new flows: the long way knows how.
-            && !(direction == 1 && flow.is_listed())
+            && !flow.may_settle(direction)
             && quick.tcp_flags & (tcp_flags::FIN | tcp_flags::RST) == 0;
         if !holds {
             return None;

@@ -223,6 +223,8 @@ impl<F: Frame> Worker<F> {
         if let Some(slot) = known
             && let Some(flow) = self.flows.flow_mut(slot)
             && flow.opener == opener
+            // Not of somebody who had the address before.
+            && flow.judged_by().is_between(&judged_by)
             && matches!(flow.state, State::Tcp(state) if !state.is_over())
         {
             // A repeated SYN of a connection that lives: approved again, state kept.

@@ -330,6 +330,8 @@ impl<F: Frame> Worker<F> {
         let known = self.flows.find(&prepared.key, prepared.hash);
         // Only flows with ports: an ICMP key does not tell a ping from a router advertisement.
         let checked = prepared.key.has_ports()
+            // A mapped address has the key of the IPv4 address that it holds, and is a martian.
+            && prepared.key.is_v4() == ip.source.is_ipv4()
             && ip.fragment == Fragment::None
             && parsed.destination == port.mac
             && known.and_then(|slot| self.flows.flow(slot)).is_some_and(|flow| {

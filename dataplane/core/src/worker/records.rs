@@ -24,7 +24,7 @@ pub struct FlowRecord {
     pub source_port: u16,
     /// Transport destination port.
     pub destination_port: u16,
-    /// State in words: `syn_sent`, `established`, `closing`, `reset`, `one_way`, `two_way`, `refused`.
+    /// State in words: `syn_sent`, `adopted`, `established`, `closing`, `reset`, `one_way`, `two_way`, `refused`.
     pub state: &'static str,
     /// Packets and bytes from the opener.
     pub forward: (u64, u64),

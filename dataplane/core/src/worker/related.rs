@@ -34,6 +34,7 @@ impl<F: Frame> Worker<F> {
         let direction = usize::from(side != flow.opener);
         let from_pod = matches!(port.kind, PortKind::Pod { .. });
         let told_the_truth = ip.destination == quoted.source
+            && key.is_v4() == quoted.source.is_ipv4()
             && flow.counted(direction).0 > 0
             && (!from_pod || quoted.destination == ip.source)
             && !matches!(quoted.fragment, Fragment::Later { .. });

@@ -3,7 +3,7 @@
 //! Everything has its size from the start. A port that asks for more than its share pays with its own oldest; when the whole is full, the
 //! port that has most of it pays. A poisoned datagram is not forgotten for a newer one of the same port.
 
-use foldhash::fast::FixedState;
+use foldhash::fast::SeedableRandomState;
 use hashbrown::HashMap;
 use margay_wire::IpHeaders;
 
@@ -72,7 +72,7 @@ struct Share {
 pub(super) struct Table<F> {
     datagrams: Vec<Datagram>,
     free: Vec<u16>,
-    index: HashMap<Key, u16, FixedState>,
+    index: HashMap<Key, u16, SeedableRandomState>,
     held: Vec<Held<F>>,
     bytes: usize,
     /// Frames that wait no longer; the worker takes them after every fragment.
@@ -110,7 +110,7 @@ impl<F: Frame> Table<F> {
             datagrams: Vec::with_capacity(DATAGRAMS),
             free: Vec::with_capacity(DATAGRAMS),
             // Twice as large as needed, so that coming and going never makes it grow.
-            index: HashMap::with_capacity_and_hasher(2 * DATAGRAMS, FixedState::with_seed(seed)),
+            index: HashMap::with_capacity_and_hasher(2 * DATAGRAMS, crate::secret::hasher(seed)),
             held: Vec::with_capacity(FRAMES),
             bytes: 0,
             released: Vec::with_capacity(FRAMES),
