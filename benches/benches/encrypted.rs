@@ -1,8 +1,8 @@
 //! A TCP stream between pods of two nodes over WireGuard, beside the same stream over other people's WireGuard in user space.
 //!
 //! ```text
-//!   ours:   pod ═veth═ node1 (agent, one worker) ═veth═ wire ═veth═ node2 (agent, one worker) ═veth═ pod
-//!   peers:  namespace (daemon, TUN device)      ═══════veth═══════      namespace (daemon, TUN device)
+//!   ours:   pod ═veth═ node1 (agent, one worker) ═veth═ node2 (agent, one worker) ═veth═ pod
+//!   peers:       namespace (daemon, TUN device) ═veth═ namespace (daemon, TUN device)
 //! ```
 //!
 //! The inner MTU is 1420 everywhere, the outer 1500; two daemons and iperf3's two ends share the processors as the scheduler likes. All take
@@ -183,7 +183,7 @@ impl Lab {
         let mut lab = Self { binary: binary.to_owned(), directory, name, address: String::new() };
         lab.write_settings(true)?;
         let manifests = lab.directory.path().join("manifests");
-        run(lab.call("up").args(["--nodes", "2", "--manifests"]).arg(manifests))?;
+        run(lab.call("up").args(["--nodes", "2", "--wire", "pair", "--manifests"]).arg(manifests))?;
         let shown = run(lab.exec("two").args(["ip", "-4", "-o", "addr", "show", "dev", "eth0"]))?;
         let network = shown.split_whitespace().skip_while(|word| *word != "inet").nth(1);
         lab.address =

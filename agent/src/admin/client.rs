@@ -209,13 +209,24 @@ fn render_status(report: &StatusReport) -> String {
         }
         add(format!("\n{}", table.to_string().trim_end()));
     }
-    let mut ports =
-        Table::new(&["PORT", "KIND", "MODE", "QUEUES", "WORKER", "MTU", "RX", "TX", "LOST IN RINGS"]);
+    let mut ports = Table::new(&[
+        "PORT",
+        "KIND",
+        "MODE",
+        "POLLING",
+        "QUEUES",
+        "WORKER",
+        "MTU",
+        "RX",
+        "TX",
+        "LOST IN RINGS",
+    ]);
     for port in &report.ports {
         ports.row(vec![
             port.name.clone(),
             port.kind.clone(),
             port.mode.clone(),
+            port.manner.polling.clone(),
             port.queues.to_string(),
             port.worker.to_string(),
             port.mtu.to_string(),

@@ -153,8 +153,10 @@ pub struct PortReport {
     pub name: String,
     /// `pod`, `host` or `uplink`.
     pub kind: String,
-    /// XDP and socket mode: `native`, `native, zero-copy` or `generic`.
+    /// Where its program stands: `native` or `generic`.
     pub mode: String,
+    /// How packets cross it beside that.
+    pub manner: MannerReport,
     /// The NICs that carry an uplink which is made of others; empty elsewhere.
     pub stands_on: Vec<String>,
     /// Why its program is not on these.
@@ -173,6 +175,22 @@ pub struct PortReport {
     pub ring_drops: u64,
     /// Nothing is taken from it: its frames ended workers again and again. `margay release` ends that.
     pub quarantined: bool,
+}
+
+/// How packets cross a port.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MannerReport {
+    /// Who polls its device: `inline` (whoever sends), `threaded` (threads of the kernel), or `driver` (what the machine was told).
+    pub polling: String,
+    /// How long the pod's end gathers segments of a stream, in microseconds.
+    pub gather_micros: u64,
+    /// Whether its driver could do without copies: `none`, `offered` or `unknown`. It is not made use of: all ports share one memory.
+    pub zero_copy: String,
+    /// The kernel says when it needs to be woken to send.
+    pub need_wakeup: bool,
+    /// What spoke for it at the start; empty where nothing was chosen.
+    pub why: String,
 }
 
 /// One worker thread.

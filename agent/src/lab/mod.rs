@@ -21,6 +21,7 @@ mod process;
 mod state;
 mod up;
 mod uplink;
+mod wire;
 
 use std::ffi::OsString;
 use std::io;
@@ -37,6 +38,7 @@ use crate::net::NetError;
 use crate::net::netns::NetNs;
 use state::{LabState, Paths};
 use uplink::UplinkKind;
+use wire::WireKind;
 
 /// Arguments of `margay lab`.
 #[derive(Debug, Args)]
@@ -105,6 +107,9 @@ struct UpArgs {
     /// MTU of the wire between the nodes
     #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(1280..=65_535))]
     wire_mtu: u32,
+    /// What joins the nodes: a bridge, or one pair of devices between two nodes
+    #[arg(long, value_enum, default_value = "bridge")]
+    wire: WireKind,
     /// What leads from a node to the others: a NIC, or a device that is made of some, as machines have them
     #[arg(long, value_enum, default_value = "nic")]
     uplink: UplinkKind,
@@ -238,6 +243,7 @@ fn up(args: &UpArgs) -> Result<ExitCode, LabError> {
     let options = up::Options {
         nodes: args.nodes,
         wire_mtu: args.wire_mtu,
+        wire: args.wire,
         uplink: args.uplink,
         timeout: Duration::from_secs(args.timeout),
         agent_args: args.agent_arg.clone(),

@@ -16,7 +16,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use margay_wire::MacAddr;
 use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
 
@@ -26,10 +25,11 @@ use super::plan::{Wanted, WantedNode, netns_name, node_manifest};
 use super::process::{self, Process};
 use super::state::{LabState, NodeState, Paths, PodState, replace};
 use super::uplink::UplinkKind;
+use super::wire::{self, Place, WireKind};
 use crate::endpoints::protocol::ask;
 use crate::endpoints::{Reply, Request};
 use crate::net::netns::{self, NetNs};
-use crate::net::{NetError, Netlink, VethEnd, ethtool, sysctl};
+use crate::net::{NetError, Netlink, ethtool, sysctl};
 
 /// Where CNI plug-ins are looked for unless `CNI_PATH` says otherwise.
 const CNI_PATH: &str = "/usr/lib/cni:/opt/cni/bin";
@@ -47,6 +47,8 @@ pub struct Options {
     pub nodes: Option<usize>,
     /// MTU between them.
     pub wire_mtu: u32,
+    /// What joins the nodes.
+    pub wire: WireKind,
     /// What leads from a node to the others.
     pub uplink: UplinkKind,
     /// How long to wait for an agent or a pod.
@@ -98,20 +100,10 @@ fn make_nodes(
         journal.note(&Entry::Netns { name: name.clone() })?;
         Ok(netns::create(&name)?)
     };
-    let wire = make(netns_name(&paths.lab, &["wire"]))?;
-    wire.within(|| -> Result<(), NetError> {
-        for scope in ["all", "default"] {
-            sysctl::set_if_present(&["ipv6", "conf", scope, "disable_ipv6"], "1")?;
-        }
-        let mut netlink = Netlink::open()?;
-        netlink.add_bridge("wire")?;
-        let bridge = netlink.existing("wire")?.index;
-        netlink.set_up(bridge, true)
-    })??;
-
-    let mut made = BTreeMap::new();
-    let everybody: Vec<IpAddr> = nodes.values().flat_map(|(node, _)| node.addresses.clone()).collect();
-    for (number, (name, (node, made_up))) in nodes.iter().enumerate() {
+    let has_netns = options.wire.has_netns(nodes.len())?;
+    let wire = has_netns.then(|| make(netns_name(&paths.lab, &["wire"]))).transpose()?;
+    let mut places = Vec::new();
+    for name in nodes.keys() {
         let netns = make(netns_name(&paths.lab, &[name]))?;
         netns.within(|| -> Result<(), NetError> {
             sysctl::set(&["ipv4", "ip_forward"], "1")?;
@@ -121,22 +113,14 @@ fn make_nodes(
             }
             Ok(())
         })??;
-        for (nth, nic) in options.uplink.nics().iter().enumerate() {
-            // `port0` for the first node's first, `port0b` for its second.
-            let port = format!("port{number}{}", if nth == 0 { "" } else { "b" });
-            wire.within(|| -> Result<(), NetError> {
-                let mut netlink = Netlink::open()?;
-                let mac = |end: &str| mac_of(&format!("{}/{name}/{nic}/{end}", paths.lab));
-                let ours = VethEnd { name: &port, mac: mac("wire"), netns: None, no_arp: false };
-                let theirs =
-                    VethEnd { name: nic, mac: mac("node"), netns: Some(netns.as_fd()), no_arp: false };
-                netlink.add_veth(&ours, &theirs, options.wire_mtu)?;
-                let bridge = netlink.existing("wire")?.index;
-                let index = netlink.existing(&port)?.index;
-                netlink.set_master(index, bridge)?;
-                netlink.set_up(index, true)
-            })??;
-        }
+        places.push((name, netns));
+    }
+    let on_it: Vec<Place<'_>> = places.iter().map(|(name, netns)| Place { name, netns }).collect();
+    wire::lay(&paths.lab, wire.as_ref(), &on_it, options.uplink, options.wire_mtu)?;
+
+    let mut made = BTreeMap::new();
+    let everybody: Vec<IpAddr> = nodes.values().flat_map(|(node, _)| node.addresses.clone()).collect();
+    for ((name, (node, made_up)), (_, netns)) in nodes.iter().zip(&places) {
         netns.within(|| -> Result<(), NetError> {
             for nic in options.uplink.nics() {
                 // A wire carries complete checksums, and so does this one.
@@ -170,13 +154,6 @@ fn make_nodes(
 
 fn on_wire(address: IpAddr) -> IpNet {
     IpNet::new(address, if address.is_ipv4() { 24 } else { 64 }).unwrap_or(IpNet::from(address))
-}
-
-fn mac_of(text: &str) -> MacAddr {
-    let mut octets = [0; 6];
-    octets.copy_from_slice(&Sha1::digest(text)[..6]);
-    octets[0] = (octets[0] & 0xfc) | 0x02;
-    MacAddr(octets)
 }
 
 /// Decides where each new pod lives, says so in the overlay, and releases those that are wanted no more.

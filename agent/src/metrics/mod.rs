@@ -206,6 +206,19 @@ pub fn render(status: &StatusReport) -> Result<String, std::fmt::Error> {
         of_port(|port| port.ring_drops),
     );
 
+    let manners = status.ports.iter().map(|port| {
+        let manner = &port.manner;
+        let labels = vec![
+            ("port", port.name.clone()),
+            ("kind", port.kind.clone()),
+            ("mode", port.mode.clone()),
+            ("polling", manner.polling.clone()),
+            ("zero_copy", manner.zero_copy.clone()),
+        ];
+        (labels, 1)
+    });
+    gauges_by(&mut registry, "port_mode", "How packets cross a port; always 1", manners);
+
     let mut gauge = |name: &str, help: &str, value: u64| {
         registry.register(name, help, ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)));
     };

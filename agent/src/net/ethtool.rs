@@ -60,13 +60,13 @@ pub fn set_features(device: &str, features: &[(&str, bool)]) -> Result<Vec<Strin
         .collect())
 }
 
-struct Generic {
+pub(super) struct Generic {
     socket: Socket,
     sequence: u32,
 }
 
 impl Generic {
-    fn open() -> io::Result<Self> {
+    pub(super) fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_GENERIC)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
@@ -74,7 +74,7 @@ impl Generic {
     }
 
     /// Returns the attributes of the answers, without their generic headers.
-    fn request(&mut self, family: u16, command: u8, body: &[u8]) -> io::Result<Vec<u8>> {
+    pub(super) fn request(&mut self, family: u16, command: u8, body: &[u8]) -> io::Result<Vec<u8>> {
         self.sequence += 1;
         let mut message = Vec::with_capacity(20 + body.len());
         message.extend(u32::try_from(20 + body.len()).unwrap_or(u32::MAX).to_ne_bytes());
@@ -106,7 +106,7 @@ impl Generic {
         }
     }
 
-    fn family(&mut self, name: &str) -> io::Result<u16> {
+    pub(super) fn family(&mut self, name: &str) -> io::Result<u16> {
         let mut body = Vec::new();
         put(&mut body, CTRL_ATTR_FAMILY_NAME, &terminated(name));
         let answer = self.request(GENL_ID_CTRL, CTRL_CMD_GETFAMILY, &body)?;
@@ -149,14 +149,14 @@ fn terminated(text: &str) -> Vec<u8> {
     bytes
 }
 
-fn put(buffer: &mut Vec<u8>, kind: u16, value: &[u8]) {
+pub(super) fn put(buffer: &mut Vec<u8>, kind: u16, value: &[u8]) {
     buffer.extend(u16::try_from(4 + value.len()).unwrap_or(u16::MAX).to_ne_bytes());
     buffer.extend(kind.to_ne_bytes());
     buffer.extend(value);
     buffer.resize(buffer.len().next_multiple_of(4), 0);
 }
 
-fn attributes(mut data: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn attributes(mut data: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         if data.len() < 4 {
             return None;

@@ -4,6 +4,8 @@
 //! moves a closure into another one. The watching side (multicast groups, reconciliation) is the running node's business.
 
 pub mod ethtool;
+pub mod napi;
+pub mod netdev;
 pub mod netlink;
 pub mod netns;
 pub mod routes;

@@ -87,9 +87,26 @@ pub struct AgentArgs {
     /// run left keeps its way.
     #[arg(long, value_enum, default_value = "auto")]
     pub xdp_mode: XdpModeArg,
+    /// Who polls pods' interfaces: whoever sends, threads of the kernel, or what a probe at the start finds the cheaper.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub polling: Polling,
+    /// How long the pod's end of an interface gathers segments of a stream before the pod sees them, such as 30us; 0us for not at all.
+    #[arg(long, default_value = "30us", value_parser = short_duration)]
+    pub pod_gather: Duration,
     /// Address for /metrics, /healthz and /readyz; none when absent.
     #[arg(long)]
     pub admin_listen: Option<SocketAddr>,
+}
+
+/// Who polls pods' interfaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Polling {
+    /// What a probe finds the cheaper.
+    Auto,
+    /// Whoever sends, on his own processor.
+    Inline,
+    /// Threads of the kernel.
+    Threaded,
 }
 
 /// From where objects come.
@@ -202,6 +219,21 @@ fn duration(text: &str) -> Result<Duration, String> {
     number.checked_mul(millis).map(Duration::from_millis).ok_or_else(|| format!("{text:?} is too long"))
 }
 
+/// Reads `30us` or `1ms`, up to 10 ms.
+fn short_duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let micros = match unit {
+        "us" => Some(1),
+        "ms" => Some(1_000),
+        _ => None,
+    };
+    let number = number.parse::<u64>().ok().zip(micros).and_then(|(number, unit)| number.checked_mul(unit));
+    number
+        .filter(|micros| *micros <= 10_000)
+        .map(Duration::from_micros)
+        .ok_or_else(|| format!("{text:?} is not a short duration; write 30us or 1ms, at most 10ms"))
+}
+
 impl AgentArgs {
     /// Returns the worker's settings; `seed` keeps the flow table's hash secret.
     pub fn worker(&self, seed: u64) -> WorkerConfig {
@@ -240,6 +272,16 @@ mod tests {
         assert_eq!(from_lowest.len(), all.len(), "each CPU once");
         assert_eq!(from_lowest[0], lowest);
         assert!(Cpu::Number(1_000_000).choose(1).is_err());
+    }
+
+    #[test]
+    fn short_durations_are_short() {
+        assert_eq!(short_duration("30us"), Ok(Duration::from_micros(30)));
+        assert_eq!(short_duration("0us"), Ok(Duration::ZERO));
+        assert_eq!(short_duration("10ms"), Ok(Duration::from_millis(10)));
+        for wrong in ["30", "11ms", "1s", "us", "-1us", "99999999999999999999us"] {
+            assert!(short_duration(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

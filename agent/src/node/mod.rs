@@ -12,10 +12,12 @@ pub mod args;
 mod attach;
 mod conflist;
 mod host_port;
+mod manner;
 mod notes;
 mod offloads;
 mod panics;
 mod preflight;
+mod probe;
 mod reconciler;
 mod unheeded;
 pub mod uplinks;
@@ -46,6 +48,7 @@ use crate::encryption::{self, conductor::Conductor};
 use crate::endpoints::{Registry, bind_private, serve_cni};
 use crate::net::Netlink;
 use args::{AgentArgs, DatastoreArg};
+use manner::Manner;
 use reconciler::{Beginnings, Board, Command, FIRST_POD, FIRST_UPLINK, HOST, Reconciler, chain};
 
 /// Something that stops the agent before it runs, with where it happened.
@@ -107,6 +110,8 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
         xdp: args.xdp_mode.into(),
         ..DataplaneConfig::default()
     })?);
+
+    let manner = Manner::find(args, our_end.index, &args.run_dir.join("probe"));
 
     // The first socket anchors the packet memory, so it stands on a device that lives as long as the agent.
     let mut ports = Vec::new();
@@ -181,6 +186,7 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
             kernel_end,
             ports,
             board: Arc::clone(&board),
+            manner: manner.clone(),
             conflist: args.cni_conf_dir.as_ref().map(|folder| {
                 conflist::Conflist::new(folder, &args.cni_ipam, args.run_dir.join("agent.sock"))
             }),
@@ -257,6 +263,8 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
         hub: DropHub::new(),
         traffic,
         uplinks: uplinks.clone(),
+        manner,
+        drivers: links.iter().map(|link| (link.name.clone(), manner::features(link.index))).collect(),
         cpus,
         endpoint_to_host: config.endpoint_to_host,
     });

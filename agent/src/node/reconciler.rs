@@ -38,6 +38,7 @@ pub use ports::{host_port, uplink_port};
 
 use super::conflist::Conflist;
 use super::host_port::PodRoutes;
+use super::manner::Manner;
 use super::unheeded;
 use crate::endpoints::EndpointRecord;
 use crate::net::{Link, Netlink};
@@ -119,6 +120,7 @@ pub struct Reconciler {
     resolved: BTreeSet<(PortIndex, IpAddr)>,
     wanted: Receiver<Vec<(PortIndex, IpAddr)>>,
     asked: BTreeSet<(PortIndex, IpAddr)>,
+    manner: Manner,
     conflist: Option<Conflist>,
     encryption: Option<encryption::Encryption>,
 }
@@ -139,6 +141,8 @@ pub struct Beginnings {
     pub ports: Vec<(Port, PortReport, u32)>,
     /// Where to show things.
     pub board: Board,
+    /// How pods' interfaces are crossed.
+    pub manner: Manner,
     /// The container runtime's network configuration, where it is ours to write.
     pub conflist: Option<Conflist>,
 }
@@ -177,6 +181,7 @@ impl Reconciler {
             route_error: None,
             resolved: BTreeSet::new(),
             asked: BTreeSet::new(),
+            manner: from.manner,
             conflist: from.conflist,
             encryption: None,
         }

@@ -16,6 +16,7 @@ use margay_policy_engine::engine::Engine;
 use margay_policy_engine::packet::Verdict;
 use margay_policy_engine::snapshot::Snapshot;
 
+use super::manner::{self, Manner};
 use super::reconciler::{Board, Command, Shown};
 use super::uplinks::Uplink;
 use crate::admin::DropHub;
@@ -25,6 +26,7 @@ use crate::admin::report::{
 };
 use crate::capture::{self, CaptureFilter, CaptureReport};
 use crate::explain::Explanation;
+use crate::net::netdev::XdpFeatures;
 use crate::simulate::probe::Probe;
 use crate::simulate::world::World;
 
@@ -49,6 +51,10 @@ pub struct View {
     pub traffic: Option<TellTraffic>,
     /// Uplinks as they were chosen.
     pub uplinks: Vec<Uplink>,
+    /// How pods' interfaces are crossed.
+    pub manner: Manner,
+    /// What the drivers of uplinks can do, by name.
+    pub drivers: BTreeMap<String, Option<XdpFeatures>>,
     /// CPUs of the workers, in order and over again; empty when the scheduler decides.
     pub cpus: Vec<usize>,
     /// What a pod's packet to its own node meets.
@@ -212,6 +218,11 @@ impl NodeView for View {
                 mode: report.mode.as_str().to_owned(),
                 stands_on: stacked.map(|uplink| uplink.nics.clone()).unwrap_or_default(),
                 why: stacked.map(|uplink| uplink.why.to_owned()).unwrap_or_default(),
+                manner: match port.kind {
+                    PortKind::Pod { .. } => self.manner.report_pod(),
+                    PortKind::Host { .. } => manner::report_other(Some(XdpFeatures::default())),
+                    PortKind::Uplink => manner::report_other(self.drivers.get(&port.name).copied().flatten()),
+                },
                 queues: report.queues,
                 worker: report.worker.into(),
                 mtu: port.mtu,

@@ -19,6 +19,7 @@
 //! | [`thread`] | the loop around an engine: spin, sleep, heartbeat |
 //! | [`panics`] | what becomes of a worker that panics, and of the port whose frame it had |
 //! | [`netlink`] | what this machine's kernel knows: links, addresses, routes, neighbours |
+//! | [`probe`] | a port that sends everything back, to measure ways of crossing an interface |
 //! | [`publish`] | how a snapshot reaches a worker, and who frees it |
 //!
 //! All devices belong to the network namespace of the thread that calls [`Dataplane::start`], and so do all calls on the handle.
@@ -42,6 +43,7 @@ pub mod exchange;
 pub mod memory;
 pub mod netlink;
 pub mod panics;
+pub mod probe;
 pub mod publish;
 pub mod rings;
 pub mod spec;

@@ -2,7 +2,7 @@
 
 use margay_core::PortIndex;
 use margay_core::topology::{Port, PortKind};
-use margay_io::{AttachMode, PortSpec, Role as PortRole};
+use margay_io::{PortSpec, Role as PortRole};
 use margay_policy_engine::engine::{Change, LocalEndpoint};
 use margay_policy_engine::model::NamespacedName;
 use margay_wire::MacAddr;
@@ -10,7 +10,6 @@ use margay_wire::MacAddr;
 use super::{FIRST_UPLINK, HOST, Reconciler, chain};
 use crate::endpoints::EndpointRecord;
 use crate::net::Link;
-use crate::node::offloads;
 
 impl Reconciler {
     /// Takes over a pod's interface; its pod is closed until a snapshot knows it.
@@ -23,10 +22,8 @@ impl Reconciler {
             queues: Some(1),
         };
         // The device of a new pod is down until its program stands on it.
-        let report = self.dataplane.add_port(spec).map_err(|e| chain(&e))?;
-        if report.mode == AttachMode::Generic
-            && let Err(error) = offloads::of_pod(record)
-        {
+        let report = self.dataplane.add_port_as(spec, self.manner.choice).map_err(|e| chain(&e))?;
+        if let Err(error) = self.manner.tell(record, report.mode) {
             let _ = self.dataplane.remove_port(record.port);
             return Err(chain(&error));
         }

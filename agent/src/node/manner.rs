@@ -1,0 +1,117 @@
+//! How packets cross the agent's interfaces: what was chosen at the start, by whom, and what each port is told.
+//!
+//! Pods' interfaces are ours, so everything about them is: where the program stands, who polls their two ends, and how long the pod's end
+//! gathers segments of a stream before its stack sees them. A NIC's polling is its driver's and the machine's owner's; of it only the mode
+//! of the program is chosen, and what else its driver could do is told.
+
+use std::path::Path;
+use std::time::Duration;
+
+use margay_io::{AttachChoice, AttachMode};
+
+use super::args::{AgentArgs, Polling};
+use super::offloads;
+use super::probe::{Finding, Question, Way, ask};
+use crate::admin::report::MannerReport;
+use crate::endpoints::EndpointRecord;
+use crate::net::napi::{self, Napi};
+use crate::net::netdev::XdpFeatures;
+use crate::net::netns::NetNs;
+use crate::net::{NetError, netdev};
+
+/// How pods' interfaces are crossed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Manner {
+    way: Way,
+    /// How the program of a pod's port may be attached.
+    pub choice: AttachChoice,
+    gather: Duration,
+    /// What speaks for it.
+    pub why: String,
+}
+
+impl Manner {
+    /// Finds out what suits pods here, within what was told; `veth` is the index of one of our own pairs' ends. `folder` is made and
+    /// removed.
+    pub fn find(args: &AgentArgs, veth: u32, folder: &Path) -> Self {
+        let several_frames = features(veth).is_some_and(|driver| driver.pieces);
+        let threaded = match args.polling {
+            Polling::Auto => None,
+            Polling::Inline => Some(false),
+            Polling::Threaded => Some(true),
+        };
+        let asked = AttachChoice::from(args.xdp_mode);
+        let Finding { way, why, took } = ask(Question { choice: asked, several_frames, threaded }, folder);
+        let choice = match (asked, way.mode) {
+            // Where the driver turns out to have none, a port is still to be had.
+            (AttachChoice::Auto, AttachMode::Native) => AttachChoice::Auto,
+            (_, AttachMode::Native) => AttachChoice::Native,
+            (_, AttachMode::Generic) => AttachChoice::Generic,
+        };
+        let (mode, threaded, ms) = (way.mode.as_str(), way.threaded, took.as_millis());
+        tracing::info!(mode, threaded, gather = ?args.pod_gather, why, ms, "how pods' interfaces are crossed");
+        Self { way, choice, gather: args.pod_gather, why }
+    }
+
+    /// Tells both ends of a pod's pair, whose program is attached in `mode`, how to receive. A pod's end that cannot be told, because the
+    /// pod is gone or its interface has nothing to poll, stays as it is.
+    ///
+    /// Errors: large segments cannot be switched off where the program would not see their ends.
+    pub fn tell(&self, record: &EndpointRecord, mode: AttachMode) -> Result<(), NetError> {
+        if mode == AttachMode::Generic {
+            offloads::of_pod(record)?;
+        }
+        let threaded = self.way.threaded;
+        let near = napi::set(None, &record.host_ifname, Napi { threaded, gather: Duration::ZERO });
+        let far = NetNs::open(&record.netns)
+            .and_then(|inside| napi::set(Some(&inside), &record.key.ifname, self.far()));
+        for error in [near, far].into_iter().filter_map(Result::err) {
+            tracing::warn!(interface = record.host_ifname, %error, "a pod's interface is polled as it is");
+        }
+        Ok(())
+    }
+
+    fn far(&self) -> Napi {
+        Napi { threaded: self.way.threaded, gather: self.gather }
+    }
+
+    /// Returns what is told of a pod's port.
+    pub fn report_pod(&self) -> MannerReport {
+        MannerReport {
+            polling: if self.way.threaded { "threaded" } else { "inline" }.to_owned(),
+            gather_micros: u64::try_from(self.gather.as_micros()).unwrap_or(u64::MAX),
+            zero_copy: zero_copy(Some(XdpFeatures::default())).to_owned(),
+            need_wakeup: true,
+            why: self.why.clone(),
+        }
+    }
+}
+
+/// Returns what is told of a port that is no pod's, whose driver says `features`.
+pub fn report_other(features: Option<XdpFeatures>) -> MannerReport {
+    MannerReport {
+        polling: "driver".to_owned(),
+        gather_micros: 0,
+        zero_copy: zero_copy(features).to_owned(),
+        need_wakeup: true,
+        why: String::new(),
+    }
+}
+
+/// Asks a driver; a kernel that cannot tell and a device that is gone say nothing.
+pub fn features(ifindex: u32) -> Option<XdpFeatures> {
+    netdev::xdp_features(ifindex).unwrap_or_else(|error| {
+        tracing::debug!(ifindex, %error, "what the driver can do is not known");
+        None
+    })
+}
+
+/// Whether packets are received into and sent from packet memory without a copy. One memory serves all ports, and pods' pairs copy always;
+/// so a NIC copies too, whatever its driver could.
+fn zero_copy(features: Option<XdpFeatures>) -> &'static str {
+    match features {
+        Some(driver) if driver.zero_copy => "offered",
+        Some(_) => "none",
+        None => "unknown",
+    }
+}
