@@ -140,6 +140,27 @@ impl Lab {
         }
     }
 
+    /// What the kernel says of a device: `file` below its folder in sysfs, seen from `place`.
+    fn sysfs(&self, place: &str, device: &str, file: &str) -> String {
+        let script = format!("mount -t sysfs sysfs /sys && cat /sys/class/net/{device}/{file}");
+        let output = self.exec(place, &["unshare", "-m", "sh", "-c", &script]).output().expect("run");
+        assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// The ports of pods, as the agent's status has them.
+    fn pod_ports(&self) -> Vec<Value> {
+        let status: Value = serde_json::from_slice(&self.agent_status(&["-o", "json"])).expect("JSON");
+        let ports = status["ports"].as_array().expect("ports").iter();
+        ports.filter(|port| port["kind"] == "pod").cloned().collect()
+    }
+
+    /// The agent's own words since its start.
+    fn log(&self) -> String {
+        let file = self.directory.join("labs").join(&self.name).join("nodes/node1.log");
+        fs::read_to_string(file).expect("a log")
+    }
+
     /// Every port with how its program is attached.
     fn modes(&self) -> Vec<(String, String)> {
         let status: Value = serde_json::from_slice(&self.agent_status(&["-o", "json"])).expect("JSON");
@@ -193,5 +214,54 @@ fn native_mode_can_be_demanded_where_the_driver_has_it() {
     let mut lab = Lab::up("n", "--xdp-mode=native");
     let modes = lab.modes();
     assert!(modes.len() >= 4 && modes.iter().all(|(_, mode)| mode == "native"), "{modes:?}");
+    carries_large_transfers(&mut lab);
+}
+
+#[test]
+fn the_way_of_pods_interfaces_is_probed_told_and_shown() {
+    if skipped("the_way_of_pods_interfaces_is_probed_told_and_shown") {
+        return;
+    }
+    let mut lab = Lab::up("p", "--pod-gather=40us");
+    let ports = lab.pod_ports();
+    assert_eq!(ports.len(), 2, "{ports:?}");
+    let log = lab.log();
+    let line =
+        log.lines().find(|line| line.contains("how pods' interfaces are crossed")).expect("it is logged");
+    for port in &ports {
+        let manner = &port["manner"];
+        // Numbers of what was tried, unless the kernel refused to try.
+        let why = manner["why"].as_str().expect("text");
+        assert!(why.contains("ns/kB") && line.contains(why), "{manner} {line}");
+        assert_eq!(manner["gather_micros"], 40);
+        assert_eq!(
+            (&manner["zero_copy"], &manner["need_wakeup"]),
+            (&Value::from("none"), &Value::from(true))
+        );
+        let threaded = if manner["polling"] == "threaded" { "1" } else { "0" };
+        assert_eq!(lab.sysfs("node1", port["name"].as_str().expect("text"), "threaded"), threaded);
+        for pod in ["shop/web", "shop/db"] {
+            assert_eq!(lab.sysfs(pod, "eth0", "threaded"), threaded);
+            assert_eq!(lab.sysfs(pod, "eth0", "gro_flush_timeout"), "40000");
+        }
+    }
+    let metrics = lab.exec("node1", &["curl", "-s", "--noproxy", "*", "http://127.0.0.1:9100/metrics"]);
+    let page = { metrics }.output().expect("run").stdout;
+    let page = String::from_utf8_lossy(&page).into_owned();
+    assert_eq!(page.matches("margay_port_mode{").count(), 4, "two pods, the host, its uplink: {page}");
+    carries_large_transfers(&mut lab);
+}
+
+#[test]
+fn threads_of_the_kernel_can_be_demanded() {
+    if skipped("threads_of_the_kernel_can_be_demanded") {
+        return;
+    }
+    let mut lab = Lab::up("t", "--polling=threaded");
+    for port in lab.pod_ports() {
+        assert_eq!(port["manner"]["polling"], "threaded");
+        assert_eq!(lab.sysfs("node1", port["name"].as_str().expect("text"), "threaded"), "1");
+    }
+    assert_eq!(lab.sysfs("shop/web", "eth0", "threaded"), "1");
     carries_large_transfers(&mut lab);
 }

@@ -366,7 +366,7 @@ fn gauges_by(registry: &mut Registry, name: &str, help: &str, rows: impl Iterato
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::report::{PortReport, RequestReport, WorkerReport};
+    use crate::admin::report::{MannerReport, PortReport, RequestReport, WorkerReport};
     use margay_core::{Counters, DropReason};
 
     #[test]
@@ -446,5 +446,25 @@ mod tests {
         let text = render(&status).unwrap();
         assert!(text.contains(r#"margay_worker_panics_total{worker="1"} 4"#), "{text}");
         assert!(text.contains("margay_ports_quarantined 2"), "{text}");
+    }
+
+    #[test]
+    fn how_packets_cross_a_port_is_on_the_page() {
+        let manner = MannerReport {
+            polling: "threaded".to_owned(),
+            zero_copy: "none".to_owned(),
+            ..MannerReport::default()
+        };
+        let port = PortReport {
+            name: "mgy1".to_owned(),
+            kind: "pod".to_owned(),
+            mode: "native".to_owned(),
+            manner,
+            ..PortReport::default()
+        };
+        let text = render(&StatusReport { ports: vec![port], ..StatusReport::default() }).unwrap();
+        let line =
+            r#"margay_port_mode{port="mgy1",kind="pod",mode="native",polling="threaded",zero_copy="none"} 1"#;
+        assert!(text.contains(line), "{text}");
     }
 }
