@@ -181,7 +181,8 @@ pub struct PortReport {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MannerReport {
-    /// Who polls its device: `inline` (whoever sends), `threaded` (threads of the kernel), or `driver` (what the machine was told).
+    /// Who polls its device: `inline` (whoever sends), `threaded` (threads of the kernel), `driver` (what the
+    /// machine was told), or `unknown`.
     pub polling: String,
     /// How long the pod's end gathers segments of a stream, in microseconds.
     pub gather_micros: u64,

@@ -4,7 +4,9 @@
 //! gathers segments of a stream before its stack sees them. A NIC's polling is its driver's and the machine's owner's; of it only the mode
 //! of the program is chosen, and what else its driver could do is told.
 
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use margay_io::{AttachChoice, AttachMode};
@@ -20,12 +22,14 @@ use crate::net::netns::NetNs;
 use crate::net::{NetError, netdev};
 
 /// How pods' interfaces are crossed.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Manner {
     way: Way,
     /// How the program of a pod's port may be attached.
     pub choice: AttachChoice,
     gather: Duration,
+    /// Host ends of pods whose interfaces could not be told.
+    untold: Arc<Mutex<BTreeSet<String>>>,
     /// What speaks for it.
     pub why: String,
 }
@@ -50,36 +54,47 @@ impl Manner {
         };
         let (mode, threaded, ms) = (way.mode.as_str(), way.threaded, took.as_millis());
         tracing::info!(mode, threaded, gather = ?args.pod_gather, why, ms, "how pods' interfaces are crossed");
-        Self { way, choice, gather: args.pod_gather, why }
+        Self { way, choice, gather: args.pod_gather, untold: Arc::default(), why }
     }
 
-    /// Tells both ends of a pod's pair, whose program is attached in `mode`, how to receive. A pod's end that cannot be told, because the
-    /// pod is gone or its interface has nothing to poll, stays as it is.
+    /// What has to be so before a pod's pair, whose program is attached in `mode`, comes up.
     ///
     /// Errors: large segments cannot be switched off where the program would not see their ends.
-    pub fn tell(&self, record: &EndpointRecord, mode: AttachMode) -> Result<(), NetError> {
-        if mode == AttachMode::Generic {
-            offloads::of_pod(record)?;
-        }
+    pub fn prepare(&self, record: &EndpointRecord, mode: AttachMode) -> Result<(), NetError> {
+        if mode == AttachMode::Generic { offloads::of_pod(record) } else { Ok(()) }
+    }
+
+    /// Tells both ends of a pod's pair how to receive. Call it when they are up: before, there is nothing to poll. An end that cannot be
+    /// told, because the pod is gone or the kernel refuses, stays as it is, and the report says that it is not known.
+    pub fn tell(&self, record: &EndpointRecord) {
         let threaded = self.way.threaded;
         let near = napi::set(None, &record.host_ifname, Napi { threaded, gather: Duration::ZERO });
         let far = NetNs::open(&record.netns)
             .and_then(|inside| napi::set(Some(&inside), &record.key.ifname, self.far()));
+        let mut untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
+        untold.remove(&record.host_ifname);
         for error in [near, far].into_iter().filter_map(Result::err) {
             tracing::warn!(interface = record.host_ifname, %error, "a pod's interface is polled as it is");
+            untold.insert(record.host_ifname.clone());
         }
-        Ok(())
     }
 
     fn far(&self) -> Napi {
         Napi { threaded: self.way.threaded, gather: self.gather }
     }
 
-    /// Returns what is told of a pod's port.
-    pub fn report_pod(&self) -> MannerReport {
+    /// Returns what is told of the port of a pod.
+    pub fn report_pod(&self, device: &str) -> MannerReport {
+        let told = !self.untold.lock().unwrap_or_else(PoisonError::into_inner).contains(device);
+        let polling = match (told, self.way.threaded) {
+            (false, _) => "unknown",
+            (true, true) => "threaded",
+            (true, false) => "inline",
+        };
+        let gather = if told { self.gather } else { Duration::ZERO };
         MannerReport {
-            polling: if self.way.threaded { "threaded" } else { "inline" }.to_owned(),
-            gather_micros: u64::try_from(self.gather.as_micros()).unwrap_or(u64::MAX),
+            polling: polling.to_owned(),
+            gather_micros: u64::try_from(gather.as_micros()).unwrap_or(u64::MAX),
             zero_copy: zero_copy(Some(XdpFeatures::default())).to_owned(),
             need_wakeup: true,
             why: self.why.clone(),

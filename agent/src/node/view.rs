@@ -219,7 +219,7 @@ impl NodeView for View {
                 stands_on: stacked.map(|uplink| uplink.nics.clone()).unwrap_or_default(),
                 why: stacked.map(|uplink| uplink.why.to_owned()).unwrap_or_default(),
                 manner: match port.kind {
-                    PortKind::Pod { .. } => self.manner.report_pod(),
+                    PortKind::Pod { .. } => self.manner.report_pod(&port.name),
                     PortKind::Host { .. } => manner::report_other(Some(XdpFeatures::default())),
                     PortKind::Uplink => manner::report_other(self.drivers.get(&port.name).copied().flatten()),
                 },

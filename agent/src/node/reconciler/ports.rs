@@ -23,7 +23,7 @@ impl Reconciler {
         };
         // The device of a new pod is down until its program stands on it.
         let report = self.dataplane.add_port_as(spec, self.manner.choice).map_err(|e| chain(&e))?;
-        if let Err(error) = self.manner.tell(record, report.mode) {
+        if let Err(error) = self.manner.prepare(record, report.mode) {
             let _ = self.dataplane.remove_port(record.port);
             return Err(chain(&error));
         }
@@ -31,6 +31,7 @@ impl Reconciler {
             let _ = self.dataplane.remove_port(record.port);
             return Err(chain(&error));
         }
+        self.manner.tell(record);
         let port = Port {
             index: record.port,
             name: record.host_ifname.clone(),
