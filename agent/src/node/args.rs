@@ -90,8 +90,9 @@ pub struct AgentArgs {
     /// Who polls pods' interfaces: whoever sends, threads of the kernel, or what a probe at the start finds the cheaper.
     #[arg(long, value_enum, default_value = "auto")]
     pub polling: Polling,
-    /// How long the pod's end of an interface gathers segments of a stream before the pod sees them, such as 30us; 0us for not at all.
-    #[arg(long, default_value = "30us", value_parser = short_duration)]
+    /// How long the pod's end of an interface gathers segments of a stream before the pod sees them, such as 30us; not at
+    /// all when 0us.
+    #[arg(long, default_value = "0us", value_parser = short_duration)]
     pub pod_gather: Duration,
     /// Address for /metrics, /healthz and /readyz; none when absent.
     #[arg(long)]

@@ -111,7 +111,11 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
         ..DataplaneConfig::default()
     })?);
 
-    let manner = Manner::find(args, our_end.index, &args.run_dir.join("probe"));
+    // It has namespaces of its own, so it may take its time beside the rest of the start.
+    let (told, veth) = (args.clone(), our_end.index);
+    let probe = std::thread::Builder::new()
+        .name("margay-probe".to_owned())
+        .spawn(move || Manner::find(&told, veth, &told.run_dir.join("probe")))?;
 
     // The first socket anchors the packet memory, so it stands on a device that lives as long as the agent.
     let mut ports = Vec::new();
@@ -176,6 +180,7 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
     pins.extend(links.iter().map(|link| uplinks::pin(&link.name)));
     dataplane.retain_links(&pins);
 
+    let manner = probe.join().map_err(|_| "the probe of pods' interfaces panicked")?;
     let board = Board::default();
     let mut reconciler = Reconciler::new(
         Beginnings {
