@@ -364,14 +364,24 @@ fn pm_22_1_admission_keeps_built_in_tiers_and_lets_nobody_join_one_that_is_delet
     assert!(ask(&ending, &inside, &inside), "what is in it may be changed");
     assert!(ask(&ending, &outside, &inside), "and may leave");
     assert!(ask(&ending, &outside, &Value::Null) && ask(&named("security"), &inside, &Value::Null));
-    // A policy without a tier is in the default one.
+    // A policy without a tier is in the default one, which is for everybody also when somebody deleted it.
     let ending = json!({ "metadata": { "name": "default", "deletionTimestamp": "2026-01-01T00:00:00Z" } });
     for blank in [policy(None), policy(Some("")), json!({})] {
-        assert!(!ask(&ending, &blank, &Value::Null), "{blank}");
+        assert!(ask(&ending, &blank, &Value::Null), "{blank}");
     }
     let rules = manifests::admission(&Settings::default());
     let binding =
         rules.iter().find(|rule| rule["spec"]["policyName"] == "margay-ending-tiers").expect("a binding");
+    let rule = rules.iter().find(|rule| rule["metadata"]["name"] == "margay-ending-tiers").expect("a rule");
+    assert_eq!(rule["spec"]["failurePolicy"], "Ignore", "a server that knows no tiers yet takes policies");
+    // What is spelled wrong here is never asked about.
+    let asked = &rule["spec"]["matchConstraints"]["resourceRules"][0];
+    let served: Vec<&str> =
+        margay_policy_engine::schema::resources().iter().map(|resource| resource.plural).collect();
+    for resource in asked["resources"].as_array().expect("resources") {
+        assert!(served.iter().any(|plural| resource == *plural), "{resource} of {served:?}");
+    }
+    assert_eq!(asked["operations"], json!(["CREATE", "UPDATE"]));
     assert_eq!(binding["spec"]["paramRef"], json!({ "selector": {}, "parameterNotFoundAction": "Allow" }));
 }
 

@@ -122,11 +122,20 @@ impl Api {
         let outcome = self.send("PATCH", &path, "application/apply-patch+yaml", Some(object)).await;
         outcome.map_err(|trouble| match trouble {
             // Of the two rights that an apply takes, the server names only that to patch.
-            Trouble::Forbidden(reason) if !reason.contains("cannot ") => Trouble::Forbidden(format!(
-                "{reason}it is not there, and making it takes the right to create"
-            )),
+            Trouble::Forbidden(reason) => Trouble::Forbidden(with_right_to_create(reason)),
             other => other,
         })
+    }
+}
+
+/// Adds what a server leaves out that refuses to make an object: it ends at the colon. Whatever else it refuses (a webhook's or a quota's no, a
+/// token that is over) it says why itself.
+fn with_right_to_create(reason: String) -> String {
+    match reason.trim_end() {
+        unfinished if unfinished.ends_with("is forbidden:") => {
+            format!("{unfinished} it is not there, and making it takes the right to create")
+        }
+        _ => reason,
     }
 }
 
@@ -377,4 +386,28 @@ fn complain(desk: &SharedDesk, what: &str, title: &str, trouble: Option<&Trouble
 /// Returns the kind of that name in a group.
 fn kind_of(group: &str, name: &str) -> Option<KindId> {
     KindId::all().find(|id| id.kind().group == group && id.kind().kind == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::with_right_to_create;
+
+    #[test]
+    fn only_a_sentence_without_an_end_is_completed() {
+        let told =
+            with_right_to_create("tiers: tiers.projectcalico.org \"default\" is forbidden: ".to_owned());
+        assert_eq!(
+            told,
+            "tiers: tiers.projectcalico.org \"default\" is forbidden: it is not there, and making it takes the right to create"
+        );
+        for whole in [
+            "tiers: Unauthorized",
+            "tiers: \"a\" is forbidden: User \"b\" cannot patch resource \"tiers\"",
+            "events: \"e\" is forbidden: unable to create new content in namespace a because it is being terminated",
+            "secrets: \"s\" is forbidden: exceeded quota: few, requested: secrets=1, used: secrets=1, limited: secrets=1",
+            "policies: admission webhook \"w\" denied the request: no",
+        ] {
+            assert_eq!(with_right_to_create(whole.to_owned()), whole);
+        }
+    }
 }
