@@ -53,7 +53,7 @@ pub fn parsing(data: &[u8]) {
         assert_eq!((quick.total_len, quick.protocol, quick.ttl), (ip.total_len, ip.protocol, ip.ttl));
     }
     let mut frame = data.to_vec();
-    checksum::write_sctp(&mut frame, &ip);
+    checksum::write_sctp(&mut frame, std::iter::empty(), &ip);
     checksum::complete_if_partial(&mut frame, &ip);
     let mut again = frame.clone();
     if ip.fragment != Fragment::None {

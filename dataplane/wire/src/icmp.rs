@@ -66,7 +66,7 @@ pub fn is_answerable(offending: &[u8], ip: &IpHeaders) -> bool {
 
 /// Writes into `out` the frame that tells the sender of `offending` what happened, from `source`.
 ///
-/// Shape: `out` has room for the result; `offending` is the whole frame that `ip` was parsed from. Returns the frame's length, or
+/// Shape: `out` has room for the result; `offending` is the frame that `ip` was parsed from, or of a long one the beginning. Returns the frame's length, or
 /// `None` when an error must not be sent (about an ICMP error, a later fragment, to or from a group, from nobody: RFC 1122 §3.2.2,
 /// RFC 4443 §2.4 (e)) or does not fit.
 pub fn write_error(
@@ -82,7 +82,7 @@ pub fn write_error(
         return None;
     }
     let v4 = ip.source.is_ipv4();
-    let quoted = offending.get(ETHERNET_LEN..ip.end())?;
+    let quoted = offending.get(ETHERNET_LEN..ip.end().min(offending.len()))?;
     let quoted = &quoted[..quote_len(v4, quoted.len())];
     let (kind, code, rest) = error.encode(v4);
     let header_len = if v4 { 20 } else { 40 };

@@ -19,7 +19,7 @@ pub mod quick;
 pub mod reset;
 
 pub use mac::MacAddr;
-pub use parse::{Fragment, IpHeaders, Packet, ParseError, Parsed, Transport, parse};
+pub use parse::{Fragment, IpHeaders, Packet, ParseError, Parsed, Transport, parse, parse_head};
 
 /// Length of an Ethernet header without tags, in bytes.
 pub const ETHERNET_LEN: usize = 14;

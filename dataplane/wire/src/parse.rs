@@ -224,11 +224,19 @@ fn be16(bytes: &[u8], at: usize) -> u16 {
 /// Errors: a [`ParseError`] naming the first thing that is wrong. Never panics, whatever the bytes.
 #[inline]
 pub fn parse(frame: &[u8]) -> Result<Parsed, ParseError> {
+    parse_head(frame, frame.len())
+}
+
+/// As [`parse()`], for a frame of `whole` bytes of which only the first, all headers among them, are in `frame`.
+///
+/// Errors: as there; headers that reach beyond `frame` are [`ParseError::Truncated`].
+#[inline]
+pub fn parse_head(frame: &[u8], whole: usize) -> Result<Parsed, ParseError> {
     let Some(ethernet) = frame.first_chunk::<ETHERNET_LEN>() else { return Err(ParseError::Truncated) };
     let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1] = *ethernet;
     let packet = match u16::from_be_bytes([t0, t1]) {
-        0x0800 => Packet::Ip(parse_ip(frame, ETHERNET_LEN, 4, Depth::Outer)?),
-        0x86dd => Packet::Ip(parse_ip(frame, ETHERNET_LEN, 6, Depth::Outer)?),
+        0x0800 => Packet::Ip(parse_ip(frame, ETHERNET_LEN, 4, Depth::Outer { whole })?),
+        0x86dd => Packet::Ip(parse_ip(frame, ETHERNET_LEN, 6, Depth::Outer { whole })?),
         0x0806 => Packet::Arp(parse_arp(&frame[ETHERNET_LEN..])?),
         0x8100 | 0x88a8 | 0x9100 => return Err(ParseError::VlanTagged),
         other => return Err(ParseError::UnknownEtherType(other)),
@@ -243,8 +251,8 @@ pub fn parse(frame: &[u8]) -> Result<Parsed, ParseError> {
 /// How much of the packet is expected to be there.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Depth {
-    /// A packet on its way: everything it announces is present.
-    Outer,
+    /// A packet on its way in a frame of so many bytes: everything it announces is present.
+    Outer { whole: usize },
     /// The beginning of a packet, quoted in an ICMP error.
     Quoted,
 }
@@ -273,8 +281,8 @@ fn parse_ipv4(frame: &[u8], at: usize, depth: Depth) -> Result<IpHeaders, ParseE
         return Err(ParseError::BadIpv4Header);
     }
     let Some(whole) = frame.get(at..at + header_len) else { return Err(ParseError::Truncated) };
-    if depth == Depth::Outer {
-        if frame.len() < at + usize::from(total_len) {
+    if let Depth::Outer { whole: present } = depth {
+        if present < at + usize::from(total_len) {
             return Err(ParseError::Truncated);
         }
         if checksum::fold(checksum::add(0, whole)) != 0xffff {
@@ -339,7 +347,9 @@ fn parse_ipv6(frame: &[u8], at: usize, depth: Depth) -> Result<IpHeaders, ParseE
     if header[0] >> 4 != 6 {
         return Err(ParseError::BadIpv6Header);
     }
-    if depth == Depth::Outer && frame.len() < at + usize::from(total_len) {
+    if let Depth::Outer { whole } = depth
+        && whole < at + usize::from(total_len)
+    {
         return Err(ParseError::Truncated);
     }
     let end = (at + usize::from(total_len)).min(frame.len());
@@ -427,7 +437,7 @@ fn finish(
         };
         return if start < header { Err(ParseError::BadFragment) } else { Ok(ip) };
     }
-    let whole = depth == Depth::Outer;
+    let whole = matches!(depth, Depth::Outer { .. });
     let short = if ip.fragment == Fragment::None { ParseError::Truncated } else { ParseError::BadFragment };
     let segment = frame.get(offset..end.min(frame.len())).ok_or(ParseError::Truncated)?;
     // A first fragment must hold the whole transport header, or rules could be cheated (RFC 1858 §3, RFC 7112).
@@ -459,7 +469,7 @@ fn finish(
             need(8)?;
             let length = usize::from(be16(segment, 4));
             let plain = ip.protocol == protocol::UDP && whole && ip.fragment == Fragment::None;
-            if plain && (length < 8 || length > segment.len()) {
+            if plain && (length < 8 || length > end - offset) {
                 return Err(ParseError::BadTransport);
             }
             Transport::Udp {

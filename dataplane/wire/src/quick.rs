@@ -6,6 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::checksum::Partial;
 use crate::parse::tcp_flags::{ACK, FIN, RST, SYN};
 use crate::{ETHERNET_LEN, Fragment, IpHeaders, MacAddr, Packet, Parsed, Transport, checksum, protocol};
 
@@ -87,16 +88,22 @@ impl Quick {
 /// Reads a plain packet; `None` for any other.
 #[inline(always)]
 pub fn read(frame: &[u8]) -> Option<Quick> {
+    read_head(frame, frame.len())
+}
+
+/// As [`read`], for a frame of `whole` bytes of which only the first are in `frame`; see [`crate::parse_head`].
+#[inline(always)]
+pub fn read_head(frame: &[u8], whole: usize) -> Option<Quick> {
     let head = frame.first_chunk::<{ ETHERNET_LEN + 20 }>()?;
     match [head[12], head[13]] {
-        [0x08, 0x00] => read_v4(frame, head),
-        [0x86, 0xdd] => read_v6(frame),
+        [0x08, 0x00] => read_v4(frame, whole, head),
+        [0x86, 0xdd] => read_v6(frame, whole),
         _ => None,
     }
 }
 
 #[inline(always)]
-fn read_v4(frame: &[u8], head: &[u8; ETHERNET_LEN + 20]) -> Option<Quick> {
+fn read_v4(frame: &[u8], whole: usize, head: &[u8; ETHERNET_LEN + 20]) -> Option<Quick> {
     let word = |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
     let (first, second, third) = (word(14), word(18), word(22));
     let (source, destination) = (word(26), word(30));
@@ -112,11 +119,11 @@ fn read_v4(frame: &[u8], head: &[u8; ETHERNET_LEN + 20]) -> Option<Quick> {
     let total_len = first as u16;
     let (protocol, ttl) = ((third >> 16) as u8, (third >> 24) as u8);
     let (source, destination) = (MAPPED | u128::from(source), MAPPED | u128::from(destination));
-    transport(frame, ETHERNET_LEN + 20, total_len, protocol, ttl, source, destination, true)
+    transport(frame, whole, ETHERNET_LEN + 20, total_len, protocol, ttl, source, destination, true)
 }
 
 #[inline(always)]
-fn read_v6(frame: &[u8]) -> Option<Quick> {
+fn read_v6(frame: &[u8], whole: usize) -> Option<Quick> {
     let head = frame.get(ETHERNET_LEN..)?.first_chunk::<40>()?;
     if head[0] >> 4 != 6 {
         return None;
@@ -128,7 +135,7 @@ fn read_v6(frame: &[u8]) -> Option<Quick> {
     if source >> 32 == MAPPED >> 32 || destination >> 32 == MAPPED >> 32 {
         return None;
     }
-    transport(frame, ETHERNET_LEN + 40, total_len, head[6], head[7], source, destination, false)
+    transport(frame, whole, ETHERNET_LEN + 40, total_len, head[6], head[7], source, destination, false)
 }
 
 #[inline(always)]
@@ -138,6 +145,7 @@ fn read_v6(frame: &[u8]) -> Option<Quick> {
 )]
 fn transport(
     frame: &[u8],
+    whole: usize,
     at: usize,
     total_len: u16,
     protocol: u8,
@@ -146,7 +154,11 @@ fn transport(
     destination: u128,
     v4: bool,
 ) -> Option<Quick> {
-    let segment = frame.get(at..ETHERNET_LEN + usize::from(total_len))?;
+    let end = ETHERNET_LEN + usize::from(total_len);
+    if end > whole {
+        return None;
+    }
+    let segment = frame.get(at..end.min(frame.len()))?;
     let ports = segment.first_chunk::<8>()?;
     let tcp_flags = match protocol {
         protocol::TCP => {
@@ -162,7 +174,7 @@ fn transport(
         }
         protocol::UDP => {
             let len = usize::from(u16::from_be_bytes([ports[4], ports[5]]));
-            if len < 8 || len > segment.len() {
+            if len < 8 || len > end - at {
                 return None;
             }
             0
@@ -182,9 +194,9 @@ fn transport(
     })
 }
 
-/// Completes the checksum of the plain packet `quick` in `frame` when it is partial; see [`checksum::complete_if_partial`].
+/// Returns the checksum of the plain packet `quick` in `frame` when it is partial; see [`checksum::partial`].
 #[inline(always)]
-pub fn complete_if_partial(frame: &mut [u8], quick: &Quick) {
+pub fn partial(frame: &[u8], quick: &Quick) -> Option<Partial> {
     let (start, end) = (quick.transport_offset(), quick.end());
     let offset = if quick.protocol == protocol::TCP { 16 } else { 6 };
     let half = |number: u128| u64::from((number >> 32) as u32) + u64::from(number as u32);
@@ -199,5 +211,13 @@ pub fn complete_if_partial(frame: &mut [u8], quick: &Quick) {
         }
     };
     let pseudo = addresses + u64::from(quick.protocol) + (end - start) as u64;
-    checksum::complete(frame, start, end, offset, quick.protocol, checksum::fold(pseudo));
+    Partial { start, end, offset, protocol: quick.protocol }.holds(frame, checksum::fold(pseudo))
+}
+
+/// Completes the checksum of the plain packet `quick` in `frame` when it is [`partial`].
+#[inline(always)]
+pub fn complete_if_partial(frame: &mut [u8], quick: &Quick) {
+    if let Some(partial) = partial(frame, quick) {
+        partial.complete(frame, std::iter::empty());
+    }
 }

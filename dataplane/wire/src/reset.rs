@@ -13,7 +13,7 @@ const TCP_LEN: usize = 20;
 /// Its numbers are those that the sender's stack accepts: with an acknowledgment in the segment the reset's sequence number is that very
 /// number; without one it is zero and the reset acknowledges all that the segment takes, SYN and FIN included.
 ///
-/// Shape: `out` has room for the result; `offending` is the whole frame that `ip` was parsed from. Returns the frame's length, or `None`
+/// Shape: `out` has room for the result; `offending` is the frame that `ip` was parsed from, or of a long one the beginning. Returns the frame's length, or `None`
 /// when there is nothing to reset (no TCP, a reset itself, a fragment, to or from a group) or it does not fit.
 pub fn write(
     out: &mut [u8],
@@ -26,13 +26,13 @@ pub fn write(
     if flags & RST != 0 || ip.fragment != Fragment::None || !icmp::is_answerable(offending, ip) {
         return None;
     }
-    let segment = offending.get(usize::from(ip.transport_offset)..ip.end())?;
-    let header = segment.first_chunk::<TCP_LEN>()?;
+    let start = usize::from(ip.transport_offset);
+    let header = offending.get(start..)?.first_chunk::<TCP_LEN>()?;
     let number = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     let (sequence, acknowledged, answer) = if flags & ACK != 0 {
         (number(8), 0, RST)
     } else {
-        let payload = segment.len().saturating_sub(usize::from(header[12] >> 4) * 4);
+        let payload = ip.end().saturating_sub(start + usize::from(header[12] >> 4) * 4);
         let takes = payload as u32 + u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
         (0, number(4).wrapping_add(takes), RST | ACK)
     };

@@ -40,6 +40,8 @@ pub use tunnels::Tunnels;
 
 /// Bytes that sealing adds: message header and tag.
 pub const OVERHEAD: usize = 32;
+/// Largest packet that is sealed: with all headers around it, it fits one frame of 4 KiB.
+pub const LARGEST: u32 = 3_700;
 /// Room that any message of the protocol itself needs.
 pub const MESSAGE: usize = 148;
 /// Most pairs of keys, ours and theirs, that a peer has at once.

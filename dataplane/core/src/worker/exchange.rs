@@ -118,7 +118,7 @@ impl<F: Frame> Worker<F> {
             }
             self.read_ahead(&mut plain[..count], |at| match parcels[at].errand {
                 Errand::Send | Errand::Seal(_) | Errand::Open(..) => None,
-                Errand::Take | Errand::Judge(_) => Some(parcels[at].frame.data()),
+                Errand::Take | Errand::Judge(_) => Some(&parcels[at].frame),
             });
             for (parcel, read) in parcels.drain(..count).zip(&plain) {
                 let Handover { mut frame, port, errand } = parcel;
@@ -166,7 +166,7 @@ impl<F: Frame> Worker<F> {
     ) {
         let Handover { mut frame, port, errand } = parcel;
         self.counters.taken += 1;
-        let prepared = self.prepare(frame.data(), read);
+        let prepared = self.prepare(&frame, read);
         let ip = match &prepared.parsed {
             Ok(Parsed { packet: Packet::Ip(ip), .. }) => ip,
             // The giver has read the very same bytes.

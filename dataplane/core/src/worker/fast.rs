@@ -10,7 +10,7 @@ use margay_wire::parse::tcp_flags;
 use margay_wire::quick::{self, Quick};
 use margay_wire::{ETHERNET_LEN, MacAddr, checksum};
 
-use super::{Prepared, View, Worker, generation};
+use super::{Prepared, View, Worker, finish, generation};
 use crate::flow::{Arrival, FlowKey, FlowTable, Side, tcp};
 use crate::frame::Frame;
 use crate::handover::{Errand, FirstLeg, Handover};
@@ -83,8 +83,8 @@ impl Plain {
         Self { quick: None, key: FlowKey::NONE, side: Side::Low, hash: 0, likely: None };
 
     #[inline(always)]
-    pub(super) fn read(frame: &[u8], flows: &FlowTable) -> Self {
-        match quick::read(frame) {
+    pub(super) fn read(frame: &impl Frame, flows: &FlowTable) -> Self {
+        match quick::read_head(frame.data(), frame.packet_len()) {
             Some(quick) => {
                 let (key, side) = FlowKey::of_quick(&quick);
                 Self { quick: Some(quick), key, side, hash: flows.hash(&key), likely: None }
@@ -134,8 +134,11 @@ impl<F: Frame> Worker<F> {
     pub(super) fn read_ahead<'f>(
         &self,
         plain: &mut [Plain],
-        frame: impl Fn(usize) -> Option<&'f [u8]>,
-    ) -> usize {
+        frame: impl Fn(usize) -> Option<&'f F>,
+    ) -> usize
+    where
+        F: 'f,
+    {
         let count = plain.len();
         let mut strangers = 0;
         for at in 0..count + LAG {
@@ -218,9 +221,9 @@ impl<F: Frame> Worker<F> {
         }
         flow.observe_parts(direction, quick.total_len, quick.protocol, quick.tcp_flags, burst.now);
         frame.set_len(quick.end());
-        let bytes = frame.data_mut();
-        quick::complete_if_partial(bytes, quick);
-        let head = bytes.first_chunk_mut::<{ ETHERNET_LEN + 20 }>()?;
+        let partial = quick::partial(frame.data(), quick);
+        finish::complete(frame, partial, path);
+        let head = frame.data_mut().first_chunk_mut::<{ ETHERNET_LEN + 20 }>()?;
         if path.decrement_ttl {
             if quick.v4 {
                 let old = u16::from_be_bytes([head[ETHERNET_LEN + 8], head[ETHERNET_LEN + 9]]);

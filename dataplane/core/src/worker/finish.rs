@@ -2,11 +2,12 @@
 
 use std::net::IpAddr;
 
+use margay_wire::checksum::Partial;
 use margay_wire::{ETHERNET_LEN, IpHeaders, checksum, icmp};
 
 use super::{Dropped, Ending, View, Worker};
 use crate::flow::Path;
-use crate::frame::Frame;
+use crate::frame::{self, Frame};
 use crate::output::Output;
 use crate::time::Nanos;
 use crate::topology::{Port, PortIndex, PortKind};
@@ -15,7 +16,7 @@ use crate::verdict::DropReason;
 /// A packet whose next hop's Ethernet address is not known yet.
 #[derive(Debug)]
 pub struct Waiting<F> {
-    frame: F,
+    pub(super) frame: F,
     ip: IpHeaders,
     arrival: PortIndex,
     pub(super) path: Path,
@@ -29,7 +30,7 @@ fn plan(view: View<'_>) -> Option<u64> {
     view.topology.encryption().map(|encryption| encryption.generation())
 }
 
-/// Most packets waiting for one neighbour, and for all.
+/// Most packets waiting for one neighbour, and most frames for all.
 const WAITING_PER_NEIGHBOUR: usize = 16;
 const WAITING_TOTAL: usize = 256;
 /// How long one waits (Linux gives up after three probes, a second apart).
@@ -50,17 +51,17 @@ pub(super) fn finish<F: Frame>(
         let error = Some(icmp::Error::TimeExceeded);
         return Err(Dropped { reason: DropReason::TtlExpired, rule: None, error });
     }
-    let too_big = ip.total_len > path.mtu;
-    // Headers with options are answered as if they forbade it: options make fragments differ, and no pod of ours sends them.
-    let has_options = || frame.data()[ETHERNET_LEN] != 0x45;
-    if too_big && (ip.dont_fragment || path.mtu < 68 || has_options()) {
-        let error = Some(icmp::Error::TooBig(path.mtu.into()));
-        return Err(Dropped { reason: DropReason::PacketTooBig, rule: None, error });
-    }
+    let too_big = is_too_big(frame, ip, path)?;
     if matches!(arrival.kind, PortKind::Pod { .. } | PortKind::Host { .. }) {
-        checksum::write_sctp(frame.data_mut(), ip);
+        let (head, rest) = frame.parts_mut();
+        checksum::write_sctp(head, rest, ip);
     }
-    checksum::complete_if_partial(frame.data_mut(), ip);
+    let partial = checksum::partial(frame.data(), ip);
+    if too_big {
+        complete_here(frame, partial);
+    } else {
+        complete(frame, partial, path);
+    }
     let bytes = frame.data_mut();
     if path.decrement_ttl {
         decrement_ttl(bytes, ip);
@@ -71,6 +72,38 @@ pub(super) fn finish<F: Frame>(
         (true, _) => fragment(frame, path, out),
         (false, Some(peer)) => Ok(Ending::Seal(peer)),
         (false, None) => Ok(Ending::Forward(path.port)),
+    }
+}
+
+/// Returns whether the packet is too large for `path` and may be fragmented.
+///
+/// Errors: [`DropReason::PacketTooBig`] with the ICMP error, when it may not.
+#[inline]
+pub(super) fn is_too_big<F: Frame>(frame: &F, ip: &IpHeaders, path: &Path) -> Result<bool, Dropped> {
+    let too_big = ip.total_len > path.mtu;
+    // Headers with options are answered as if they forbade it: options make fragments differ, and no pod of ours sends them.
+    let has_options = || frame.data()[ETHERNET_LEN] != 0x45;
+    if too_big && (ip.dont_fragment || path.mtu < 68 || has_options()) {
+        let error = Some(icmp::Error::TooBig(path.mtu.into()));
+        return Err(Dropped { reason: DropReason::PacketTooBig, rule: None, error });
+    }
+    Ok(too_big)
+}
+
+/// Has a partial checksum completed: by whoever sends the packet where that is possible, else here. What is sealed is sent by nobody.
+#[inline(always)]
+pub(super) fn complete<F: Frame>(frame: &mut F, partial: Option<Partial>, path: &Path) {
+    let Some(at) = partial else { return };
+    if path.tunnel.is_some() || !frame.leave_checksum(at.start, at.offset) {
+        complete_here(frame, partial);
+    }
+}
+
+#[inline(always)]
+fn complete_here<F: Frame>(frame: &mut F, partial: Option<Partial>) {
+    if let Some(partial) = partial {
+        let (head, rest) = frame.parts_mut();
+        partial.complete(head, rest);
     }
 }
 
@@ -95,28 +128,29 @@ fn fragment<F: Frame>(frame: &mut F, path: &Path, out: &mut Output<F>) -> Result
     let bytes = frame.data();
     let payload_at = ETHERNET_LEN + 20;
     let step = ((usize::from(path.mtu) - 20) / 8) * 8;
-    let payload = &bytes[payload_at..];
-    let pieces = payload.len().div_ceil(step);
+    let payload = frame.packet_len() - payload_at;
+    let pieces = payload.div_ceil(step);
     // Sealing takes a frame to seal into.
     if out.spare.len() < pieces + usize::from(path.tunnel.is_some()) {
         return Err(DropReason::PacketTooBig.into());
     }
     let flags = u16::from_be_bytes([bytes[ETHERNET_LEN + 6], bytes[ETHERNET_LEN + 7]]);
-    for (nth, part) in payload.chunks(step).enumerate() {
+    for nth in 0..pieces {
         let Some(mut piece) = out.spare.pop() else { break };
-        let len = payload_at + part.len();
+        let part = step.min(payload - nth * step);
+        let len = payload_at + part;
         if !piece.set_len(len) {
             out.recycle.push(piece);
             return Err(DropReason::PacketTooBig.into());
         }
-        let last = (nth + 1) * step >= payload.len();
+        let last = nth + 1 == pieces;
         let offset = (flags & 0x1fff) + (nth * step / 8) as u16;
         let more = if last { flags & 0x2000 } else { 0x2000 };
         let to = piece.data_mut();
         to[..payload_at].copy_from_slice(&bytes[..payload_at]);
-        to[payload_at..].copy_from_slice(part);
+        frame::copy_from(frame, payload_at + nth * step, &mut to[payload_at..]);
         let header = &mut to[ETHERNET_LEN..payload_at];
-        header[2..4].copy_from_slice(&((20 + part.len()) as u16).to_be_bytes());
+        header[2..4].copy_from_slice(&((20 + part) as u16).to_be_bytes());
         header[6..8].copy_from_slice(&(offset | more).to_be_bytes());
         header[10..12].fill(0);
         let sum = checksum::of(header);
@@ -142,7 +176,8 @@ impl<F: Frame> Worker<F> {
         out: &mut Output<F>,
     ) {
         let same = |w: &&Waiting<F>| w.path.port == path.port && w.next_hop == next_hop;
-        let crowded = self.waiting.len() >= WAITING_TOTAL
+        let frames: usize = self.waiting.iter().map(|waiting| waiting.frame.frames()).sum();
+        let crowded = frames + frame.frames() > WAITING_TOTAL
             || self.waiting.iter().filter(same).count() >= WAITING_PER_NEIGHBOUR;
         if crowded {
             return self.end(view, now, arrival, frame, Some(&ip), DropReason::NoNeighbour.into(), out);

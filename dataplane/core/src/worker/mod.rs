@@ -41,7 +41,7 @@ use std::net::IpAddr;
 
 use margay_policy_engine::packet::Generation;
 use margay_policy_engine::snapshot::Snapshot;
-use margay_wire::{Fragment, IpHeaders, Packet, ParseError, Parsed, parse};
+use margay_wire::{Fragment, IpHeaders, Packet, ParseError, Parsed, parse_head};
 
 use crate::flow::{Arrival, FlowKey, FlowTable, Interned, Path, Side};
 use crate::frame::Frame;
@@ -227,7 +227,7 @@ impl<F: Frame> Worker<F> {
             for frame in &frames[..count] {
                 margay_accel::prefetch_lines(frame.data(), 1);
             }
-            let strangers = self.read_ahead(&mut plain[..count], |at| Some(frames[at].data()));
+            let strangers = self.read_ahead(&mut plain[..count], |at| Some(&frames[at]));
             if strangers > 0 {
                 self.flows.prefetch_evictions(port, strangers);
             }
@@ -266,11 +266,11 @@ impl<F: Frame> Worker<F> {
 
     /// Reads a packet in full; what was learnt ahead is not found out again.
     #[inline]
-    fn prepare(&self, bytes: &[u8], read: Option<&fast::Plain>) -> Prepared {
-        if let Some(prepared) = read.and_then(|read| read.prepared(bytes)) {
+    fn prepare(&self, frame: &F, read: Option<&fast::Plain>) -> Prepared {
+        if let Some(prepared) = read.and_then(|read| read.prepared(frame.data())) {
             return prepared;
         }
-        let parsed = parse(bytes);
+        let parsed = parse_head(frame.data(), frame.packet_len());
         let (key, side) = match &parsed {
             Ok(Parsed { packet: Packet::Ip(ip), .. }) => FlowKey::of(ip),
             _ => (FlowKey::NONE, Side::Low),
@@ -289,7 +289,7 @@ impl<F: Frame> Worker<F> {
         read: Option<&fast::Plain>,
         out: &mut Output<F>,
     ) {
-        let prepared = &self.prepare(frame.data(), read);
+        let prepared = &self.prepare(&frame, read);
         let seen = self.look(port, &frame, prepared);
         let ended = self.process(view, now, port, &mut frame, prepared, out);
         if let Some(seen) = seen {
@@ -425,6 +425,7 @@ impl<F: Frame> Worker<F> {
                             path
                         }
                         path::Next::Unresolved(path, next_hop) => {
+                            finish::is_too_big(frame, ip, &path)?;
                             return Ok(Ending::Hold { path, next_hop, ip: *ip });
                         }
                     },
@@ -461,6 +462,12 @@ impl<F: Frame> Worker<F> {
     /// Returns whether packets wait for a neighbour: the shell then calls [`Worker::handle_timeout`] soon rather than sleeping long.
     pub fn is_waiting(&self) -> bool {
         !self.waiting.is_empty() || self.tunnels.is_waiting()
+    }
+
+    /// Returns how many frames the packets that wait here take: for a neighbour, for a first fragment, for a tunnel.
+    pub fn frames_held(&self) -> usize {
+        let more = self.waiting.iter().map(|waiting| waiting.frame.frames() - 1).sum::<usize>();
+        self.counters.held as usize + more + self.fragments.more_frames()
     }
 
     /// Returns the port of the packet that was taken up last from another worker or from those that waited: should that end in a panic,

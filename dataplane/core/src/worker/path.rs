@@ -8,6 +8,7 @@ use super::Dropped;
 use crate::flow::Path;
 use crate::spread::WorkerIndex;
 use crate::topology::{Port, PortIndex, PortKind, Route, Topology};
+use crate::tunnel;
 use crate::verdict::DropReason;
 
 /// The way out.
@@ -54,7 +55,7 @@ pub fn resolve(
                 port: PortIndex::TUNNEL,
                 source_mac: MacAddr::default(),
                 destination_mac: MacAddr::default(),
-                mtu: topology.tunnel_mtu(family).min(0xffff) as u16,
+                mtu: topology.tunnel_mtu(family).min(tunnel::LARGEST) as u16,
                 decrement_ttl: !from_host,
                 second_leg: false,
                 worker: topology.spread().keeper(peer),

@@ -3,7 +3,7 @@
 use margay_wire::parse::parse_quoted;
 use margay_wire::{Fragment, icmp};
 
-use super::{Dropped, Ending, Passing, Worker, path};
+use super::{Dropped, Ending, Passing, Worker, finish, path};
 use crate::flow::FlowKey;
 use crate::frame::Frame;
 use crate::handover::Errand;
@@ -50,7 +50,10 @@ impl<F: Frame> Worker<F> {
         icmp::clamp_mtu_in_place(frame.data_mut(), ip);
         match path::resolve(view.topology, self.config.index, port, ip.source, ip.destination)? {
             path::Next::Ready(path) => self.leave(passing, &path, Errand::Take, frame, out),
-            path::Next::Unresolved(path, next_hop) => Ok(Ending::Hold { path, next_hop, ip: *ip }),
+            path::Next::Unresolved(path, next_hop) => {
+                finish::is_too_big(frame, ip, &path)?;
+                Ok(Ending::Hold { path, next_hop, ip: *ip })
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use margay_wire::{IpHeaders, Packet, Parsed};
 
 use super::{Dropped, Ending, Prepared, View, Worker, generation, judge};
 use crate::flow::Path;
-use crate::frame::Frame;
+use crate::frame::{self, Frame};
 use crate::output::Output;
 use crate::spread::WorkerIndex;
 use crate::time::Nanos;
@@ -186,7 +186,7 @@ impl<F: Frame> Worker<F> {
 
     #[cold]
     fn is_wanted(&self, port: PortIndex, frame: &F) -> bool {
-        let parsed = margay_wire::parse(frame.data());
+        let parsed = margay_wire::parse_head(frame.data(), frame.packet_len());
         let ip = match &parsed {
             Ok(Parsed { packet: Packet::Ip(ip), .. }) => Some(ip),
             _ => None,
@@ -205,11 +205,10 @@ impl<F: Frame> Worker<F> {
     fn look_closely(&self, port: PortIndex, frame: &F, prepared: &Prepared) -> Option<Seen> {
         let matching = || self.taps.taps.iter().filter(|tap| tap.filter.may_match(port, prepared.ip()));
         let snap_len = matching().map(|tap| tap.filter.snap_len).max()?;
-        let data = frame.data();
         let flow = self.flows.find(&prepared.key, prepared.hash).and_then(|slot| self.flows.flow(slot));
         Some(Seen {
-            bytes: data[..data.len().min(snap_len)].into(),
-            length: data.len() as u32,
+            bytes: frame::beginning(frame, snap_len),
+            length: frame.packet_len() as u32,
             known: flow.map(|flow| flow.state_in_words()),
         })
     }
@@ -266,16 +265,15 @@ impl<F: Frame> Worker<F> {
                 tap.lost += 1;
                 continue;
             }
-            let copy = |bytes: &[u8]| bytes[..bytes.len().min(filter.snap_len)].into();
             let left = filter.sent && matches!(fate, Fate::Forwarded(_) | Fate::Answered);
             out.captures.push(Captured {
                 tap: tap.id,
                 time: now,
                 worker: self.config.index,
                 port,
-                bytes: copy(&seen.bytes),
+                bytes: seen.bytes[..seen.bytes.len().min(filter.snap_len)].into(),
                 length: seen.length,
-                sent: left.then(|| (copy(frame.data()), frame.data().len() as u32)),
+                sent: left.then(|| (frame::beginning(frame, filter.snap_len), frame.packet_len() as u32)),
                 fate,
                 known: seen.known,
                 state,

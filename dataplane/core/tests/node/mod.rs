@@ -7,7 +7,7 @@ use std::sync::Arc;
 use margay_core::frame::MemoryFrame;
 use margay_core::topology::{Port, PortKind, Route, TopologyBuilder};
 use margay_core::worker::EndpointToHost;
-use margay_core::{DropReason, Frame, Nanos, Output, PortIndex, Topology, View, Worker, WorkerConfig};
+use margay_core::{DropReason, Nanos, Output, PortIndex, Topology, View, Worker, WorkerConfig};
 use margay_policy_engine::engine::{Change, Engine, LocalEndpoint};
 use margay_policy_engine::model::{
     Action, Entity, Namespace, NamespacedName, Object, Order, Pod, Policy, PolicyFlags, PolicyKey,
@@ -231,10 +231,19 @@ impl Node {
 
     /// Sends one frame in; returns what left, or the drop's reason.
     pub fn send(&mut self, port: PortIndex, bytes: &[u8]) -> Result<Vec<(PortIndex, Vec<u8>)>, DropReason> {
+        self.send_packet(port, MemoryFrame::new(bytes))
+    }
+
+    /// As [`Node::send`], for a packet in frames of any size.
+    pub fn send_packet(
+        &mut self,
+        port: PortIndex,
+        packet: MemoryFrame,
+    ) -> Result<Vec<(PortIndex, Vec<u8>)>, DropReason> {
         let before = self.worker.counters().clone();
         let view = View { snapshot: self.snapshot.as_deref(), topology: &self.topology };
         self.outstanding += 1;
-        self.worker.handle_frame(view, self.now, port, MemoryFrame::new(bytes), &mut self.out);
+        self.worker.handle_frame(view, self.now, port, packet, &mut self.out);
         let after = self.worker.counters();
         assert_eq!(after.beginnings(), after.endings(), "every received frame has exactly one ending");
         let dropped = DropReason::ALL.iter().find(|r| after.dropped(**r) != before.dropped(**r));
@@ -266,7 +275,7 @@ impl Node {
         let free = self.out.transmit.len() + self.out.recycle.len();
         self.outstanding -= free;
         self.out.recycle.clear();
-        self.out.transmit.drain(..).map(|(port, frame)| (port, frame.data().to_vec())).collect()
+        self.out.transmit.drain(..).map(|(port, frame)| (port, frame.to_vec())).collect()
     }
 
     /// Returns how many frames the worker has and has not given back.
@@ -282,8 +291,12 @@ impl Node {
 
     /// Sends frames in together, over the short way where it can be taken; returns what left.
     pub fn burst(&mut self, port: PortIndex, frames: &[Vec<u8>]) -> Vec<(PortIndex, Vec<u8>)> {
+        self.burst_of(port, frames.iter().map(|frame| MemoryFrame::new(frame)).collect())
+    }
+
+    /// As [`Node::burst`], for packets in frames of any size.
+    pub fn burst_of(&mut self, port: PortIndex, mut frames: Vec<MemoryFrame>) -> Vec<(PortIndex, Vec<u8>)> {
         let view = View { snapshot: self.snapshot.as_deref(), topology: &self.topology };
-        let mut frames: Vec<_> = frames.iter().map(|frame| MemoryFrame::new(frame)).collect();
         self.outstanding += frames.len();
         self.worker.handle_burst(view, self.now, port, &mut frames, &mut self.out);
         let counters = self.worker.counters();

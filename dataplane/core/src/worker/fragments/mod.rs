@@ -47,6 +47,11 @@ impl<F: Frame> Fragments<F> {
         Self { table: Table::new(seed) }
     }
 
+    /// Returns how many frames those that wait have beside their heads.
+    pub(super) fn more_frames(&self) -> usize {
+        self.table.more_frames()
+    }
+
     /// Keeps a frame that [`Ending::Await`] was said about.
     pub(super) fn hold(&mut self, datagram: u16, frame: F, errand: Option<Errand>) {
         self.table.hold(datagram, frame, errand);
@@ -69,7 +74,7 @@ impl<F: Frame> Worker<F> {
         if ip.is_icmp_error() {
             return Err(DropReason::BadFragment.into());
         }
-        match self.fragments.table.arrive(port.index, ip, frame.data().len(), now)? {
+        match self.fragments.table.arrive(port.index, ip, frame.packet_len(), now)? {
             Step::Hold(datagram) => Ok(Ending::Await { datagram, errand: passing.errand }),
             Step::Follow(key, side) => self.follow(passing, (key, side), prepared, frame, out),
             Step::Judge(datagram) => match self.judge_first(passing, prepared, known, frame, out) {
@@ -129,7 +134,7 @@ impl<F: Frame> Worker<F> {
         for (Held { mut frame, port, errand, .. }, fate) in released.drain(..) {
             self.counters.held -= 1;
             self.at_hand = Some(port);
-            let prepared = self.prepare(frame.data(), None);
+            let prepared = self.prepare(&frame, None);
             let ended = match fate {
                 Fate::Drop(reason) => Err(reason.into()),
                 Fate::Follow(key, side) => {

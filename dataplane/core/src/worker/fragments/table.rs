@@ -212,12 +212,17 @@ impl<F: Frame> Table<F> {
         datagram.held += 1;
         let start = datagram.last_start();
         let port = datagram.key.port;
-        let len = frame.data().len();
+        let len = frame.packet_len();
         self.bytes += len;
         let share = self.share(port);
         share.frames += 1;
         share.bytes += len as u32;
         self.held.push(Held { frame, port, errand, start, slot });
+    }
+
+    /// Returns how many frames those that wait have beside their heads.
+    pub(super) fn more_frames(&self) -> usize {
+        self.held.iter().map(|held| held.frame.frames() - 1).sum()
     }
 
     /// Forgets datagrams whose time is over; what waited for them is released.
@@ -305,7 +310,7 @@ impl<F: Frame> Table<F> {
                 continue;
             }
             let held = self.held.swap_remove(at);
-            let len = held.frame.data().len();
+            let len = held.frame.packet_len();
             self.bytes -= len;
             share.frames -= 1;
             share.bytes -= len as u32;

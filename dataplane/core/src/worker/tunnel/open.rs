@@ -188,7 +188,7 @@ impl<F: Frame> Worker<F> {
     /// A packet that came out of a datagram goes its way, as from the tunnel.
     #[inline]
     fn emerge(&mut self, view: View<'_>, now: Nanos, mut frame: F, out: &mut Output<F>) {
-        let read = Plain::read(frame.data(), &self.flows);
+        let read = Plain::read(&frame, &self.flows);
         let exit = if self.is_tapped(PortIndex::TUNNEL, &frame) {
             None
         } else {

@@ -62,6 +62,9 @@ impl<F: Frame> Worker<F> {
         })?;
         let (family, id) = peer;
         let tunnels = self.tunnels.families[family].as_mut().ok_or(DropReason::TunnelUnknownPeer)?;
+        if frame.frames() > 1 {
+            return Err(Some(DropReason::PacketTooBig));
+        }
         let packet = frame.data().get(ETHERNET_LEN..).ok_or(DropReason::Truncated)?;
         let room = outer::len(way.endpoint.ip());
         let length = room + OVERHEAD + packet.len();
