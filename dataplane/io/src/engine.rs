@@ -39,8 +39,12 @@ pub const BURST: usize = 64;
 const BATCHES: usize = 4;
 /// The part of the memory that packets for other workers leave free.
 const RESERVE: usize = 8;
-/// Empty frames that the worker finds for packets of its own.
+/// Empty frames that the worker finds for packets of its own: 16 where memory is small, else enough for the fragments of the largest
+/// packet.
 const SPARES: usize = 16;
+const MANY_SPARES: usize = 56;
+/// Frames of memory for each spare one beyond the few.
+const PER_SPARE: usize = 256;
 
 /// Who is told about packets.
 #[derive(Debug)]
@@ -129,7 +133,7 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
             }
             received += count;
             line.last_traffic = now;
-            let bytes = self.batch.iter().map(|frame| frame.data().len() as u64).sum();
+            let bytes = self.batch.iter().map(|frame| frame.packet_len() as u64).sum();
             add(&line.statistics.rx_packets, self.batch.len() as u64);
             add(&line.statistics.rx_bytes, bytes);
             let port = line.port;
@@ -261,7 +265,9 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
                 send(line);
             }
         }
-        while self.out.spare.len() < SPARES {
+        let memory = self.lines.iter().flatten().next().map_or(0, |line| line.rings.pool().1);
+        let wanted = (memory / PER_SPARE).clamp(SPARES, MANY_SPARES);
+        while self.out.spare.len() < wanted {
             let of_a_port = self.lines.iter_mut().flatten().next().and_then(|line| line.rings.take_spare());
             let Some(frame) = of_a_port.or_else(|| self.exchange.spare()) else { break };
             self.out.spare.push(frame);

@@ -22,10 +22,11 @@ pub trait Rings {
     /// What it carries. Dropping one frees its memory.
     type Frame: Frame;
 
-    /// Appends up to `budget` received frames to `out`; returns how many.
+    /// Takes up to `budget` received frames and appends the packets that they complete to `out`; returns how many frames it took.
     fn poll_rx(&mut self, out: &mut Vec<Self::Frame>, budget: usize) -> usize;
 
-    /// Takes frames from the front of `frames` while the transmit ring has room; returns how many. The rest stays.
+    /// Takes packets from the front of `frames` while the transmit ring has room for all their frames; returns how many packets. The
+    /// rest stays.
     fn submit_tx(&mut self, frames: &mut Vec<Self::Frame>) -> usize;
 
     /// Takes back frames that the kernel has sent; returns how many. Those that it still works on come later: never wait for them.

@@ -16,10 +16,12 @@ use crate::xsk::{Census, SocketStatistics, XskError};
 pub struct DataplaneConfig {
     /// The agent's own bpffs; mounted there when it is not one already.
     pub bpffs: PathBuf,
-    /// Bytes of a chunk of packet memory: 2048 or 4096. A received packet has 256 bytes less.
+    /// Bytes of a chunk of packet memory: 2048 or 4096. A received frame has 256 bytes less.
     pub chunk_size: u32,
     /// Chunks of packet memory.
     pub chunks: u32,
+    /// Whether packets of several frames are taken where the kernel has them.
+    pub several_frames: bool,
     /// How many workers.
     pub workers: u16,
     /// The processors that workers' threads stay on, in order and over again; none leaves them to the scheduler.
@@ -42,6 +44,7 @@ impl Default for DataplaneConfig {
             bpffs: PathBuf::from("/run/margay/bpf"),
             chunk_size: 4096,
             chunks: 16_384,
+            several_frames: true,
             workers: 1,
             cpus: Vec::new(),
             spin: Duration::from_micros(50),

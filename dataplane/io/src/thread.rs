@@ -102,7 +102,7 @@ pub(crate) struct WorkerFrames {
     /// Kept for packets of its own.
     pub spares: usize,
     /// Of packets that wait in its processor.
-    pub waiting: u64,
+    pub waiting: usize,
     /// With the kernel: port, to receive into, to be sent.
     pub rings: Vec<(PortIndex, usize, usize)>,
 }
@@ -358,7 +358,7 @@ impl<P: Processor<UmemFrame>> Loop<P> {
                     let _ = reply.send(WorkerFrames {
                         at_hand: self.birth.pool.at_hand(),
                         spares: self.engine.spares(),
-                        waiting: self.engine.processor().counters().held,
+                        waiting: self.engine.processor().frames_held(),
                         rings: rings.collect(),
                     });
                 }

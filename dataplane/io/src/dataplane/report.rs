@@ -151,6 +151,16 @@ impl Dataplane {
         self.wanted.clone()
     }
 
+    /// Returns the largest packet, from the Ethernet header on, that ports receive and send; known once the first port is there.
+    pub fn largest_packet(&self) -> u32 {
+        self.control().umem.largest_packet()
+    }
+
+    /// Returns whether packets of several frames are among them.
+    pub fn takes_several_frames(&self) -> bool {
+        self.control().umem.takes_several_frames()
+    }
+
     /// Returns what the packet path costs in memory.
     ///
     /// Errors: a silent worker.
@@ -174,7 +184,7 @@ impl Dataplane {
             let own = self.ask(worker, |reply| Command::Frames { reply })?;
             report.listed += own.at_hand;
             report.spares += own.spares;
-            report.waiting += own.waiting as usize;
+            report.waiting += own.waiting;
             for (port, filled, in_flight) in own.rings {
                 let sum = report.rings.entry(port).or_default();
                 *sum = (sum.0 + filled, sum.1 + in_flight);

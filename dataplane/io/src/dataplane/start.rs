@@ -50,6 +50,7 @@ impl Dataplane {
         let mut steer = Steer::load(&config.bpffs)?;
         steer.choose(config.xdp);
         let (umem, chunks) = UmemHandle::new(config.chunk_size, config.chunks)?;
+        let umem = if config.several_frames { umem } else { umem.of_single_frames() };
         let store = Store::new(&umem, chunks);
         let (drops_in, drops) = bounded(config.drop_events);
         let (wanted_in, wanted) = bounded(16 * usize::from(config.workers));

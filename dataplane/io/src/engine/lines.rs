@@ -205,14 +205,20 @@ pub(super) fn send<R: Rings>(line: &mut Line<R>) {
     let in_flight = line.rings.in_flight();
     if in_flight > 0 {
         let room = line.rings.pool().0.saturating_sub(in_flight);
-        failed += line.outbox.len().saturating_sub(room) as u64;
-        line.outbox.truncate(room);
+        let mut frames = 0;
+        let fits = |packet: &&R::Frame| {
+            frames += packet.frames();
+            frames <= room
+        };
+        let kept = line.outbox.iter().take_while(fits).count();
+        failed += (line.outbox.len() - kept) as u64;
+        line.outbox.truncate(kept);
     }
     while !line.outbox.is_empty() && !line.gone {
         let before = line.outbox.len();
-        let bytes_before: u64 = line.outbox.iter().map(|frame| frame.data().len() as u64).sum();
+        let bytes_before: u64 = line.outbox.iter().map(|frame| frame.packet_len() as u64).sum();
         let taken = line.rings.submit_tx(&mut line.outbox);
-        let bytes_after: u64 = line.outbox.iter().map(|frame| frame.data().len() as u64).sum();
+        let bytes_after: u64 = line.outbox.iter().map(|frame| frame.packet_len() as u64).sum();
         add(&line.statistics.tx_packets, (before - line.outbox.len()) as u64);
         add(&line.statistics.tx_bytes, bytes_before - bytes_after);
         if line.rings.wakeup().is_err() {

@@ -41,6 +41,11 @@ pub trait Processor<F> {
     /// Returns the counters.
     fn counters(&self) -> &Counters;
 
+    /// Returns how many frames the packets that wait inside it take.
+    fn frames_held(&self) -> usize {
+        self.counters().held as usize
+    }
+
     /// Returns the port of the packet that was taken up last outside a burst; see [`Worker::at_hand`].
     fn at_hand(&self) -> Option<PortIndex> {
         None
@@ -104,6 +109,10 @@ impl<F: Frame> Processor<F> for Worker<F> {
 
     fn counters(&self) -> &Counters {
         Worker::counters(self)
+    }
+
+    fn frames_held(&self) -> usize {
+        Worker::frames_held(self)
     }
 
     fn at_hand(&self) -> Option<PortIndex> {

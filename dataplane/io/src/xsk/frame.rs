@@ -1,0 +1,219 @@
+//! A packet in chunks of the UMEM.
+
+use std::rc::Rc;
+
+use margay_core::Frame;
+use xsk_rs::umem::frame::FrameDesc;
+
+use super::store::Pool;
+use super::{HELD, MAX_FRAMES};
+use crate::exchange::Pass;
+
+/// The continuation chunks of a packet, and how many bytes are in them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rest {
+    descriptors: [FrameDesc; MAX_FRAMES - 1],
+    count: usize,
+    bytes: usize,
+}
+
+impl Rest {
+    fn descriptors(&self) -> &[FrameDesc] {
+        &self.descriptors[..self.count]
+    }
+}
+
+/// A packet in chunks of the UMEM that we own: nearly always one.
+///
+/// Invariant: each descriptor lies in a chunk whose place is *held*, no other frame stands for that chunk, and address plus length do
+/// not pass the chunk's end.
+#[derive(Debug)]
+pub struct UmemFrame {
+    descriptor: FrameDesc,
+    rest: Option<Box<Rest>>,
+    /// `None` only between being handed to the kernel and being dropped.
+    pub(super) pool: Option<Rc<Pool>>,
+}
+
+impl UmemFrame {
+    /// Returns the packet in the chunk of `descriptor`, which the caller has just made *held* and whose bounds it has checked.
+    pub(super) fn new(descriptor: FrameDesc, pool: &Rc<Pool>) -> Self {
+        Self { descriptor, rest: None, pool: Some(Rc::clone(pool)) }
+    }
+
+    /// Appends the chunk of `descriptor`, as for [`UmemFrame::new`]. Returns `false` when the packet has [`MAX_FRAMES`] already: the chunk
+    /// then stays the caller's.
+    pub(super) fn append(&mut self, descriptor: FrameDesc) -> bool {
+        let none = || Rest { descriptors: [FrameDesc::default(); MAX_FRAMES - 1], count: 0, bytes: 0 };
+        let rest = self.rest.get_or_insert_with(|| Box::new(none()));
+        let Some(place) = rest.descriptors.get_mut(rest.count) else { return false };
+        *place = descriptor;
+        rest.count += 1;
+        rest.bytes += descriptor.lengths().data();
+        true
+    }
+
+    /// Gives up the packet without freeing its chunks, which are appended to `to` in order.
+    pub(super) fn into_descriptors(mut self, mut to: impl FnMut(FrameDesc)) {
+        self.pool = None;
+        to(self.descriptor);
+        if let Some(rest) = self.rest.take() {
+            rest.descriptors().iter().for_each(|descriptor| to(*descriptor));
+        }
+    }
+
+    /// Frees the continuation chunks.
+    fn drop_rest(&mut self) {
+        if let (Some(rest), Some(pool)) = (self.rest.take(), &self.pool) {
+            rest.descriptors().iter().for_each(|descriptor| pool.release_of(descriptor));
+        }
+    }
+
+    /// Cuts the continuation to `len` bytes, less than it has.
+    fn cut_rest(&mut self, len: usize) {
+        let Self { rest: Some(rest), pool: Some(pool), .. } = self else { return };
+        let mut left = len;
+        let mut kept = 0;
+        for descriptor in &mut rest.descriptors[..rest.count] {
+            let has = descriptor.lengths().data();
+            if left == 0 {
+                pool.release_of(descriptor);
+                continue;
+            }
+            if left < has {
+                set_len_of(pool, descriptor, left);
+            }
+            left -= has.min(left);
+            kept += 1;
+        }
+        (rest.count, rest.bytes) = (kept, len);
+    }
+}
+
+/// Sets the length of the data in a chunk that is held, where `len` stays within it.
+fn set_len_of(pool: &Pool, descriptor: &mut FrameDesc, len: usize) {
+    // SAFETY: the chunk is held by the caller's frame, which is borrowed mutably; only the length is written, and it was checked.
+    unsafe { pool.umem.data_mut(descriptor) }.cursor().set_pos(len);
+}
+
+impl Drop for UmemFrame {
+    fn drop(&mut self) {
+        let Some(pool) = &self.pool else { return };
+        if std::thread::panicking() {
+            pool.witness.see(self);
+        }
+        pool.release_of(&self.descriptor);
+        if self.rest.is_some() {
+            self.drop_rest();
+        }
+    }
+}
+
+/// A packet on its way from one worker to another. Its chunks stay *held*; whoever drops this instead of fastening it loses them.
+#[derive(Debug)]
+pub struct LooseFrame(FrameDesc, Option<Box<Rest>>);
+
+impl Pass for Rc<Pool> {
+    type Frame = UmemFrame;
+    type Loose = LooseFrame;
+
+    fn loosen(&self, mut frame: UmemFrame) -> LooseFrame {
+        frame.pool = None;
+        LooseFrame(frame.descriptor, frame.rest.take())
+    }
+
+    fn fasten(&self, loose: LooseFrame) -> UmemFrame {
+        UmemFrame { descriptor: loose.0, rest: loose.1, pool: Some(Rc::clone(self)) }
+    }
+
+    fn spare(&self) -> Option<UmemFrame> {
+        Some(UmemFrame::new(self.take(HELD)?, self))
+    }
+}
+
+impl Frame for UmemFrame {
+    fn data(&self) -> &[u8] {
+        match &self.pool {
+            // SAFETY: the invariant: a chunk of this very UMEM, held, so neither the kernel nor another frame writes to it while
+            // `self` is borrowed, and the length is within the chunk.
+            Some(pool) => unsafe { pool.umem.data(&self.descriptor) }.contents(),
+            None => &[],
+        }
+    }
+
+    fn data_mut(&mut self) -> &mut [u8] {
+        let Self { descriptor, pool, .. } = self;
+        match pool {
+            Some(pool) => head_of(pool, descriptor),
+            None => &mut [],
+        }
+    }
+
+    fn capacity(&self) -> usize {
+        self.pool.as_ref().map_or(0, |pool| pool.room(&self.descriptor))
+    }
+
+    fn set_len(&mut self, len: usize) -> bool {
+        let head = self.descriptor.lengths().data();
+        if let Some(rest) = &self.rest
+            && len > head
+        {
+            let (wanted, has) = (len - head, rest.bytes);
+            if wanted < has {
+                self.cut_rest(wanted);
+            }
+            return wanted <= has;
+        }
+        if len > self.capacity() {
+            return false;
+        }
+        if self.rest.is_some() {
+            self.drop_rest();
+        }
+        if let Some(pool) = &self.pool {
+            set_len_of(pool, &mut self.descriptor, len);
+        }
+        true
+    }
+
+    fn rest(&self) -> impl Iterator<Item = &[u8]> {
+        rest_of(self.pool.as_deref(), self.rest.as_deref())
+    }
+
+    fn parts_mut(&mut self) -> (&mut [u8], impl Iterator<Item = &[u8]>) {
+        let Self { descriptor, rest, pool } = self;
+        let pool = pool.as_ref();
+        let others = rest_of(pool.map(|pool| &**pool), rest.as_deref());
+        match pool {
+            Some(pool) => (head_of(pool, descriptor), others),
+            None => (&mut [], others),
+        }
+    }
+
+    #[inline]
+    fn packet_len(&self) -> usize {
+        self.descriptor.lengths().data() + self.rest.as_ref().map_or(0, |rest| rest.bytes)
+    }
+
+    #[inline]
+    fn frames(&self) -> usize {
+        1 + self.rest.as_ref().map_or(0, |rest| rest.count)
+    }
+}
+
+/// Returns the bytes of the chunk at `descriptor`, which is held by the frame that both are borrowed from.
+fn head_of<'a>(pool: &'a Rc<Pool>, descriptor: &'a mut FrameDesc) -> &'a mut [u8] {
+    // SAFETY: as in `data`; the frame is borrowed mutably, so this is the only reference.
+    let mut data = unsafe { pool.umem.data_mut(descriptor) };
+    let bytes = data.contents_mut();
+    let (start, len) = (bytes.as_mut_ptr(), bytes.len());
+    // SAFETY: the same bytes with the lifetime of the frame in place of the accessor's; `pool` keeps the UMEM mapped.
+    unsafe { std::slice::from_raw_parts_mut(start, len) }
+}
+
+/// Returns the bytes of a frame's continuation chunks.
+fn rest_of<'a>(pool: Option<&'a Pool>, rest: Option<&'a Rest>) -> impl Iterator<Item = &'a [u8]> {
+    let descriptors = rest.map_or(&[][..], Rest::descriptors);
+    // SAFETY: as in `data`; a continuation chunk is written to by nobody.
+    descriptors.iter().filter_map(move |it| Some(unsafe { pool?.umem.data(it) }.contents()))
+}

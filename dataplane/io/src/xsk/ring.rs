@@ -1,0 +1,261 @@
+//! The rings of one socket at work.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use margay_core::Frame;
+use xsk_rs::umem::frame::FrameDesc;
+
+use super::{
+    BATCH, HELD, Pool, RING_SIZE, SocketSlot, SocketStatistics, UmemFrame, XskSocket, filled_by, sent_by,
+};
+use crate::exchange::Pass;
+use crate::rings::{PortGone, Rings};
+
+/// Descriptors that one `sendto` sends at most (the kernel's `TX_BATCH_SIZE`).
+const KERNEL_BATCH: usize = 32;
+/// Said of every frame of a packet but the last (the kernel's `XDP_PKT_CONTD`).
+const MORE_FOLLOW: u32 = 1;
+
+/// The rings of one socket on the worker's side.
+#[derive(Debug)]
+pub struct XskRings {
+    socket: XskSocket,
+    pool: Rc<Pool>,
+    slot: SocketSlot,
+    scratch: Box<[FrameDesc]>,
+    filled: usize,
+    in_flight: usize,
+    refused: u64,
+    /// A packet whose last frame has not been taken from the ring yet.
+    open: Option<UmemFrame>,
+    /// Whether the frames up to the end of a packet are to be dropped, as one before them was refused.
+    skipping: bool,
+}
+
+impl XskRings {
+    /// Takes the socket's rings to work. `slot` names it in the pool's table: one living or unreclaimed socket a slot.
+    ///
+    /// The socket must have been bound with the pool's own UMEM; its kernel side answers with descriptors of that memory, and any
+    /// other would be refused one by one.
+    pub fn new(socket: XskSocket, pool: Rc<Pool>, slot: SocketSlot) -> Self {
+        let scratch = vec![FrameDesc::default(); BATCH].into_boxed_slice();
+        Self { socket, pool, slot, scratch, filled: 0, in_flight: 0, refused: 0, open: None, skipping: false }
+    }
+
+    /// Ends the work: returns the socket, to be closed on the control side, and the slot whose chunks are to be reclaimed after that.
+    pub fn into_socket(mut self) -> (XskSocket, SocketSlot) {
+        self.complete();
+        (self.socket, self.slot)
+    }
+
+    /// Returns the slot.
+    pub fn slot(&self) -> SocketSlot {
+        self.slot
+    }
+
+    /// Asks the kernel for its counters.
+    ///
+    /// Errors: what the kernel answers.
+    pub fn statistics(&self) -> io::Result<SocketStatistics> {
+        let kernel = self.socket.rx.fd().xdp_statistics()?;
+        Ok(SocketStatistics {
+            rx_dropped: kernel.rx_dropped(),
+            rx_ring_full: kernel.rx_ring_full(),
+            fill_ring_empty: kernel.rx_fill_ring_empty_descs(),
+            invalid_descriptors: kernel.rx_invalid_descs() + kernel.tx_invalid_descs(),
+        })
+    }
+
+    /// Drops the packet that is being taken, up to its end.
+    #[cold]
+    fn abandon(&mut self, more: bool) {
+        self.open = None;
+        self.skipping = more;
+    }
+
+    /// Counts a refused descriptor, and frees its chunk when at least the chunk was the kernel's to give.
+    fn refuse(&mut self, index: Option<usize>) {
+        self.refused += 1;
+        if let Some(index) = index {
+            self.pool.release(index);
+        }
+    }
+}
+
+impl AsRawFd for XskRings {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+impl Rings for XskRings {
+    type Frame = UmemFrame;
+
+    fn poll_rx(&mut self, out: &mut Vec<UmemFrame>, budget: usize) -> usize {
+        let budget = budget.min(BATCH);
+        // SAFETY: the socket was bound with this pool's UMEM. What comes back is checked below before it is used as memory.
+        let count = unsafe { self.socket.rx.consume(&mut self.scratch[..budget]) };
+        for at in 0..count {
+            let descriptor = self.scratch[at];
+            let more = descriptor.has_more_frames();
+            let Some(index) = self.pool.hand_over(&descriptor, filled_by(self.slot), HELD) else {
+                self.refuse(None);
+                self.abandon(more);
+                continue;
+            };
+            self.filled -= 1;
+            if self.skipping {
+                self.pool.release(index);
+                self.skipping = more;
+                continue;
+            }
+            if descriptor.lengths().data() > self.pool.room(&descriptor) {
+                self.refuse(Some(index));
+                self.abandon(more);
+                continue;
+            }
+            let packet = match self.open.take() {
+                None => UmemFrame::new(descriptor, &self.pool),
+                Some(mut packet) => {
+                    if !packet.append(descriptor) {
+                        self.refuse(Some(index));
+                        self.abandon(more);
+                        continue;
+                    }
+                    packet
+                }
+            };
+            if more {
+                self.open = Some(packet);
+            } else {
+                out.push(packet);
+            }
+        }
+        count
+    }
+
+    fn submit_tx(&mut self, frames: &mut Vec<UmemFrame>) -> usize {
+        // Whole packets only, as many as the ring and the scratch room hold.
+        let room = (self.socket.tx.nb_free(BATCH as u32) as usize).min(BATCH);
+        let mut needed = 0;
+        let fits = |frame: &&UmemFrame| {
+            needed += frame.frames();
+            needed <= room
+        };
+        let count = frames.iter().take_while(fits).count();
+        let ours = |frame: &UmemFrame| frame.pool.as_ref().is_some_and(|pool| Rc::ptr_eq(pool, &self.pool));
+        let mut ready = 0;
+        for frame in frames.drain(..count) {
+            // A frame of another UMEM must not reach these rings; it goes back to its own pool.
+            if !ours(&frame) {
+                continue;
+            }
+            let (pool, scratch, place) = (&self.pool, &mut self.scratch, sent_by(self.slot));
+            frame.into_descriptors(|mut descriptor| {
+                descriptor.set_options(MORE_FOLLOW);
+                pool.store.places[descriptor.addr() / pool.store.chunk_size].store(place, Relaxed);
+                scratch[ready] = descriptor;
+                ready += 1;
+            });
+            scratch[ready - 1].set_options(0);
+        }
+        // SAFETY: each descriptor was a held frame of this UMEM, given up above and marked as the kernel's.
+        let sent = unsafe { self.socket.tx.produce(&self.scratch[..ready]) };
+        // The ring had the room a moment ago and we are its only producer, so nothing is left; if it ever is, the chunk is freed.
+        for at in sent..ready {
+            let index = self.scratch[at].addr() / self.pool.store.chunk_size;
+            self.refuse(Some(index));
+        }
+        self.in_flight += sent;
+        count
+    }
+
+    fn complete(&mut self) -> usize {
+        let mut total = 0;
+        while self.in_flight > 0 {
+            // SAFETY: the socket was bound with this pool's UMEM; addresses are checked against the table before use.
+            let count = unsafe { self.socket.completion.consume(&mut self.scratch) };
+            for at in 0..count {
+                match self.pool.hand_over(&self.scratch[at], sent_by(self.slot), HELD) {
+                    Some(index) => {
+                        self.pool.release(index);
+                        self.in_flight -= 1;
+                    }
+                    None => self.refuse(None),
+                }
+            }
+            total += count;
+            if count < self.scratch.len() {
+                break;
+            }
+        }
+        total
+    }
+
+    fn refill(&mut self, count: usize) -> usize {
+        let mut total = 0;
+        while total < count {
+            let wanted = (count - total).min(BATCH);
+            let room = (self.socket.fill.nb_free(wanted as u32) as usize).min(wanted);
+            let mut ready = 0;
+            while ready < room {
+                let Some(descriptor) = self.pool.take(filled_by(self.slot)) else { break };
+                self.scratch[ready] = descriptor;
+                ready += 1;
+            }
+            if ready == 0 {
+                break;
+            }
+            // SAFETY: each descriptor is a free chunk of this UMEM, marked as the kernel's above.
+            let given = unsafe { self.socket.fill.produce(&self.scratch[..ready]) };
+            for at in given..ready {
+                self.pool.release(self.scratch[at].addr() / self.pool.store.chunk_size);
+            }
+            self.filled += given;
+            total += given;
+            if given < wanted {
+                break;
+            }
+        }
+        total
+    }
+
+    fn wakeup(&mut self) -> Result<(), PortGone> {
+        // One `sendto` sends a batch at most, and answers EAGAIN (no error here) when more is left.
+        for _ in 0..=(RING_SIZE as usize / KERNEL_BATCH) {
+            let waiting = RING_SIZE - self.socket.tx.nb_free_exact();
+            if waiting == 0 || !self.socket.tx.needs_wakeup() {
+                return Ok(());
+            }
+            self.socket.tx.wakeup().map_err(|error| PortGone(error.to_string()))?;
+            if RING_SIZE - self.socket.tx.nb_free_exact() == waiting {
+                // The device takes nothing now (down, or its queue is full): the next turn tries again.
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn filled(&self) -> usize {
+        self.filled
+    }
+
+    fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    fn pool(&self) -> (usize, usize) {
+        (self.pool.available(), self.pool.store.places.len())
+    }
+
+    fn take_spare(&mut self) -> Option<UmemFrame> {
+        self.pool.spare()
+    }
+
+    fn refused(&self) -> u64 {
+        self.refused
+    }
+}

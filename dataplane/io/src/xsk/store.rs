@@ -1,0 +1,195 @@
+//! Where every chunk is, and the free ones.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
+
+use crossbeam::queue::ArrayQueue;
+use xsk_rs::Umem;
+use xsk_rs::umem::frame::FrameDesc;
+
+use super::{Chunks, FREE, HELD, SocketSlot, UmemHandle, filled_by, sent_by};
+use crate::panics::Witness;
+
+/// Free chunks that change workers together.
+const MAGAZINE: usize = 64;
+/// Free chunks that a worker keeps to itself.
+const KEPT: usize = 4 * MAGAZINE;
+
+#[derive(Debug)]
+struct Magazine {
+    chunks: [u32; MAGAZINE],
+    len: usize,
+}
+
+/// The chunks of one UMEM, where each of them is, and the free ones that no worker has at hand.
+#[derive(Debug)]
+pub struct Store {
+    pub(super) chunk_size: usize,
+    /// The descriptor of each chunk as the UMEM's maker gave it.
+    descriptors: Box<[FrameDesc]>,
+    pub(super) places: Box<[AtomicU16]>,
+    depot: ArrayQueue<Magazine>,
+}
+
+impl Store {
+    /// Returns the table with every chunk free.
+    pub fn new(handle: &UmemHandle, chunks: Chunks) -> Arc<Self> {
+        let count = chunks.0.len() as u32;
+        // Workers give back full magazines only, so one more than these is never there.
+        let depot = ArrayQueue::new(count as usize / MAGAZINE + 1);
+        for first in (0..count).step_by(MAGAZINE) {
+            let len = ((count - first) as usize).min(MAGAZINE);
+            let mut magazine = Magazine { chunks: [0; MAGAZINE], len };
+            for (chunk, number) in magazine.chunks.iter_mut().zip(first..count) {
+                *chunk = number;
+            }
+            // There is room for all.
+            let _ = depot.push(magazine);
+        }
+        Arc::new(Self {
+            chunk_size: handle.chunk_size as usize,
+            descriptors: chunks.0.into_boxed_slice(),
+            places: (0..count).map(|_| AtomicU16::new(FREE)).collect(),
+            depot,
+        })
+    }
+}
+
+/// A worker's way to the chunks, and the free ones that it has at hand. Belongs to one thread.
+#[derive(Debug)]
+pub struct Pool {
+    pub(super) umem: Umem,
+    pub(super) store: Arc<Store>,
+    free: RefCell<Vec<u32>>,
+    pub(super) witness: Witness,
+}
+
+impl Pool {
+    /// Returns the pool of the only worker.
+    pub fn new(handle: &UmemHandle, chunks: Chunks) -> Rc<Self> {
+        Self::of(handle, Store::new(handle, chunks))
+    }
+
+    /// Returns a worker's pool over the chunks of `handle`'s UMEM.
+    pub fn of(handle: &UmemHandle, store: Arc<Store>) -> Rc<Self> {
+        let free = RefCell::new(Vec::with_capacity(KEPT + 1));
+        Rc::new(Self { umem: handle.umem.clone(), store, free, witness: Witness::default() })
+    }
+
+    /// Returns what frames of this worker saw of a panic since the last call.
+    pub fn witness(&self) -> &Witness {
+        &self.witness
+    }
+
+    /// Returns how many chunks are free, held, given to the kernel to receive into, and given to it to send: all workers' together.
+    pub fn census(&self) -> Census {
+        let mut census = Census::default();
+        for place in &self.store.places {
+            match place.load(Relaxed) {
+                FREE => census.free += 1,
+                HELD => census.held += 1,
+                kernel if kernel % 2 == 0 => census.fill += 1,
+                _ => census.transmit += 1,
+            }
+        }
+        census
+    }
+
+    /// Frees the chunks that a closed socket had to receive into. Call it after the socket is closed, not before.
+    pub fn reclaim_filled(&self, slot: SocketSlot) -> usize {
+        self.reclaim(filled_by(slot))
+    }
+
+    /// Frees the chunks that a closed socket had to send. Call it a second after the socket is closed.
+    pub fn reclaim_sent(&self, slot: SocketSlot) -> usize {
+        self.reclaim(sent_by(slot))
+    }
+
+    fn reclaim(&self, place: u16) -> usize {
+        let mut freed = 0;
+        for (index, at) in self.store.places.iter().enumerate() {
+            if at.load(Relaxed) == place {
+                self.release(index);
+                freed += 1;
+            }
+        }
+        freed
+    }
+
+    pub(super) fn release(&self, index: usize) {
+        self.store.places[index].store(FREE, Relaxed);
+        let mut free = self.free.borrow_mut();
+        free.push(index as u32);
+        if free.len() > KEPT {
+            let mut magazine = Magazine { chunks: [0; MAGAZINE], len: MAGAZINE };
+            let from = free.len() - MAGAZINE;
+            magazine.chunks.copy_from_slice(&free[from..]);
+            if self.store.depot.push(magazine).is_ok() {
+                free.truncate(from);
+            }
+        }
+    }
+
+    /// Frees the chunk of a descriptor.
+    pub(super) fn release_of(&self, descriptor: &FrameDesc) {
+        self.release(descriptor.addr() / self.store.chunk_size);
+    }
+
+    /// Takes a free chunk to `place`.
+    pub(super) fn take(&self, place: u16) -> Option<FrameDesc> {
+        let mut free = self.free.borrow_mut();
+        if free.is_empty() {
+            let magazine = self.store.depot.pop()?;
+            free.extend(magazine.chunks[..magazine.len].iter().rev());
+        }
+        let index = free.pop()? as usize;
+        self.store.places[index].store(place, Relaxed);
+        Some(self.store.descriptors[index])
+    }
+
+    /// Moves the chunk of a kernel's descriptor from `place` to `to`; `None` when it was not there.
+    pub(super) fn hand_over(&self, descriptor: &FrameDesc, place: u16, to: u16) -> Option<usize> {
+        let index = descriptor.addr() / self.store.chunk_size;
+        let at = self.store.places.get(index)?;
+        // No race: a chunk that is at the kernel by our socket has no other writer than this thread.
+        if at.load(Relaxed) != place {
+            return None;
+        }
+        at.store(to, Relaxed);
+        Some(index)
+    }
+
+    pub(super) fn room(&self, descriptor: &FrameDesc) -> usize {
+        self.store.chunk_size - descriptor.addr() % self.store.chunk_size
+    }
+
+    /// Returns how many free chunks this worker keeps to itself.
+    pub fn at_hand(&self) -> usize {
+        self.free.borrow().len()
+    }
+
+    /// Returns how many free chunks are at no worker's hand; of a number of chunks that is no multiple of 64, up to 63 more than there are.
+    pub fn in_depot(&self) -> usize {
+        self.store.depot.len() * MAGAZINE
+    }
+
+    /// Returns about how many chunks are free for this worker to take.
+    pub(super) fn available(&self) -> usize {
+        self.at_hand() + self.in_depot()
+    }
+}
+
+/// Where the chunks are; the four numbers always sum up to all chunks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Nobody's.
+    pub free: usize,
+    /// Held by our code as frames.
+    pub held: usize,
+    /// With the kernel, to receive into.
+    pub fill: usize,
+    /// With the kernel, to be sent.
+    pub transmit: usize,
+}
