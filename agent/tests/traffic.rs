@@ -186,7 +186,7 @@ fn senders_learn_what_the_path_can_carry() {
         lab.ip(&lab.netns(node), "link set eth0 mtu 1300");
         lab.ip(&wire, &format!("link set port{at} mtu 1300"));
     }
-    assert!(lab.must("shop/web", &["ip", "link", "show", "eth0"]).contains("mtu 1500"));
+    assert_eq!(lab.mtu_beyond("shop/web"), 1500);
     let refused = |address: &str, mtu: &str| {
         let output = lab.exec(
             "shop/web",

@@ -183,16 +183,6 @@ fn pm_32_9_who_is_rejected_hears_so_at_once() {
     lab.books_balance();
 }
 
-/// Name of the node's end of a pod's interface.
-fn device_of(lab: &Lab, node: &str, pod: &str) -> String {
-    let link = lab.must(pod, &["ip", "-o", "link", "show", "eth0"]);
-    let index = link.split("eth0@if").nth(1).and_then(|rest| rest.split(':').next()).expect("a veth");
-    let links = lab.must(node, &["ip", "-o", "link"]);
-    let line = links.lines().find(|line| line.split(':').next() == Some(index)).expect("its other end");
-    let name = line.split(": ").nth(1).and_then(|name| name.split('@').next()).expect("a name");
-    name.to_owned()
-}
-
 #[test]
 fn whoever_sends_learns_what_a_pod_can_take() {
     let name = "whoever_sends_learns_what_a_pod_can_take";
@@ -206,7 +196,7 @@ fn whoever_sends_learns_what_a_pod_can_take() {
             assert!(within(3, || lab.pings(from, &address)), "{from} to {address}{}", lab.diagnosis());
         }
     }
-    let device = device_of(&lab, "node1", "shop/db");
+    let device = lab.device_of("node1", "shop/db");
     lab.must("node1", &["ip", "link", "set", &device, "mtu", "1300"]);
     lab.must("shop/db", &["ip", "link", "set", "eth0", "mtu", "1300"]);
     for from in everybody {

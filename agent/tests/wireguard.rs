@@ -41,12 +41,6 @@ fn peers(lab: &Lab, node: &str) -> Vec<Value> {
     tunnels.iter().flat_map(|tunnel| tunnel["peers"].as_array().cloned().unwrap_or_default()).collect()
 }
 
-fn mtu(lab: &Lab, place: &str) -> u64 {
-    let shown = lab.must(place, &["ip", "-o", "link", "show", "eth0"]);
-    let mut words = shown.split_whitespace().skip_while(|word| *word != "mtu").skip(1);
-    words.next().and_then(|word| word.parse().ok()).expect("an MTU")
-}
-
 #[test]
 fn pm_25_one_switch_and_keys_peers_and_mtu_follow() {
     let name = "pm_25_one_switch_and_keys_peers_and_mtu_follow";
@@ -73,7 +67,7 @@ fn pm_25_one_switch_and_keys_peers_and_mtu_follow() {
     assert_eq!(keys["projectcalico.org/IPv4WireguardInterfaceAddr"], "10.244.1.0");
 
     // Pods made since then have what the wire leaves (policy model 25.1).
-    let wire = mtu(&lab, "node1");
+    let wire = lab.mtu_beyond("node1");
     assert_eq!(wireguard(&lab, "node1")["pod_mtu"], wire - 80);
     let pod = "\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: late, namespace: shop}\nspec: {nodeName: node1, containers: [{name: main, image: none}]}\n";
     lab.apply("late.yaml", pod);
@@ -81,7 +75,7 @@ fn pm_25_one_switch_and_keys_peers_and_mtu_follow() {
     let output =
         lab.call("up", &["--nodes", "2", "--manifests", &manifests.to_string_lossy()]).output().expect("run");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(mtu(&lab, "shop/late"), wire - 80);
+    assert_eq!(lab.mtu_beyond("shop/late"), wire - 80);
 
     // Every way still works, also from a node to a pod of the other, which comes from the address that is published.
     let _servers = ["shop/web", "shop/far", "node2"].map(|place| lab.serve(place, 8000));

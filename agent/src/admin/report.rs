@@ -167,6 +167,8 @@ pub struct PortReport {
     pub worker: u32,
     /// Largest IP packet in bytes.
     pub mtu: u32,
+    /// Of a pod: the largest that its routes let leave the node.
+    pub route_mtu: u32,
     /// Packets taken from the port.
     pub rx_packets: u64,
     /// Packets sent to the port.

@@ -13,9 +13,9 @@ use serde_json::Value;
 
 use super::ipam::Ipam;
 use super::types::{self, CniResult, Ends, Environment, Failure, NetConf, code};
-use super::veth;
+use super::veth::{self, LargeRoutes};
 use crate::endpoints::protocol::ask;
-use crate::endpoints::{Attach, AttachmentKey, Reply, Request};
+use crate::endpoints::{Attach, AttachmentKey, LargePackets, Reply, Request};
 use crate::net::netns::NetNs;
 use crate::net::{NetError, Netlink};
 
@@ -47,11 +47,10 @@ pub fn add(environment: &Environment, conf: &NetConf) -> Result<Value, Failure> 
             "a host-networked container must not be given to CNI",
         ));
     }
-    let default_mtu = agent_status(conf)?;
-    let mtu = conf.mtu.unwrap_or(default_mtu);
+    let sizes = Sizes::of(conf)?;
     let ipam = Ipam::find(environment, conf)?;
     let mut netlink = Netlink::open()?;
-    veth::create(&mut netlink, &key, &netns, mtu).map_err(|e| {
+    veth::create(&mut netlink, &key, &netns, sizes.mtu).map_err(|e| {
         if e.is(libc::EEXIST) {
             let what = format!("interface {} of container {} exists already", key.ifname, key.container_id);
             Failure::new(code::EXISTS, what, "an earlier ADD succeeded or is under way: DEL it first")
@@ -59,7 +58,7 @@ pub fn add(environment: &Environment, conf: &NetConf) -> Result<Value, Failure> 
             e.into()
         }
     })?;
-    join(&mut netlink, &key, pod, &netns, &ipam, conf, mtu).inspect_err(|_| {
+    join(&mut netlink, &key, pod, &netns, &ipam, conf, &sizes).inspect_err(|_| {
         // Undone in reverse; the first failure is the one to report.
         for undone in [forget(&key, conf), remove_pair(&mut netlink, &key, conf), ipam.del()] {
             if let Err(failure) = undone {
@@ -69,6 +68,27 @@ pub fn add(environment: &Environment, conf: &NetConf) -> Result<Value, Failure> 
     })
 }
 
+/// How large a pod's packets may be.
+struct Sizes {
+    /// MTU of both ends.
+    mtu: u32,
+    /// Its routes, when not all of them carry that.
+    large: Option<LargeRoutes>,
+}
+
+impl Sizes {
+    /// What the network configuration says holds for all packets.
+    fn of(conf: &NetConf) -> Result<Self, Failure> {
+        let (default_mtu, large) = agent_status(conf)?;
+        Ok(match (conf.mtu, large) {
+            (None, Some(LargePackets { mtu, within })) => {
+                Self { mtu, large: Some(LargeRoutes { within, beyond: default_mtu }) }
+            }
+            (told, _) => Self { mtu: told.unwrap_or(default_mtu), large: None },
+        })
+    }
+}
+
 fn join(
     netlink: &mut Netlink,
     key: &AttachmentKey,
@@ -76,7 +96,7 @@ fn join(
     netns: &NetNs,
     ipam: &Ipam<'_>,
     conf: &NetConf,
-    mtu: u32,
+    sizes: &Sizes,
 ) -> Result<Value, Failure> {
     let host = veth::prepare_host_end(netlink, &conf.name, key)?;
     let given = rested(ipam, conf)?;
@@ -88,7 +108,7 @@ fn join(
             "configure a range for it",
         ));
     }
-    netns.within(|| veth::configure_pod_end(&key.ifname, &addresses))??;
+    netns.within(|| veth::configure_pod_end(&key.ifname, &addresses, sizes.large.as_ref()))??;
     let pod_mac = veth::pod_mac(key);
     let attach = Attach {
         key: key.clone(),
@@ -100,7 +120,8 @@ fn join(
         pod_mac,
         host_mac: host.mac,
         addresses: addresses.clone(),
-        mtu,
+        mtu: sizes.mtu,
+        route_mtu: sizes.large.as_ref().map(|large| large.beyond),
         timeout_ms: u64::try_from(conf.attach_timeout.as_millis()).unwrap_or(u64::MAX),
     };
     match ask(&conf.agent_socket, &Request::Attach(Box::new(attach)), conf.attach_timeout + GRACE) {
@@ -118,7 +139,7 @@ fn join(
         pod_name: &key.ifname,
         pod_mac,
         netns: netns.path(),
-        mtu,
+        mtu: sizes.mtu,
     };
     let gateways = veth::gateways(&addresses);
     Ok(types::add_answer(&conf.version, &ends, &addresses, &gateways, given.dns.as_ref()))
@@ -249,10 +270,10 @@ pub fn status(environment: &Environment, conf: &NetConf) -> Result<(), Failure> 
     if ipam.knows_gc() { ipam.status() } else { Ok(()) }
 }
 
-/// Returns the agent's default MTU, or why it cannot attach anything now.
-fn agent_status(conf: &NetConf) -> Result<u32, Failure> {
+/// Returns the agent's default MTU and what is beyond it within the node, or why it cannot attach anything now.
+fn agent_status(conf: &NetConf) -> Result<(u32, Option<LargePackets>), Failure> {
     match ask(&conf.agent_socket, &Request::Status, QUICK) {
-        Ok(Reply::Status { not_ready: None, default_mtu, .. }) => Ok(default_mtu),
+        Ok(Reply::Status { not_ready: None, default_mtu, large, .. }) => Ok((default_mtu, large)),
         Ok(Reply::Status { not_ready: Some(reason), .. }) => {
             Err(Failure::new(code::TRY_AGAIN, "the agent is not ready", reason))
         }

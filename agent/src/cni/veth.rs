@@ -95,8 +95,21 @@ pub fn prepare_host_end(netlink: &mut Netlink, network: &str, key: &AttachmentKe
     netlink.existing(&name)
 }
 
+/// Routes of a pod whose interface takes larger packets than those that may leave the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LargeRoutes {
+    /// Destinations for packets as large as the interface takes.
+    pub within: Vec<IpNet>,
+    /// MTU of the routes to everywhere else.
+    pub beyond: u32,
+}
+
 /// Gives the pod end its addresses, gateway and routes, and brings it up. Runs inside the container's namespace.
-pub fn configure_pod_end(ifname: &str, addresses: &[IpAddr]) -> Result<(), NetError> {
+pub fn configure_pod_end(
+    ifname: &str,
+    addresses: &[IpAddr],
+    large: Option<&LargeRoutes>,
+) -> Result<(), NetError> {
     let mut netlink = Netlink::open()?;
     let loopback = netlink.existing("lo")?;
     if !loopback.up {
@@ -121,7 +134,11 @@ pub fn configure_pod_end(ifname: &str, addresses: &[IpAddr]) -> Result<(), NetEr
             netlink.add_route(IpNet::from(gateway), None, index)?;
         }
         let all = if gateway.is_ipv4() { IpAddr::from([0u8; 4]) } else { IpAddr::from([0u8; 16]) };
-        netlink.add_route(IpNet::new_assert(all, 0), Some(gateway), index)?;
+        netlink.add_route_of(IpNet::new_assert(all, 0), Some(gateway), index, large.map(|it| it.beyond))?;
+        let is_same = |net: &&IpNet| net.addr().is_ipv4() == gateway.is_ipv4();
+        for net in large.iter().flat_map(|it| &it.within).filter(is_same) {
+            netlink.add_route(net.trunc(), Some(gateway), index)?;
+        }
     }
     Ok(())
 }

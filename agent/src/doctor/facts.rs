@@ -46,7 +46,7 @@ pub struct Card {
 pub struct Encrypted {
     /// Largest packet that fits into the tunnels.
     pub pod_mtu: u32,
-    /// Devices of pods, with their MTU.
+    /// Devices of pods, with the MTU of what leaves the node.
     pub pods: Vec<(String, u32)>,
     /// What is wrong with it, in sentences.
     pub findings: Vec<String>,
@@ -58,7 +58,7 @@ impl Encrypted {
         let pods = report.ports.iter().filter(|port| port.kind == "pod");
         on.then(|| Self {
             pod_mtu: report.wireguard.pod_mtu,
-            pods: pods.map(|port| (port.name.clone(), port.mtu)).collect(),
+            pods: pods.map(|port| (port.name.clone(), port.route_mtu)).collect(),
             findings: report.wireguard.findings.clone(),
         })
     }

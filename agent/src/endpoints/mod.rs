@@ -13,6 +13,6 @@ pub mod protocol;
 pub mod registry;
 pub mod server;
 
-pub use protocol::{Attach, AttachmentKey, PodRef, Reply, Request};
+pub use protocol::{Attach, AttachmentKey, LargePackets, PodRef, Reply, Request};
 pub use registry::{EndpointRecord, Registry};
 pub use server::{AttachHooks, bind_private, serve_cni};

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use margay_wire::MacAddr;
 use serde::{Deserialize, Serialize};
 
@@ -61,8 +62,20 @@ pub struct Attach {
     pub addresses: Vec<IpAddr>,
     /// MTU of both ends.
     pub mtu: u32,
+    /// What the pod's routes say of packets that leave the node, where that is not the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route_mtu: Option<u32>,
     /// How long the plug-in waits for policy to be in force, in milliseconds.
     pub timeout_ms: u64,
+}
+
+/// Packets between pods of one node that are larger than any that leaves it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LargePackets {
+    /// MTU of pods' interfaces.
+    pub mtu: u32,
+    /// Where packets may be so large; everywhere else routes carry the other MTU.
+    pub within: Vec<IpNet>,
 }
 
 /// What the plug-in asks.
@@ -95,6 +108,9 @@ pub enum Reply {
         not_ready: Option<String>,
         /// MTU for a pod whose network configuration names none.
         default_mtu: u32,
+        /// What its packets to pods of this node may be beyond that.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        large: Option<LargePackets>,
         /// Addresses that rest: nobody should get one while others are free.
         #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
         resting: BTreeSet<IpAddr>,

@@ -51,6 +51,9 @@ pub struct EndpointRecord {
     pub host_ifindex: u32,
     /// MTU of both ends.
     pub mtu: u32,
+    /// What the pod's routes say of packets that leave the node, where that is not the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route_mtu: Option<u32>,
     /// Name under which the endpoint's program and link are pinned.
     pub pin: String,
     /// Path of the container's network namespace at the time of attachment.
@@ -221,6 +224,7 @@ impl Registry {
             host_ifname: attach.host_ifname.clone(),
             host_ifindex: attach.host_ifindex,
             mtu: attach.mtu,
+            route_mtu: attach.route_mtu,
             pin: format!("ep-{}", id.0),
             netns: attach.netns.clone(),
         };
@@ -332,6 +336,7 @@ mod tests {
             host_mac: MacAddr([0xee; 6]),
             addresses: vec![address.parse().expect("address")],
             mtu: 1500,
+            route_mtu: None,
             timeout_ms: 1000,
         }
     }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
-use super::protocol::{Attach, AttachmentKey, Reply, Request, read_line, write_line};
+use super::protocol::{Attach, AttachmentKey, LargePackets, Reply, Request, read_line, write_line};
 use super::registry::{EndpointRecord, Registry};
 
 /// More requests than this at once are told to come back.
@@ -34,6 +34,11 @@ pub trait AttachHooks: Send + Sync {
 
     /// Returns the MTU for a pod whose network configuration names none.
     fn default_mtu(&self) -> u32;
+
+    /// Returns how large its packets to pods of this node may be, when that is more.
+    fn large_packets(&self) -> Option<LargePackets> {
+        None
+    }
 
     /// Takes the host end over: program on while the device is down, device up, socket, port; returns when the pod's policy is in force
     /// (PM-28 row 7), or with an error once `deadline` has passed. After an error [`AttachHooks::detach`] is called.
@@ -196,6 +201,7 @@ fn answer(shared: &Shared, request: Request) -> Reply {
         Request::Status => Reply::Status {
             not_ready: shared.hooks.ready().err(),
             default_mtu: shared.hooks.default_mtu(),
+            large: shared.hooks.large_packets(),
             resting: locked(&shared.registry).resting(SystemTime::now()),
         },
         Request::Attach(attach) => attach_one(shared, &attach),

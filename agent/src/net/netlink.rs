@@ -21,7 +21,8 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+    RouteType,
 };
 use rtnetlink::packet_route::tc::{TcAttribute, TcMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -356,6 +357,17 @@ impl Netlink {
         gateway: Option<IpAddr>,
         device: u32,
     ) -> Result<(), NetError> {
+        self.add_route_of(destination, gateway, device, None)
+    }
+
+    /// As [`Netlink::add_route`], for packets of at most `mtu` bytes and TCP segments that fit them; the device's MTU where that is absent.
+    pub fn add_route_of(
+        &mut self,
+        destination: IpNet,
+        gateway: Option<IpAddr>,
+        device: u32,
+        mtu: Option<u32>,
+    ) -> Result<(), NetError> {
         let mut message = RouteMessage::default();
         message.header.address_family = family(destination.addr());
         message.header.destination_prefix_length = destination.prefix_len();
@@ -373,6 +385,11 @@ impl Netlink {
             message.attributes.push(RouteAttribute::Gateway(RouteAddress::from(gateway)));
         }
         message.attributes.push(RouteAttribute::Oif(device));
+        if let Some(mtu) = mtu {
+            let headers = if destination.addr().is_ipv4() { 40 } else { 60 };
+            let metrics = vec![RouteMetric::Mtu(mtu), RouteMetric::Advmss(mtu.saturating_sub(headers))];
+            message.attributes.push(RouteAttribute::Metrics(metrics));
+        }
         let via = gateway.map_or(String::new(), |g| format!(" via {g}"));
         self.request(RouteNetlinkMessage::NewRoute(message), NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE)
             .map(drop)

@@ -77,9 +77,13 @@ pub struct AgentArgs {
     /// `none` to leave them to the scheduler.
     #[arg(long, default_value = "auto", value_parser = cpu)]
     pub cpu: Cpu,
-    /// MTU of pods; the smallest uplink's when absent.
+    /// Largest packet that a pod sends to another node; what the smallest uplink takes, less what encryption needs, when absent.
     #[arg(long)]
     pub pod_mtu: Option<u32>,
+    /// MTU of pods' interfaces, for packets between pods of this node: a number, `auto` for 60000 where the kernel has what that needs, or
+    /// `off` for one MTU everywhere. Routes that leave the node carry the MTU that it has.
+    #[arg(long, default_value = "off", value_parser = local_mtu)]
+    pub local_mtu: LocalMtu,
     /// How long a CNI ADD waits for the pod's policy to be in force.
     #[arg(long, default_value = "10s", value_parser = duration)]
     pub attach_timeout: Duration,
@@ -204,6 +208,52 @@ fn cpu(text: &str) -> Result<Cpu, String> {
     }
 }
 
+/// MTU of pods' interfaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LocalMtu {
+    /// As large as is good for throughput, where the kernel has what it needs.
+    Auto,
+    /// What leaves the node and what stays on it are alike.
+    Off,
+    /// So many bytes.
+    Bytes(u32),
+}
+
+/// What `auto` is: a local TCP segment is one packet of 16 frames, one short of what the kernel takes.
+const LARGE: u32 = 60_000;
+/// Largest MTU that a veth takes.
+const LARGEST: u32 = 65_535;
+
+impl LocalMtu {
+    /// Returns the MTU of pods' interfaces, `None` for that of their routes. `largest` is the largest packet that a port takes, from its
+    /// Ethernet header on, and `several` whether packets of several frames are among them.
+    ///
+    /// Errors: more was asked for than ports take.
+    pub fn choose(self, largest: u32, several: bool) -> Result<Option<u32>, String> {
+        let most = largest.saturating_sub(margay_wire::ETHERNET_LEN as u32).min(LARGEST);
+        match self {
+            Self::Off => Ok(None),
+            Self::Auto => Ok(several.then_some(LARGE.min(most))),
+            Self::Bytes(mtu) if mtu <= most => Ok(Some(mtu)),
+            Self::Bytes(mtu) => Err(format!(
+                "--local-mtu {mtu}: ports of this kernel take packets of up to {most} bytes (more than one frame needs Linux 6.6); choose less, \
+                 auto or off"
+            )),
+        }
+    }
+}
+
+fn local_mtu(text: &str) -> Result<LocalMtu, String> {
+    match text {
+        "auto" => Ok(LocalMtu::Auto),
+        "off" => Ok(LocalMtu::Off),
+        number => match number.parse() {
+            Ok(bytes) if (1280..=LARGEST).contains(&bytes) => Ok(LocalMtu::Bytes(bytes)),
+            _ => Err(format!("{text:?} is not an MTU; write a number from 1280 to {LARGEST}, auto or off")),
+        },
+    }
+}
+
 /// Reads `120s`, `500ms`, `2m` or `1h`.
 fn duration(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -283,6 +333,19 @@ mod tests {
         for wrong in ["30", "11ms", "1s", "us", "-1us", "99999999999999999999us"] {
             assert!(short_duration(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn pods_get_large_interfaces_where_ports_take_large_packets() {
+        assert_eq!((local_mtu("auto"), local_mtu("off")), (Ok(LocalMtu::Auto), Ok(LocalMtu::Off)));
+        assert_eq!(local_mtu("9000"), Ok(LocalMtu::Bytes(9000)));
+        assert!(["1279", "65536", "large"].into_iter().all(|text| local_mtu(text).is_err()));
+        assert_eq!(LocalMtu::Auto.choose(17 * 3840, true), Ok(Some(60_000)));
+        assert_eq!(LocalMtu::Auto.choose(17 * 1792, true), Ok(Some(17 * 1792 - 14)));
+        assert_eq!(LocalMtu::Auto.choose(3840, false), Ok(None));
+        assert_eq!(LocalMtu::Off.choose(17 * 3840, true), Ok(None));
+        assert_eq!(LocalMtu::Bytes(3826).choose(3840, false), Ok(Some(3826)));
+        assert!(LocalMtu::Bytes(3827).choose(3840, false).is_err());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Sender, bounded};
 
 use super::reconciler::{Board, Command};
-use crate::endpoints::{AttachHooks, EndpointRecord};
+use crate::endpoints::{AttachHooks, EndpointRecord, LargePackets};
 
 /// Passes attachments to the control thread.
 pub struct Attachments {
@@ -18,6 +18,8 @@ pub struct Attachments {
     pub told_mtu: Option<u32>,
     /// MTU of the smallest uplink.
     pub uplink_mtu: u32,
+    /// MTU of pods' interfaces, where packets between pods of this node may be larger than those that leave it.
+    pub local_mtu: Option<u32>,
     /// Longest wait for policy.
     pub patience: Duration,
 }
@@ -34,6 +36,12 @@ impl AttachHooks for Attachments {
     fn default_mtu(&self) -> u32 {
         let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
         self.told_mtu.or(board.pod_mtu).unwrap_or(self.uplink_mtu)
+    }
+
+    fn large_packets(&self) -> Option<LargePackets> {
+        let mtu = self.local_mtu.filter(|mtu| *mtu > self.default_mtu())?;
+        let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(LargePackets { mtu, within: board.pod_cidrs.clone() }).filter(|large| !large.within.is_empty())
     }
 
     fn attach(&self, record: &EndpointRecord, deadline: Instant) -> Result<(), String> {

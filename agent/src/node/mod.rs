@@ -131,6 +131,11 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
         offloads::no_large_segments(&kernel_end.name)?;
         offloads::no_large_receives(&our_end.name)?;
     }
+    // What the host port's pair takes the pods' pairs do. Above the driver, kernels before 6.9 copy each packet into one piece.
+    let several = dataplane.takes_several_frames() && report.mode == AttachMode::Native;
+    let largest = dataplane.largest_packet();
+    let local_mtu = args.local_mtu.choose(largest, several)?;
+    tracing::info!(largest, several, local_mtu, "packets between pods of this node");
     netlink.set_up(our_end.index, true)?;
     ports.push((reconciler::host_port(&kernel_end, &our_end), report, our_end.index));
     for (nth, (link, uplink)) in links.iter().zip(&uplinks).enumerate() {
@@ -255,6 +260,7 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
         board: Arc::clone(&board),
         told_mtu: args.pod_mtu,
         uplink_mtu: mtu,
+        local_mtu,
         patience: args.attach_timeout,
     };
     let cni = serve_cni(listener, Arc::new(Mutex::new(registry)), Arc::new(hooks))?;

@@ -203,6 +203,8 @@ impl NodeView for View {
         let quarantined = self.dataplane.quarantined();
         let statistics = self.dataplane.port_counters().unwrap_or_default();
         let memory = self.dataplane.memory().unwrap_or_default();
+        let route_mtus: BTreeMap<PortIndex, u32> =
+            board.endpoints.iter().filter_map(|(record, _)| Some((record.port, record.route_mtu?))).collect();
         let ports = board.ports.iter().map(|(index, (port, report))| {
             let numbers = statistics.get(index).copied().unwrap_or_default();
             let stacked =
@@ -226,6 +228,7 @@ impl NodeView for View {
                 queues: report.queues,
                 worker: report.worker.into(),
                 mtu: port.mtu,
+                route_mtu: route_mtus.get(index).copied().unwrap_or(port.mtu),
                 rx_packets: numbers.rx_packets,
                 tx_packets: numbers.tx_packets,
                 ring_drops: numbers.tx_failed + numbers.kernel.rx_dropped + numbers.kernel.rx_ring_full,

@@ -200,6 +200,28 @@ impl Lab {
         self.exec(place, &["ping", "-n", "-c", "1", "-W", "1", address]).status.success()
     }
 
+    /// Largest packet that a pod or node sends to another node: what its default route says, or else its interface.
+    pub fn mtu_beyond(&self, place: &str) -> u64 {
+        let said = |command: &[&str]| {
+            let text = self.must(place, command);
+            let mut words = text.split_whitespace().skip_while(|word| *word != "mtu").skip(1);
+            words.next().and_then(|word| word.parse().ok())
+        };
+        said(&["ip", "route", "show", "default"])
+            .or_else(|| said(&["ip", "-o", "link", "show", "eth0"]))
+            .expect("an MTU")
+    }
+
+    /// Name of the device at a node that a pod's interface leads to.
+    pub fn device_of(&self, node: &str, pod: &str) -> String {
+        let link = self.must(pod, &["ip", "-o", "link", "show", "eth0"]);
+        let index = link.split("eth0@if").nth(1).and_then(|rest| rest.split(':').next()).expect("a veth");
+        let links = self.must(node, &["ip", "-o", "link"]);
+        let line = links.lines().find(|line| line.split(':').next() == Some(index)).expect("its other end");
+        let name = line.split(": ").nth(1).and_then(|name| name.split('@').next()).expect("a name");
+        name.to_owned()
+    }
+
     /// IPv4 and IPv6 address of a pod or node.
     pub fn addresses(&self, of: &str) -> [String; 2] {
         let lists = [&self.status["pods"], &self.status["nodes"]];

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use margay_control::Problem;
 use margay_core::PortIndex;
 use margay_core::topology::Port;
@@ -38,6 +39,8 @@ pub struct Shown {
     pub compile: Duration,
     /// Largest packet of pods, where encryption makes it smaller.
     pub pod_mtu: Option<u32>,
+    /// Where this node's pods have their addresses from.
+    pub pod_cidrs: Vec<IpNet>,
     /// Encryption, without what only workers know.
     pub wireguard: WireguardReport,
     /// What its owner should know about it.

@@ -41,6 +41,9 @@ impl Reconciler {
         let sources: Vec<IpAddr> =
             sources.unwrap_or_default().into_iter().filter(|a| builder.node_addresses.contains(a)).collect();
         if self.published.as_ref() != Some(&builder) {
+            let mut board = self.board.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            board.pod_cidrs.clone_from(&builder.local_pod_cidrs);
+            drop(board);
             self.published = Some(builder.clone());
             self.topology_generation += 1;
             self.dataplane.publish_topology(Arc::new(builder.build(self.topology_generation)));
