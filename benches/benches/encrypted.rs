@@ -10,10 +10,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
 use benches::numbers::{median, percentile};
+use benches::streams::{Running, patiently, run, stream};
 use benches::{Result, machine};
 use serde_json::Value;
 
@@ -91,58 +91,6 @@ fn main() -> Result<()> {
     println!("{:<58} {:>8.1} us  (goal 5)", "added by encryption, p50", median(&sealed) - median(&plain));
     println!("   load average at the end {}", machine::load());
     Ok(())
-}
-
-/// Runs a command to its end.
-fn run(call: &mut Command) -> Result<String> {
-    let output = call.output().map_err(|e| format!("{call:?}: {e}"))?;
-    if !output.status.success() {
-        let said = [output.stdout, output.stderr].concat();
-        return Err(format!("{call:?}: {}", String::from_utf8_lossy(&said)).into());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-/// Tries until it succeeds.
-fn patiently<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        match attempt() {
-            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(100)),
-            result => return result,
-        }
-    }
-}
-
-/// A process that ends with its owner.
-struct Running(Child);
-
-impl Running {
-    fn start(call: &mut Command) -> Result<Self> {
-        let child = call.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        Ok(Self(child))
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Gb/s of one stream; `client` and `server` make commands of iperf3's two ends.
-fn stream(server: Command, client: impl Fn() -> Command, address: &str) -> Result<f64> {
-    let mut server = server;
-    let _server = Running::start(server.args(["iperf3", "-s"]))?;
-    patiently(|| {
-        let call = ["iperf3", "-c", address, "-t", SECONDS, "-O", "1", "-J", "--connect-timeout", "1000"];
-        let text = run(client().args(call))?;
-        let report: Value = serde_json::from_str(&text)?;
-        let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
-        Ok(bits.ok_or_else(|| format!("iperf3: {}", report["error"]))? / 1e9)
-    })
 }
 
 const PODS: &str = "
@@ -245,7 +193,7 @@ impl Lab {
     }
 
     fn stream(&self) -> Result<f64> {
-        stream(self.exec("two"), || self.exec("one"), &self.address)
+        stream(self.exec("two"), || self.exec("one"), &self.address, SECONDS)
     }
 
     /// Microseconds from a ping to its answer, each after the one before.
@@ -340,7 +288,7 @@ impl Pair {
     }
 
     fn stream(&self) -> Result<f64> {
-        stream(self.inside(1), || self.inside(0), "10.29.0.2")
+        stream(self.inside(1), || self.inside(0), "10.29.0.2", SECONDS)
     }
 }
 
