@@ -427,12 +427,47 @@ fn too_big_for_the_uplink_is_answered_or_fragmented() {
     }
     assert_eq!(whole.len(), 1458);
     assert_eq!(whole[8..], payload);
+    // Without frames for all pieces nothing is sent, and the sender hears of the size.
+    let before = node.worker.counters().dropped(DropReason::PacketTooBig);
+    let mut sent = Vec::new();
+    while sent.iter().all(|(port, _)| *port == UPLINK) {
+        sent = node.send(POD_A, &frame).expect("fragments, or an answer");
+    }
+    assert_eq!(sent.len(), 1);
+    let error = headers(&sent[0].1);
+    assert_eq!(sent[0].1[usize::from(error.transport_offset)..][..2], [3, 4]);
+    assert_eq!(node.worker.counters().dropped(DropReason::PacketTooBig), before + 1);
 
     let six = build::udp(Node::macs(POD_A), (ip("fd00:1::2"), 1), (ip("fd00:2::9"), 2), &payload);
     let sent = node.send(POD_A, &six).expect("an answer");
     let error = headers(&sent[0].1);
     assert_eq!(sent[0].1[usize::from(error.transport_offset)], 2);
     assert_sums(&sent[0].1);
+}
+
+/// Between the largest packet of one frame and the largest of several there are MTUs whose pieces no frame holds.
+#[test]
+fn pieces_fit_the_frames_that_there_are() {
+    let mut node = Node::new();
+    for port in &mut node.builder.ports {
+        match port.index {
+            POD_A => port.mtu = 60_000,
+            POD_B => port.mtu = 9_000,
+            _ => {}
+        }
+    }
+    node.rebuild();
+    let payload: Vec<u8> = (0..20_000u32).map(|n| (n % 251) as u8).collect();
+    let mut frame = build::udp(Node::macs(POD_A), (ip("10.0.1.2"), 1), (ip("10.0.1.3"), 2), &payload);
+    frame[20] = 0;
+    frame[24..26].fill(0);
+    let sum = checksum::of(&frame[14..34]);
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    node.give_spares(16);
+    let pieces = node.send(POD_A, &frame).expect("fragments");
+    assert!(pieces.len() > 3 && pieces.iter().all(|(port, piece)| *port == POD_B && piece.len() <= 2_048));
+    let whole: Vec<u8> = pieces.iter().flat_map(|(_, piece)| piece[34..].to_vec()).collect();
+    assert_eq!(whole[8..], payload);
 }
 
 /// An ICMP "fragmentation needed" from `from`, about a UDP packet `quoted.0` to `quoted.1`.

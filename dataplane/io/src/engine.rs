@@ -12,6 +12,7 @@
 //! A processor may panic. The engine then knows where ([`Engine::interrupted`]), and goes on with another one ([`Engine::replace`]): of
 //! the engine's state a processor touches nothing but the batch and the output. What panics in the engine itself has no such end.
 
+mod backlog;
 mod interruption;
 mod lines;
 mod processor;
@@ -26,6 +27,7 @@ use margay_core::{Frame, Nanos, Output, PacketEvent, View};
 
 use crate::exchange::{Alone, Exchange};
 use crate::rings::Rings;
+use backlog::Backlog;
 use interruption::Inside;
 pub(crate) use interruption::head_of;
 pub use interruption::{Interrupted, KEPT_OF_FRAME};
@@ -53,6 +55,7 @@ struct Tap {
     filter: TapFilter,
     told: Sender<Captured>,
     lost: u64,
+    backlog: Backlog,
 }
 
 /// See the module.
@@ -199,7 +202,7 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
     pub fn watch(&mut self, id: TapId, filter: TapFilter, told: Sender<Captured>) {
         self.processor.set_tap(id, Some(filter.clone()));
         self.taps.retain(|tap| tap.id != id);
-        self.taps.push(Tap { id, filter, told, lost: 0 });
+        self.taps.push(Tap { id, filter, told, lost: 0, backlog: Backlog::default() });
     }
 
     /// Hands told packets to those who watch. One that finds no room is counted in the next that does.
@@ -210,8 +213,16 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
             let Some(tap) = self.taps.iter_mut().find(|tap| tap.id == captured.tap) else { continue };
             captured.lost_before += tap.lost;
             let missed = captured.lost_before + 1;
+            let bytes = captured.bytes.len() + captured.sent.as_ref().map_or(0, |(sent, _)| sent.len());
+            if !tap.backlog.has_room(tap.told.len(), bytes) {
+                tap.lost = missed;
+                continue;
+            }
             match tap.told.try_send(captured) {
-                Ok(()) => tap.lost = 0,
+                Ok(()) => {
+                    tap.lost = 0;
+                    tap.backlog.add(bytes);
+                }
                 Err(TrySendError::Full(_)) => tap.lost = missed,
                 Err(TrySendError::Disconnected(_)) => gone.push(tap.id),
             }

@@ -131,11 +131,7 @@ impl<F: Frame> Worker<F> {
     /// Reads packets ahead, and asks for what their flows keep in memory; returns how many of them open one, it seems. `frame` says which
     /// frame is to be read at a place.
     #[inline(always)]
-    pub(super) fn read_ahead<'f>(
-        &self,
-        plain: &mut [Plain],
-        frame: impl Fn(usize) -> Option<&'f F>,
-    ) -> usize
+    pub(super) fn read_ahead<'f>(&self, plain: &mut [Plain], frame: impl Fn(usize) -> Option<&'f F>) -> usize
     where
         F: 'f,
     {

@@ -122,17 +122,28 @@ fn decrement_ttl(bytes: &mut [u8], ip: &IpHeaders) {
     }
 }
 
-/// Splits an IPv4 packet without options that may be fragmented (RFC 791 §3.2).
+/// Splits an IPv4 packet without options that may be fragmented (RFC 791 §3.2), into pieces that fit the path and a frame each.
+///
+/// Errors: [`DropReason::PacketTooBig`] where there are not frames enough for all pieces. The sender is told the size all the same: it is not
+/// bound to send smaller packets, but most do, and then need nobody's frames.
 #[cold]
 fn fragment<F: Frame>(frame: &mut F, path: &Path, out: &mut Output<F>) -> Result<Ending, Dropped> {
     let bytes = frame.data();
     let payload_at = ETHERNET_LEN + 20;
-    let step = ((usize::from(path.mtu) - 20) / 8) * 8;
+    let too_big = || {
+        let error = Some(icmp::Error::TooBig(path.mtu.into()));
+        Dropped { reason: DropReason::PacketTooBig, rule: None, error }
+    };
+    let room = out.spare.last().map_or(0, |spare| spare.capacity().saturating_sub(ETHERNET_LEN));
+    let step = usize::from(path.mtu).min(room).saturating_sub(20) / 8 * 8;
+    if step == 0 {
+        return Err(too_big());
+    }
     let payload = frame.packet_len() - payload_at;
     let pieces = payload.div_ceil(step);
     // Sealing takes a frame to seal into.
     if out.spare.len() < pieces + usize::from(path.tunnel.is_some()) {
-        return Err(DropReason::PacketTooBig.into());
+        return Err(too_big());
     }
     let flags = u16::from_be_bytes([bytes[ETHERNET_LEN + 6], bytes[ETHERNET_LEN + 7]]);
     for nth in 0..pieces {
@@ -141,7 +152,7 @@ fn fragment<F: Frame>(frame: &mut F, path: &Path, out: &mut Output<F>) -> Result
         let len = payload_at + part;
         if !piece.set_len(len) {
             out.recycle.push(piece);
-            return Err(DropReason::PacketTooBig.into());
+            return Err(too_big());
         }
         let last = nth + 1 == pieces;
         let offset = (flags & 0x1fff) + (nth * step / 8) as u16;
