@@ -146,8 +146,8 @@ impl Snapshot {
     ///
     /// Shape: `out` has the length of `addresses`.
     pub fn identities(&self, addresses: &[IpAddr], out: &mut [IdentityId]) {
-        let mut lookup = Lookup::new(&self.addresses);
         for (addresses, out) in addresses.chunks(STAGE).zip(out.chunks_mut(STAGE)) {
+            let mut lookup = Lookup::new(&self.addresses);
             addresses.iter().for_each(|address| self.addresses.prefetch_head(*address));
             addresses.iter().enumerate().for_each(|(place, address)| lookup.begin(place, *address));
             out.copy_from_slice(&lookup.finish(addresses.len())[..out.len()]);

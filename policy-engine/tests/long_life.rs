@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net};
 use margay_policy_engine::engine::{Change, Engine};
 use margay_policy_engine::model::{Action, Entity, Object, Policy};
-use support::{Ingress, World, packet, policy, rule};
+use support::{EntityExt, Ingress, PolicyExt, RuleExt, World, any, packet, policy, rule};
 
 /// Rounds of one meaning each: more than the compiler keeps before it looks for those that nothing has any more, several times.
 const ROUNDS: u32 = 14_000;
@@ -54,4 +54,49 @@ fn meanings_are_forgotten_and_answers_are_not() {
             judge.leg(Ingress, "a/web", &packet(&probe));
         }
     }
+}
+
+/// Batches of any length, over /24s of the commonest meaning, of the second, of others, and in pieces, answer as one question each does.
+#[test]
+fn batches_say_what_single_questions_say() {
+    let mut world = World::new();
+    world.namespace("a", &[]).pod("a/web", "192.168.0.1", &[], &[]);
+    let pieces: Vec<String> = (0..=255).map(|third| format!("10.2.{third}.{}/32", 255 - third)).collect();
+    for (name, nets) in [
+        ("wide", "10.1.0.0/16 fd00::/16"),
+        ("second", "10.1.7.0/24 10.1.8.0/24"),
+        ("listed", "10.1.9.0/24 fd00:1::/32"),
+        ("divided", "10.1.11.128/25 10.1.11.3/32 10.1.12.0/31 fd00:2::1/128"),
+        ("pieces", &pieces.join(" ")),
+    ] {
+        world.network_set(name, nets, &[("set", name)]);
+        let from = any().selector(&format!("set == '{name}'"));
+        world.policy(support::policy(name, 1.0).both(vec![rule(Action::Allow).from(from)]));
+    }
+    let judge = world.all_local();
+    let mut seen = std::collections::BTreeSet::new();
+    let mut state = 1u64;
+    let mut draw = |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    for length in [1, 63, 64, 65, 128, 300, 1_000] {
+        let addresses: Vec<std::net::IpAddr> = (0..length)
+            .map(|_| match draw(4) {
+                0 => [10, 1, 7 + draw(6) as u8, draw(5) as u8].into(),
+                1 => [10, 1, 11, 126 + draw(5) as u8].into(),
+                2 => {
+                    let third = draw(256) as u8;
+                    [10, 2, third, 255 - third + draw(2) as u8 * third].into()
+                }
+                _ => format!("fd00:{:x}::{:x}", draw(4), draw(3)).parse().unwrap(),
+            })
+            .collect();
+        let mut found = vec![Default::default(); addresses.len()];
+        judge.snapshot.identities(&addresses, &mut found);
+        let alone: Vec<_> = addresses.iter().map(|address| judge.snapshot.identity(*address)).collect();
+        assert_eq!(found, alone, "{length} addresses");
+        seen.extend(found);
+    }
+    assert!(seen.len() >= 6, "each of the five sets, and none of them: {seen:?}");
 }

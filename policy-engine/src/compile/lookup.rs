@@ -80,10 +80,11 @@ impl<'a> Lookup<'a> {
         self.words[place] = 0;
     }
 
-    /// Finds the identities of the first `count` addresses.
+    /// Finds the identities of the first `count` addresses. What is on its way is at its end with it: those of the next batch are asked of
+    /// another one.
     #[inline(always)]
-    pub(crate) fn finish(&mut self, count: usize) -> [IdentityId; STAGE] {
-        let Self { addresses, wanted, words, marked } = self;
+    pub(crate) fn finish(self, count: usize) -> [IdentityId; STAGE] {
+        let Self { addresses, wanted, mut words, marked } = self;
         let mut identities = [IdentityId(0); STAGE];
         let mut at = [0; STAGE];
         let mut listed = Parts::new();
@@ -105,7 +106,7 @@ impl<'a> Lookup<'a> {
                 (0..page.len()).step_by(16).for_each(|line| margay_accel::prefetch_item(page, line));
             }
         }
-        for (identity, word) in identities.iter_mut().zip(&*words).take(count) {
+        for (identity, word) in identities.iter_mut().zip(&words).take(count) {
             *identity = addresses.meaning(*word);
         }
         let mut divided = Parts::new();
