@@ -45,6 +45,8 @@ const ANSWER: Duration = Duration::from_secs(5);
 struct PortState {
     spec: PortSpec,
     report: PortReport,
+    /// Chunks that its sockets need to receive into, even while they are silent.
+    least: usize,
     /// One for each worker that has queues of the port.
     statistics: Vec<(WorkerIndex, Arc<PortStatistics>)>,
 }

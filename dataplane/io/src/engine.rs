@@ -73,6 +73,7 @@ pub struct Engine<R: Rings, P> {
     refused: Vec<Handover<R::Frame>>,
     /// How many engines share the memory.
     sharers: usize,
+    next_feed: Nanos,
     taps: Vec<Tap>,
     events: Sender<PacketEvent>,
     losses: Losses,
@@ -105,6 +106,7 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
             parcels: Vec::new(),
             refused: Vec::new(),
             sharers: 1,
+            next_feed: Nanos(0),
             taps: Vec::new(),
             events,
             losses: Losses::default(),
@@ -147,7 +149,7 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
             // Empty by contract; a processor that leaves frames behind loses them here, not their memory.
             self.batch.clear();
             self.flush();
-            self.grow(at, count);
+            self.grow(at);
         }
         let taken = self.exchange.take(&mut self.parcels, BATCHES);
         if taken > 0 {
@@ -167,6 +169,7 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
         self.processor.handle_timeout(view, now, &mut self.out);
         self.inside.set(None);
         self.flush();
+        self.feed(now);
         let idle = self.idle_fill();
         let lines = &mut self.lines;
         for line in lines.iter_mut().flatten() {
@@ -182,7 +185,7 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
                 }
             }
             if now - line.last_traffic > ACTIVE_FOR {
-                line.target = idle;
+                line.target = idle.max(line.rings.least());
             }
             let missing = line.target.saturating_sub(line.rings.filled());
             if missing > 0 {

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use margay_core::Frame;
 
 use crate::exchange::Pass;
-use crate::rings::{PortGone, Rings};
+use crate::rings::{LEAST, PortGone, Rings};
 
 /// Packets on their way in one direction.
 pub type Wire = Rc<RefCell<VecDeque<Vec<u8>>>>;
@@ -122,6 +122,7 @@ pub struct MemoryRings {
     sent: Vec<PooledFrame>,
     ring_size: usize,
     lost: u64,
+    lost_before: u64,
     gone: bool,
 }
 
@@ -137,6 +138,7 @@ impl MemoryRings {
             sent: Vec::new(),
             ring_size,
             lost: 0,
+            lost_before: 0,
             gone: false,
         }
     }
@@ -211,6 +213,18 @@ impl Rings for MemoryRings {
 
     fn filled(&self) -> usize {
         self.fill.len()
+    }
+
+    fn unused(&mut self) -> usize {
+        self.fill.len().saturating_sub(self.incoming.borrow().len())
+    }
+
+    fn least(&self) -> usize {
+        LEAST
+    }
+
+    fn starved(&mut self) -> bool {
+        self.lost > std::mem::replace(&mut self.lost_before, self.lost)
     }
 
     fn in_flight(&self) -> usize {

@@ -12,6 +12,9 @@
 
 use margay_core::Frame;
 
+/// [`Rings::least`] of a port whose packets have one frame each.
+pub const LEAST: usize = 8;
+
 /// The device is gone, or the kernel refuses the socket for good.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the port's device is gone ({0}); remove the port, and add it again if the device comes back")]
@@ -42,6 +45,18 @@ pub trait Rings {
 
     /// Returns the number of frames given to the kernel to receive into and not yet come back.
     fn filled(&self) -> usize;
+
+    /// Returns the number of frames that the kernel still has to receive into: [`Rings::filled`] without those that have arrived and wait
+    /// for [`Rings::poll_rx`].
+    fn unused(&mut self) -> usize;
+
+    /// Returns with how few frames to receive into this port still takes every packet that its device may bring, and a second one while
+    /// the first is being looked at.
+    fn least(&self) -> usize;
+
+    /// Looks whether the kernel had too few frames to receive a packet into since the last look. A packet of several frames needs them all
+    /// at once; what finds fewer is lost without a sign on any ring, so [`Rings::least`] is raised to what the largest packets need.
+    fn starved(&mut self) -> bool;
 
     /// Returns the number of frames given to the kernel to send and not yet come back.
     fn in_flight(&self) -> usize;

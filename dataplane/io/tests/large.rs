@@ -115,6 +115,76 @@ fn a_burst_of_large_packets_loses_none_without_a_count() {
     });
 }
 
+/// Many ports over little memory: an idle one has 8 frames to receive into, and a packet of 60,000 bytes needs 16.
+fn among_many(directory: &Path, large_from_the_beginning: bool) -> Option<Dataplane> {
+    let config = DataplaneConfig { chunks: 512, ..config(directory) };
+    let make = |_, _| Patch::new(&[(1, 2)], Arc::new(AtomicBool::new(false)));
+    let dataplane = Dataplane::start_with(config, make).unwrap();
+    for index in 0..20u16 {
+        // The two that matter come last, when every port's share is small.
+        let index = (index + 3) % 20;
+        let name = format!("p{index}");
+        veth(&name);
+        if large_from_the_beginning && (1..=2).contains(&index) {
+            ip(&format!("link set {name} mtu {LARGE}"));
+            ip(&format!("link set {name}-far mtu {LARGE}"));
+        }
+        let role = if index == 0 { Role::Host } else { Role::Pod };
+        dataplane.add_port(spec(index, &name, role)).unwrap();
+    }
+    for name in ["p1", "p1-far", "p2", "p2-far"] {
+        ip(&format!("link set {name} mtu {LARGE}"));
+    }
+    if !dataplane.takes_several_frames() {
+        println!("SKIPPED among_many: the kernel has no packets of several frames");
+        return None;
+    }
+    Some(dataplane)
+}
+
+#[test]
+fn a_port_for_large_packets_has_frames_for_them_among_many_ports() {
+    in_namespaces("a_port_for_large_packets_has_frames_for_them_among_many_ports", |directory| {
+        let Some(dataplane) = among_many(directory, true) else { return };
+        assert_eq!(dataplane.frames().unwrap().rings[&PortIndex(1)].0, 32);
+        let (a, b) = (Far::new("p1-far"), Far::new("p2-far"));
+        for number in 0..50 {
+            let sent = large(LARGE + 14, number);
+            a.send(&sent);
+            assert!(b.receive(SOON) == Some(sent), "{number}");
+        }
+        conserved(&dataplane);
+        assert_eq!(counters(&dataplane, 1).kernel.rx_dropped, 0);
+        // 18 ports of 8 and two of 32: 208 of the 256 that may be bound. One more, and a second one does not fit.
+        assert!(dataplane.has_room_for(LARGE as u32 + 14));
+        veth("p20");
+        ip(&format!("link set p20 mtu {LARGE}"));
+        dataplane.add_port(spec(20, "p20", Role::Pod)).unwrap();
+        assert_eq!((dataplane.has_room_for(LARGE as u32 + 14), dataplane.has_room_for(1514)), (false, true));
+    });
+}
+
+#[test]
+fn a_port_that_loses_a_large_packet_for_want_of_frames_gets_more() {
+    in_namespaces("a_port_that_loses_a_large_packet_for_want_of_frames_gets_more", |directory| {
+        let Some(dataplane) = among_many(directory, false) else { return };
+        assert!(dataplane.frames().unwrap().rings[&PortIndex(1)].0 < 16);
+        let (a, b) = (Far::new("p1-far"), Far::new("p2-far"));
+        let sent = large(LARGE + 14, 1);
+        a.send(&sent);
+        // The kernel says so: a loss, and not one for an empty ring.
+        let kernel = counters(&dataplane, 1).kernel;
+        assert_eq!((kernel.rx_dropped, kernel.fill_ring_empty), (1, 0));
+        // Its sender tries again, as TCP does after 200 ms.
+        std::thread::sleep(Duration::from_millis(250));
+        a.send(&sent);
+        assert!(b.receive(SOON) == Some(sent));
+        conserved(&dataplane);
+        let now = counters(&dataplane, 1);
+        assert_eq!((now.rx_packets, now.kernel.rx_dropped), (1, 1));
+    });
+}
+
 #[test]
 fn where_packets_have_one_frame_larger_ones_are_lost_by_count_and_others_pass() {
     let name = "where_packets_have_one_frame_larger_ones_are_lost_by_count_and_others_pass";

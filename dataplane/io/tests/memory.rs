@@ -235,7 +235,7 @@ fn a_busy_port_grows_and_shrinks_again() {
     let mut time = Nanos(0);
     let before = b.engine.lines().next().unwrap().2.filled();
     for _ in 0..50 {
-        for _ in 0..64 {
+        for _ in 0..128 {
             b.into[0].borrow_mut().push_back(vec![1, 9, 0, 0]);
         }
         b.engine.turn(view, time);
@@ -254,6 +254,47 @@ fn a_busy_port_grows_and_shrinks_again() {
     }
     let after = b.engine.lines().next().unwrap().2.filled();
     assert!(after <= 128, "{after}");
+}
+
+#[test]
+fn ports_that_were_busy_once_leave_frames_for_one_that_comes_later() {
+    const BEFORE: u16 = 48;
+    let mut b = bench(BEFORE + 1, 16_384);
+    let topology = Topology::default();
+    let view = View { snapshot: None, topology: &topology };
+    let mut time = Nanos(0);
+    for port in 0..=BEFORE {
+        let ring = b.engine.lines().nth(usize::from(port)).unwrap().1;
+        b.engine.activate(ring, time);
+        for _ in 0..40 {
+            let arrived = std::iter::repeat_n(vec![0, 9, 0, 0], 256);
+            let waiting = b.into[usize::from(port)].borrow().len();
+            b.into[usize::from(port)].borrow_mut().extend(arrived.take(256 - waiting.min(256)));
+            b.engine.turn(view, time);
+            time = time + Nanos(10_000);
+        }
+        // It falls silent, with what it has on its ring.
+        b.into[usize::from(port)].borrow_mut().clear();
+        time = time + Nanos::from_millis(10);
+        b.engine.tick(view, time);
+        b.from[0].borrow_mut().clear();
+    }
+    let filled: Vec<_> = b.engine.lines().map(|(_, _, rings)| rings.filled()).collect();
+    assert!(filled.iter().all(|filled| (128..=256).contains(filled)), "{filled:?}");
+    assert!(b.pool.free() > 16_384 / 8, "{} free", b.pool.free());
+}
+
+#[test]
+fn one_burst_does_not_make_a_ring_grow() {
+    let mut b = bench(2, 4096);
+    let topology = Topology::default();
+    let view = View { snapshot: None, topology: &topology };
+    for turn in 0..100 {
+        b.into[0].borrow_mut().extend(std::iter::repeat_n(vec![1, 9, 0, 0], 64));
+        b.engine.turn(view, Nanos(turn * 10_000));
+    }
+    let filled = b.engine.lines().next().unwrap().2.filled();
+    assert!(filled <= 128, "one turn's worth is taken a turn: {filled}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use margay_core::spread::HOST_KEEPER;
 use margay_core::{PortIndex, Spread, WorkerIndex};
 
-use super::{Dataplane, PortState};
+use super::{Control, Dataplane, PortState};
 use crate::engine::PortStatistics;
 use crate::spec::{DataplaneError, PortReport, PortSpec};
 use crate::steer::{AttachChoice, AttachMode, EgressMode, Role};
@@ -37,6 +37,16 @@ impl Dataplane {
         let ifindex = index_of(&spec.device)?;
         let sockets = bind_all(&control.umem, &spec, self.config.bind_patience)?;
         let queues = sockets.len() as u32;
+        let least = sockets.iter().map(XskSocket::least).sum();
+        let (needed, memory) = (control.needed() + least, control.umem.chunks() as usize / 2);
+        if needed > memory {
+            tracing::warn!(
+                device = spec.device,
+                needed,
+                memory,
+                "packet memory is small for the ports there are: of their large packets some will be lost; lower the MTU of pods (--local-mtu)"
+            );
+        }
         let spread = Spread::new(self.config.workers, []);
         let owner = |queue: usize| match spec.role {
             Role::Uplink => spread.reader(queue as u16),
@@ -90,9 +100,16 @@ impl Dataplane {
             }
         };
         let report = PortReport { ifindex, mode, queues, worker: owner(0).0 };
-        let state = PortState { spec, report: report.clone(), statistics };
+        let state = PortState { spec, report: report.clone(), least, statistics };
         control.ports.insert(state.spec.index, state);
         Ok(report)
+    }
+
+    /// Returns whether the packet memory has room for one more port whose device brings packets of up to `packet` bytes: every port keeps
+    /// as many chunks ready as two of its largest packets need, and half of the memory may be bound that way.
+    pub fn has_room_for(&self, packet: u32) -> bool {
+        let control = self.control();
+        control.needed() + control.umem.least_for(packet) <= control.umem.chunks() as usize / 2
     }
 
     /// Lets a port go: its sockets are closed and its memory is free again. The program stays on the device, if that still exists, and
@@ -192,6 +209,13 @@ impl Dataplane {
     /// Errors: more prefixes than the maps hold.
     pub fn set_uplink_prefixes(&self, local: &[IpNet], cluster: &[IpNet]) -> Result<(), DataplaneError> {
         Ok(self.control().steer.set_uplink_prefixes(local, cluster)?)
+    }
+}
+
+impl Control {
+    /// Chunks that the sockets of all ports need to receive into, even while they are silent.
+    fn needed(&self) -> usize {
+        self.ports.values().map(|port| port.least).sum()
     }
 }
 

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use margay_core::{Frame, Nanos, PortIndex};
 
-use super::{BURST, Engine, Processor};
-use crate::rings::Rings;
+use super::{BURST, Engine, Processor, RESERVE};
+use crate::rings::{LEAST, Rings};
 
 /// A port without traffic for this long is polled no more until its event comes.
 pub(super) const ACTIVE_FOR: Nanos = Nanos::from_millis(1);
@@ -14,6 +14,10 @@ pub(super) const ACTIVE_FOR: Nanos = Nanos::from_millis(1);
 const IDLE_FILL: usize = 64;
 /// Frames on the fill ring of the busiest port.
 const BUSY_FILL: usize = 1024;
+/// As many a busy port may have, however many ports there are.
+const FAIR_FILL: usize = 256;
+/// Time between two looks for silent ports whose packets are lost.
+const FEED: Nanos = Nanos::from_millis(100);
 
 /// What a port did, written by its worker, read by anyone.
 #[derive(Debug, Default)]
@@ -134,8 +138,8 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
         self.first[index].get_or_insert(at);
         let idle = self.idle_fill();
         if let Some(line) = &mut self.lines[at] {
-            line.target = idle;
-            line.rings.refill(idle);
+            line.target = idle.max(line.rings.least());
+            line.rings.refill(line.target);
         }
         RingId(at)
     }
@@ -177,23 +181,47 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
         Some(line.port)
     }
 
-    /// Frames that an idle port may hold: with many ports less than usual, so that most of the memory stays for traffic.
-    pub(super) fn idle_fill(&self) -> usize {
-        let ports = self.lines.iter().flatten().count().max(1) * self.sharers;
+    /// The part of each port in a quarter of the memory.
+    fn share(&self) -> usize {
         let total = self.lines.iter().flatten().next().map_or(0, |line| line.rings.pool().1);
-        IDLE_FILL.min(total / (4 * ports)).max(8)
+        total / (4 * self.lines.iter().flatten().count().max(1) * self.sharers)
     }
 
-    /// After a burst: a port that had more to give than one turn takes, or that came near to emptying its fill ring, gets a larger one
-    /// while memory is plentiful.
-    pub(super) fn grow(&mut self, at: usize, received: usize) {
+    /// Frames that an idle port may hold: with many ports less than usual, so that most of the memory stays for traffic. A port that may
+    /// get large packets has [`Rings::least`] of them in any case.
+    pub(super) fn idle_fill(&self) -> usize {
+        IDLE_FILL.min(self.share()).max(LEAST)
+    }
+
+    /// After a burst: a port that used up more than half of what it had to receive into gets more, up to its share of the memory, or to
+    /// [`FAIR_FILL`] where that is more.
+    ///
+    /// What a port has on its fill ring comes back through traffic only, so a port that was busy once keeps it. Hence the cap, and none
+    /// takes more than an eighth of what is free beyond the reserve: whoever comes later finds some as well.
+    pub(super) fn grow(&mut self, at: usize) {
+        let share = self.share().clamp(FAIR_FILL, BUSY_FILL);
         let Some(line) = self.lines[at].as_mut() else { return };
         let (free, total) = line.rings.pool();
         let filled = line.rings.filled();
-        if (received == BURST || filled < line.target / 2) && free > total / 4 {
-            line.target = (line.target * 2).min(BUSY_FILL);
+        if line.rings.unused() < line.target / 2 {
+            let beyond_reserve = free.saturating_sub(total / RESERVE);
+            let most = share.min(beyond_reserve / 8);
+            line.target = line.target.max((line.target * 2).min(most));
         }
         line.rings.refill(line.target.saturating_sub(filled));
+    }
+
+    /// Looks for silent ports whose packets find too few frames: nothing of these shows on a ring.
+    pub(super) fn feed(&mut self, now: Nanos) {
+        if now < self.next_feed {
+            return;
+        }
+        self.next_feed = now + FEED;
+        for line in self.lines.iter_mut().flatten().filter(|line| !line.gone) {
+            if line.rings.starved() {
+                line.target = line.target.max(line.rings.least());
+            }
+        }
     }
 }
 

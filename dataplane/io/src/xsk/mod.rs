@@ -36,6 +36,8 @@ mod umem;
 
 use std::io;
 
+use crate::rings::LEAST;
+
 pub use dry_run::dry_run;
 pub use frame::{LooseFrame, UmemFrame};
 pub use ring::XskRings;
@@ -61,6 +63,12 @@ impl SocketSlot {
 
 const FREE: u16 = 0;
 const HELD: u16 = 1;
+
+/// Returns how few chunks, with `room` bytes each, still take two packets of up to `packet` bytes from the Ethernet header on.
+fn least_for(packet: u32, room: u32) -> usize {
+    let frames = packet.div_ceil(room.max(1)).min(MAX_FRAMES as u32);
+    (2 * frames as usize).max(LEAST)
+}
 
 fn filled_by(slot: SocketSlot) -> u16 {
     2 + 2 * slot.0

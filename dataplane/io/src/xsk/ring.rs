@@ -9,7 +9,8 @@ use margay_core::Frame;
 use xsk_rs::umem::frame::FrameDesc;
 
 use super::{
-    BATCH, HELD, Pool, RING_SIZE, SocketSlot, SocketStatistics, UmemFrame, XskSocket, filled_by, sent_by,
+    BATCH, HELD, Pool, RING_SIZE, SocketSlot, SocketStatistics, UmemFrame, XskSocket, filled_by, least_for,
+    sent_by,
 };
 use crate::exchange::Pass;
 use crate::rings::{PortGone, Rings};
@@ -29,6 +30,8 @@ pub struct XskRings {
     filled: usize,
     in_flight: usize,
     refused: u64,
+    /// The kernel's `rx_dropped` at the last look.
+    dropped: u64,
     /// A packet whose last frame has not been taken from the ring yet.
     open: Option<UmemFrame>,
     /// Whether the frames up to the end of a packet are to be dropped, as one before them was refused.
@@ -42,7 +45,18 @@ impl XskRings {
     /// other would be refused one by one.
     pub fn new(socket: XskSocket, pool: Rc<Pool>, slot: SocketSlot) -> Self {
         let scratch = vec![FrameDesc::default(); BATCH].into_boxed_slice();
-        Self { socket, pool, slot, scratch, filled: 0, in_flight: 0, refused: 0, open: None, skipping: false }
+        Self {
+            socket,
+            pool,
+            slot,
+            scratch,
+            filled: 0,
+            in_flight: 0,
+            refused: 0,
+            dropped: 0,
+            open: None,
+            skipping: false,
+        }
     }
 
     /// Ends the work: returns the socket, to be closed on the control side, and the slot whose chunks are to be reclaimed after that.
@@ -241,6 +255,29 @@ impl Rings for XskRings {
 
     fn filled(&self) -> usize {
         self.filled
+    }
+
+    fn unused(&mut self) -> usize {
+        (RING_SIZE - self.socket.fill.nb_free_exact()) as usize
+    }
+
+    fn least(&self) -> usize {
+        self.socket.least
+    }
+
+    fn starved(&mut self) -> bool {
+        let most = least_for(u32::MAX, 1);
+        // Enough for any packet: nothing to ask the kernel for.
+        if !self.socket.several || self.filled >= most {
+            return false;
+        }
+        let Ok(kernel) = self.socket.rx.fd().xdp_statistics() else { return false };
+        let dropped = kernel.rx_dropped();
+        let more = dropped > std::mem::replace(&mut self.dropped, dropped);
+        if more {
+            self.socket.least = most;
+        }
+        more
     }
 
     fn in_flight(&self) -> usize {

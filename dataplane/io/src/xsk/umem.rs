@@ -3,6 +3,7 @@
 use std::io;
 use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -11,7 +12,11 @@ use xsk_rs::config::{BindFlags, FrameSize, Interface, LibxdpFlags, QueueSize, So
 use xsk_rs::umem::frame::FrameDesc;
 use xsk_rs::{CompQueue, FillQueue, RxQueue, Socket, TxQueue, Umem};
 
-use super::{HEADROOM, MAX_FRAMES, RING_SIZE, XskError};
+use super::{HEADROOM, MAX_FRAMES, RING_SIZE, XskError, least_for};
+use crate::rings::LEAST;
+
+/// Bytes before what the MTU counts: Ethernet and one tag.
+const LINK_HEADERS: u32 = 18;
 
 fn source_of(error: &dyn std::error::Error) -> io::Error {
     let code = error.source().and_then(|e| e.downcast_ref::<io::Error>()).and_then(io::Error::raw_os_error);
@@ -75,6 +80,14 @@ impl UmemHandle {
     pub fn largest_packet(&self) -> u32 {
         let frames = if self.takes_several_frames() { MAX_FRAMES as u32 } else { 1 };
         frames * self.chunk_size.saturating_sub(HEADROOM)
+    }
+
+    /// Returns how few chunks to receive into take every packet of up to `packet` bytes, from the Ethernet header on.
+    pub fn least_for(&self, packet: u32) -> usize {
+        match self.takes_several_frames() {
+            true => least_for(packet, self.chunk_size.saturating_sub(HEADROOM)),
+            false => LEAST,
+        }
     }
 
     /// Returns the bytes of all chunks.
@@ -154,7 +167,11 @@ impl UmemHandle {
             unsafe { Socket::new(config, &self.umem, &interface, queue) }.map_err(|e| source_of(&e))?;
         match made {
             (tx, rx, Some((fill, completion))) => {
-                let socket = XskSocket { tx, rx, fill, completion };
+                let least = match several {
+                    true => least_for(mtu_of(device)? + LINK_HEADERS, self.chunk_size - HEADROOM),
+                    false => LEAST,
+                };
+                let socket = XskSocket { tx, rx, fill, completion, several, least };
                 make_room(&socket);
                 Ok(socket)
             }
@@ -162,6 +179,25 @@ impl UmemHandle {
             (_, _, None) => Err(io::Error::from_raw_os_error(libc::EBUSY)),
         }
     }
+}
+
+/// Asks the kernel for a device's MTU.
+fn mtu_of(device: &str) -> io::Result<u32> {
+    let asker = UnixDatagram::unbound()?;
+    // SAFETY: all zeros is a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let last = request.ifr_name.len() - 1;
+    for (to, from) in request.ifr_name[..last].iter_mut().zip(device.bytes()) {
+        *to = from as libc::c_char;
+    }
+    // SAFETY: the request takes an `ifreq` with a name that ends in a zero, and answers in it.
+    let answer = unsafe { libc::ioctl(asker.as_raw_fd(), libc::SIOCGIFMTU as _, &raw mut request) };
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel wrote this member.
+    let mtu = unsafe { request.ifr_ifru.ifru_mtu };
+    Ok(u32::try_from(mtu).unwrap_or(0))
 }
 
 /// Lets as much be under way as the transmit ring holds. The kernel charges what it copies to the socket, and by itself would have no more
@@ -188,6 +224,17 @@ pub struct XskSocket {
     pub(super) rx: RxQueue,
     pub(super) fill: FillQueue,
     pub(super) completion: CompQueue,
+    /// Whether it takes packets of several frames.
+    pub(super) several: bool,
+    /// How few chunks to receive into still take every packet of its device; see [`Rings::least`](crate::rings::Rings::least).
+    pub(super) least: usize,
+}
+
+impl XskSocket {
+    /// Returns how many chunks it needs to receive into, even while it is silent.
+    pub fn least(&self) -> usize {
+        self.least
+    }
 }
 
 impl AsRawFd for XskSocket {
@@ -199,12 +246,13 @@ impl AsRawFd for XskSocket {
 /// What the kernel counts per socket (`XDP_STATISTICS`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SocketStatistics {
-    /// Frames lost because the kernel had no chunk to receive into (those are in `fill_ring_empty` as well), or because they were too
-    /// large for one.
+    /// Packets lost because the kernel had fewer chunks to receive into than the packet needs, or because they have several frames and
+    /// the socket takes one.
     pub rx_dropped: u64,
     /// Frames lost because we did not take earlier ones in time.
     pub rx_ring_full: u64,
-    /// Frames lost because the kernel had no chunk to receive into.
+    /// Packets lost because the kernel had no chunk at all to receive into; they are in `rx_dropped` as well. One of 16 frames that finds
+    /// 1 to 15 chunks is in `rx_dropped` only.
     pub fill_ring_empty: u64,
     /// Descriptors of ours that the kernel refused.
     pub invalid_descriptors: u64,
