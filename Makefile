@@ -19,7 +19,7 @@ demo:
 
 test:
 	@scripts/setup
-	@scripts/kube-assets > /dev/null || echo "without kube-apiserver the tests against a real API server fail"
+	@scripts/kube-assets > /dev/null || if [ $$? -eq 3 ]; then echo "without it the tests against a real API server are skipped, by name"; else echo "without it the tests against a real API server fail"; fi
 	@.ci/every
 
 setup:

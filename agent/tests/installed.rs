@@ -14,8 +14,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use apiserver::{ApiServer, Audited};
-use cluster::{Cluster, NODES};
-use common::{skipped, within};
+use cluster::{Cluster, NODES, skipped};
+use common::within;
 use margay_policy_engine::decode::split_documents;
 use serde_json::{Value, json};
 

@@ -13,8 +13,8 @@ mod rights;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cluster::{Cluster, PODS, POLICIES, PORT, Writer, admit};
-use common::{skipped, within};
+use cluster::{Cluster, PODS, POLICIES, PORT, Writer, admit, skipped};
+use common::within;
 use serde_json::{Value, json};
 
 /// Without a datagram for so long the way is closed: sixty are sent in that time.

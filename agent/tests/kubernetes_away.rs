@@ -22,8 +22,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use apiserver::ApiServer;
-use cluster::{Cluster, NODES, POLICIES, PORT, admit};
-use common::{skipped, within};
+use cluster::{Cluster, NODES, POLICIES, PORT, admit, skipped};
+use common::within;
 use proxy::Proxy;
 use serde_json::{Value, json};
 

@@ -14,8 +14,8 @@ use std::fs;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use cluster::{Cluster, NODES};
-use common::{skipped, within};
+use cluster::{Cluster, NODES, skipped};
+use common::within;
 use serde_json::{Value, json};
 
 const FELIX: &str = "/apis/projectcalico.org/v3/felixconfigurations";

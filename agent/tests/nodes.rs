@@ -10,8 +10,8 @@ mod common;
 mod crds;
 
 use apiserver::ApiServer;
-use cluster::{Cluster, Joined};
-use common::{skipped, within};
+use cluster::{Cluster, Joined, skipped};
+use common::within;
 use serde_json::json;
 
 const NODE: &str = "/api/v1/nodes/node2";

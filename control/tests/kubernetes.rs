@@ -17,6 +17,9 @@ use world::{ADMIN, CALICO, PODS, POLICIES, World, namespace, pod, pod_key, polic
 
 #[test]
 fn every_kind_is_followed_from_the_first_list_on() {
+    if apiserver::skipped("every_kind_is_followed_from_the_first_list_on") {
+        return;
+    }
     let api = ApiServer::start();
     crds::install(&api, &[CALICO, ADMIN]);
     api.create("/api/v1/namespaces", &namespace("shop"));
@@ -67,6 +70,9 @@ fn every_kind_is_followed_from_the_first_list_on() {
 
 #[test]
 fn invalid_objects_keep_their_last_valid_form_across_a_restart_and_disturb_nobody() {
+    if apiserver::skipped("invalid_objects_keep_their_last_valid_form_across_a_restart_and_disturb_nobody") {
+        return;
+    }
     let api = ApiServer::start();
     crds::install(&api, &[CALICO]);
     api.create("/api/v1/namespaces", &namespace("shop"));
@@ -106,6 +112,11 @@ fn invalid_objects_keep_their_last_valid_form_across_a_restart_and_disturb_nobod
 
 #[test]
 fn a_cold_start_without_the_server_puts_the_last_picture_in_force_marked_stale_pm_d27() {
+    if apiserver::skipped(
+        "a_cold_start_without_the_server_puts_the_last_picture_in_force_marked_stale_pm_d27",
+    ) {
+        return;
+    }
     use std::os::unix::fs::PermissionsExt;
     let mut api = ApiServer::start();
     crds::install(&api, &[CALICO]);
@@ -150,6 +161,9 @@ fn a_cold_start_without_the_server_puts_the_last_picture_in_force_marked_stale_p
 
 #[test]
 fn an_api_that_is_not_installed_is_waited_for() {
+    if apiserver::skipped("an_api_that_is_not_installed_is_waited_for") {
+        return;
+    }
     let api = ApiServer::start();
     api.create("/api/v1/namespaces", &namespace("shop"));
     let mut world = World::of(&api);

@@ -36,6 +36,9 @@ fn say(world: &World, owner: &'static str, notes: &[(&str, &str)]) {
 
 #[test]
 fn an_agent_annotates_its_own_node_on_change_only_and_each_owner_what_is_its_own() {
+    if apiserver::skipped("an_agent_annotates_its_own_node_on_change_only_and_each_owner_what_is_its_own") {
+        return;
+    }
     let api = ApiServer::start();
     api.create(NODES, &json!({ "metadata": { "name": "n2" } }));
     let mut world = World::of(&api);
@@ -107,6 +110,9 @@ fn an_agent_annotates_its_own_node_on_change_only_and_each_owner_what_is_its_own
 
 #[test]
 fn a_node_of_two_address_families_is_annotated_by_servers_that_cannot_apply_to_it() {
+    if apiserver::skipped("a_node_of_two_address_families_is_annotated_by_servers_that_cannot_apply_to_it") {
+        return;
+    }
     let api = ApiServer::start();
     api.create(NODES, &json!({ "metadata": { "name": "n1" } }));
     // Before 1.30 these are two entries of one key.

@@ -42,6 +42,9 @@ fn start(api: &ApiServer) {
 
 #[test]
 fn conditions_and_events_say_what_became_of_a_policy_and_come_from_one_agent() {
+    if apiserver::skipped("conditions_and_events_say_what_became_of_a_policy_and_come_from_one_agent") {
+        return;
+    }
     let api = ApiServer::start();
     start(&api);
     let mut first = World::new_on("n1", api.admin_kubeconfig());
@@ -123,6 +126,9 @@ fn conditions_and_events_say_what_became_of_a_policy_and_come_from_one_agent() {
 
 #[test]
 fn built_in_tiers_are_made_and_a_tier_does_not_go_before_its_policies_pm_22() {
+    if apiserver::skipped("built_in_tiers_are_made_and_a_tier_does_not_go_before_its_policies_pm_22") {
+        return;
+    }
     let api = ApiServer::start();
     start(&api);
     let mut world = World::of(&api);

@@ -27,6 +27,9 @@ fn open_files() -> usize {
 
 #[test]
 fn a_watch_that_is_cut_every_second_for_a_minute_loses_nothing_and_asks_little() {
+    if apiserver::skipped("a_watch_that_is_cut_every_second_for_a_minute_loses_nothing_and_asks_little") {
+        return;
+    }
     let api = ApiServer::start();
     crds::install(&api, &[CALICO]);
     api.create("/api/v1/namespaces", &namespace("shop"));
@@ -70,6 +73,9 @@ fn a_watch_that_is_cut_every_second_for_a_minute_loses_nothing_and_asks_little()
 
 #[test]
 fn history_that_the_server_forgot_is_listed_anew_once() {
+    if apiserver::skipped("history_that_the_server_forgot_is_listed_anew_once") {
+        return;
+    }
     let mut api = ApiServer::start();
     crds::install(&api, &[CALICO]);
     api.create("/api/v1/namespaces", &namespace("shop"));
@@ -108,6 +114,11 @@ fn history_that_the_server_forgot_is_listed_anew_once() {
 
 #[test]
 fn a_server_that_is_killed_for_a_minute_leaves_the_last_state_in_force_and_is_taken_up_at_once() {
+    if apiserver::skipped(
+        "a_server_that_is_killed_for_a_minute_leaves_the_last_state_in_force_and_is_taken_up_at_once",
+    ) {
+        return;
+    }
     let mut api = ApiServer::start();
     crds::install(&api, &[CALICO]);
     api.create("/api/v1/namespaces", &namespace("shop"));
@@ -135,6 +146,9 @@ fn a_server_that_is_killed_for_a_minute_leaves_the_last_state_in_force_and_is_ta
 
 #[test]
 fn a_right_that_is_missing_is_named_and_granting_it_mends_it() {
+    if apiserver::skipped("a_right_that_is_missing_is_named_and_granting_it_mends_it") {
+        return;
+    }
     let api = ApiServer::start();
     crds::install(&api, &[CALICO]);
     api.create("/api/v1/namespaces", &namespace("shop"));
@@ -187,6 +201,9 @@ fn a_right_that_is_missing_is_named_and_granting_it_mends_it() {
 
 #[test]
 fn a_flood_of_pods_and_policies_ends_in_what_a_fresh_start_sees() {
+    if apiserver::skipped("a_flood_of_pods_and_policies_ends_in_what_a_fresh_start_sees") {
+        return;
+    }
     let api = ApiServer::start();
     crds::install(&api, &[CALICO]);
     api.create("/api/v1/namespaces", &namespace("shop"));

@@ -20,8 +20,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use super::apiserver::ApiServer;
-use super::common::{Lab, within};
+use super::apiserver::{self, ApiServer};
+use super::common::{self, Lab, within};
 use super::crds;
 pub use stream::{Stream, in_netns};
 
@@ -46,6 +46,11 @@ pub fn admit(selector: &str) -> Value {
             "ingress": [{ "action": "Allow", "source": { "selector": selector } }],
         },
     })
+}
+
+/// Says why a test cannot run here: no lab can be made, one of `programs` is not installed, or there is no API server.
+pub fn skipped(name: &str, programs: &[&str]) -> bool {
+    common::skipped(name, programs) || apiserver::skipped(name)
 }
 
 /// A pod that was joined.
