@@ -22,7 +22,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use apiserver::ApiServer;
-use cluster::{Cluster, NODES, POLICIES, PORT, admit, skipped};
+use cluster::{Cluster, NODES, PATIENCE, POLICIES, PORT, admit, skipped};
 use common::within;
 use proxy::Proxy;
 use serde_json::{Value, json};
@@ -228,9 +228,11 @@ fn watches_cut_every_second_for_a_minute_leave_every_verdict_right() {
                 for (selector, opens) in [("role in {'friend', 'guest'}", true), ("role == 'friend'", false)]
                 {
                     let source = json!({ "spec": { "ingress": [{ "action": "Allow", "source": { "selector": selector } }] } });
+                    let mark = changing.mark();
                     cluster.api.patch(&format!("{POLICIES}/server"), &source);
                     let written = Instant::now();
-                    let enforced = if opens { changing.opened() } else { changing.closed(SILENCE) };
+                    let enforced =
+                        if opens { changing.opened_since(mark, PATIENCE) } else { changing.closed(SILENCE) };
                     let enforced = enforced.unwrap_or_else(|| panic!("{selector} never arrives"));
                     latest.push(enforced.saturating_duration_since(written));
                     assert_eq!(denied.arrived(), refused, "the foe is refused all the time");

@@ -28,6 +28,9 @@ pub use stream::{Stream, in_netns};
 /// Names of the nodes.
 pub const NODES: [&str; 2] = ["node1", "node2"];
 
+/// How long to wait for what must come.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
 /// Where pods of the tests are.
 pub const PODS: &str = "/api/v1/namespaces/shop/pods";
 
@@ -414,6 +417,6 @@ impl Writer {
     /// Patches an object; returns when the request began and when its answer was there.
     pub fn patch(&self, path: &str, patch: &Value) -> (Instant, Instant) {
         self.orders.send((path.to_owned(), patch.clone())).expect("writer");
-        self.done.recv_timeout(stream::PATIENCE).expect("an answer")
+        self.done.recv_timeout(PATIENCE).expect("an answer")
     }
 }

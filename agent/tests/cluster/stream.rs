@@ -6,9 +6,11 @@ use std::fs::File;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use super::PATIENCE;
 
 /// Runs `work` on a thread inside a network namespace.
 pub fn in_netns(netns: &str, work: impl FnOnce() + Send + 'static) -> thread::JoinHandle<()> {
@@ -19,52 +21,53 @@ pub fn in_netns(netns: &str, work: impl FnOnce() + Send + 'static) -> thread::Jo
     })
 }
 
+/// A datagram that arrived.
+#[derive(Clone, Copy)]
+struct Arrival {
+    number: u64,
+    at: Instant,
+    /// How many had been sent by then.
+    sent: u64,
+}
+
 /// What became of datagrams.
 struct Tally {
     stop: AtomicBool,
     begin: Instant,
     sent: AtomicU64,
-    arrived: AtomicU64,
-    /// When the last arrived, in microseconds since `begin`.
-    last: AtomicU64,
-    /// How many had been sent when the last arrived.
-    sent_by_last: AtomicU64,
-    /// Number of the last that arrived.
-    number: AtomicU64,
-    /// Most datagrams in a row that did not arrive and that a later one followed.
-    hole: AtomicU64,
+    /// All that arrived, in the order in which they did.
+    arrived: Mutex<Vec<Arrival>>,
 }
 
 impl Tally {
     fn new() -> Self {
-        let zero = || AtomicU64::new(0);
         Self {
             stop: AtomicBool::new(false),
             begin: Instant::now(),
-            sent: zero(),
-            arrived: zero(),
-            last: zero(),
-            sent_by_last: zero(),
-            number: zero(),
-            hole: zero(),
+            sent: AtomicU64::new(0),
+            arrived: Mutex::new(Vec::new()),
         }
     }
 
+    fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Acquire)
+    }
+
+    fn arrived(&self) -> MutexGuard<'_, Vec<Arrival>> {
+        self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn note(&self, number: u64) {
-        let now = u64::try_from(self.begin.elapsed().as_micros()).expect("short");
-        let before = self.number.swap(number, Ordering::AcqRel);
-        self.hole.fetch_max(number.saturating_sub(before + 1), Ordering::AcqRel);
-        self.last.store(now.max(1), Ordering::Release);
-        self.sent_by_last.store(self.sent.load(Ordering::Acquire), Ordering::Release);
-        self.arrived.fetch_add(1, Ordering::AcqRel);
+        let arrival = Arrival { number, at: Instant::now(), sent: self.sent() };
+        self.arrived().push(arrival);
     }
 }
 
-/// A moment in the life of a stream.
+/// A moment in the life of a stream: how many were sent, and how many arrived.
 #[derive(Clone, Copy, Debug)]
 pub struct Mark {
     sent: u64,
-    arrived: u64,
+    arrived: usize,
 }
 
 /// Datagrams on their way.
@@ -74,9 +77,6 @@ pub struct Stream {
     tally: Arc<Tally>,
     threads: Vec<thread::JoinHandle<()>>,
 }
-
-/// How long to wait for what must come.
-pub const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Stream {
     /// Sends from one network namespace to `target` in another, until it is dropped.
@@ -114,55 +114,70 @@ impl Stream {
     }
 
     /// How many arrived.
-    pub fn arrived(&self) -> u64 {
-        self.tally.arrived.load(Ordering::Acquire)
+    pub fn arrived(&self) -> usize {
+        self.tally.arrived().len()
     }
 
-    fn last(&self) -> Instant {
-        self.tally.begin + Duration::from_micros(self.tally.last.load(Ordering::Acquire))
-    }
-
-    /// Now; holes are counted anew.
+    /// Now.
     pub fn mark(&self) -> Mark {
-        self.tally.hole.store(0, Ordering::Release);
-        Mark { sent: self.tally.sent.load(Ordering::Acquire), arrived: self.arrived() }
+        Mark { sent: self.tally.sent(), arrived: self.arrived() }
     }
 
-    /// Asserts that since `mark` datagrams were sent and that they arrived: most of them, and without an interruption of two thousand.
+    /// Asserts that datagrams sent since `mark` arrived, nine of ten, with no interruption of two thousand, and that they still do.
     pub fn went_on(&self, mark: Mark, what: &str) {
-        let sent = self.tally.sent.load(Ordering::Acquire) - mark.sent;
-        let arrived = self.arrived() - mark.arrived;
-        let hole = self.tally.hole.load(Ordering::Acquire);
+        let sent = self.tally.sent();
+        let numbers: Vec<u64> = {
+            let all = self.tally.arrived();
+            all[mark.arrived..].iter().map(|a| a.number).filter(|n| (mark.sent..sent).contains(n)).collect()
+        };
+        // The last that was sent ends the last hole, as if the one after it had arrived.
+        let mut next = mark.sent;
+        let mut hole = 0;
+        for number in numbers.iter().copied().chain([sent]) {
+            hole = hole.max(number.saturating_sub(next));
+            next = next.max(number + 1);
+        }
+        let (sent, arrived) = (sent - mark.sent, numbers.len() as u64);
         assert!(sent > 100, "{what}: the machine sent {sent} datagrams only");
         assert!(
-            arrived * 2 > sent && hole < 2_000,
+            arrived * 10 >= sent * 9 && hole < 2_000,
             "{what}: flows go on, and {arrived} of {sent} arrived, {hole} in a row did not"
         );
+        let alive = self.opened_since(self.mark(), Duration::from_secs(2));
+        assert!(alive.is_some(), "{what}: {arrived} of {sent} arrived, and then no more");
     }
 
-    /// Waits until datagrams arrive; returns when the first did.
+    /// Waits until a datagram arrives that is sent from now on; returns when the first did.
     pub fn opened(&self) -> Option<Instant> {
-        let (before, deadline) = (self.arrived(), Instant::now() + PATIENCE);
-        while self.arrived() == before {
-            if Instant::now() > deadline {
-                return None;
+        self.opened_since(self.mark(), PATIENCE)
+    }
+
+    /// Waits until a datagram arrived that was sent after `mark`; returns when the first did. One that was on its way at the mark says
+    /// nothing.
+    pub fn opened_since(&self, mark: Mark, patience: Duration) -> Option<Instant> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let first =
+                self.tally.arrived()[mark.arrived..].iter().find(|a| a.number >= mark.sent).map(|a| a.at);
+            if first.is_some() || Instant::now() > deadline {
+                return first;
             }
-            thread::sleep(Duration::from_micros(200));
+            thread::sleep(Duration::from_millis(1));
         }
-        Some(Instant::now())
     }
 
     /// Waits until nothing has arrived for `silence`, in which at least a third of what that time takes was sent; returns when the last
     /// did.
     pub fn closed(&self, silence: Duration) -> Option<Instant> {
         let began = Instant::now();
-        let (deadline, at_begin) = (began + PATIENCE, self.tally.sent.load(Ordering::Acquire));
+        let (deadline, at_begin) = (began + PATIENCE, self.tally.sent());
         let enough = u64::try_from(silence.as_millis()).expect("short") / 3;
         loop {
-            let sent = self.tally.sent.load(Ordering::Acquire);
-            let since = sent - self.tally.sent_by_last.load(Ordering::Acquire).max(at_begin).min(sent);
-            if since >= enough && self.last().max(began).elapsed() >= silence {
-                return Some(self.last());
+            let last = self.tally.arrived().last().copied();
+            let (at, by_last) = last.map_or((self.tally.begin, 0), |last| (last.at, last.sent));
+            let since = self.tally.sent().saturating_sub(by_last.max(at_begin));
+            if since >= enough && at.max(began).elapsed() >= silence {
+                return Some(at);
             }
             if Instant::now() > deadline {
                 return None;
