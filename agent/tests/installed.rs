@@ -36,25 +36,32 @@ fn deploy() -> PathBuf {
 /// A verb on a resource of a group, in a namespace or in all (empty).
 type Right = (String, String, String, String);
 
-/// What the roles of `file` grant, one by one.
-fn granted(file: &str) -> BTreeSet<Right> {
+/// What `rules` of a role grant in `namespace` (empty: in all), one by one.
+fn rights_of(rules: &Value, namespace: &str) -> BTreeSet<Right> {
     let texts = |list: &Value| -> Vec<String> {
         list.as_array().expect("a list").iter().map(|word| word.as_str().expect("text").to_owned()).collect()
     };
     let mut all = BTreeSet::new();
-    for object in documents(&deploy().join(file)) {
-        let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default().to_owned();
-        for rule in object["rules"].as_array().into_iter().flatten() {
-            for group in texts(&rule["apiGroups"]) {
-                for resource in texts(&rule["resources"]) {
-                    for verb in texts(&rule["verbs"]) {
-                        all.insert((verb, group.clone(), resource.clone(), namespace.clone()));
-                    }
+    for rule in rules.as_array().into_iter().flatten() {
+        for group in texts(&rule["apiGroups"]) {
+            for resource in texts(&rule["resources"]) {
+                for verb in texts(&rule["verbs"]) {
+                    all.insert((verb, group.clone(), resource.clone(), namespace.to_owned()));
                 }
             }
         }
     }
     all
+}
+
+/// What the roles of `file` grant, one by one.
+fn granted(file: &str) -> BTreeSet<Right> {
+    documents(&deploy().join(file))
+        .iter()
+        .flat_map(|object| {
+            rights_of(&object["rules"], object["metadata"]["namespace"].as_str().unwrap_or_default())
+        })
+        .collect()
 }
 
 /// What the agents asked for so far, as rights: those that the server let through, or those that it refused.
@@ -201,9 +208,9 @@ fn agents_do_all_they_do_with_the_rights_of_their_account() {
         granted("margay.yaml").into_iter().chain(granted("encryption.yaml")).collect();
     assert_eq!(asked_for(&cluster.api, false, &rights), BTreeSet::new(), "something was refused");
 
-    encrypt(&cluster);
-    lose_a_built_in_tier(&cluster);
-    miss_what_is_followed(&mut cluster);
+    let mut taken = encrypt(&cluster);
+    taken.extend(lose_a_built_in_tier(&cluster));
+    taken.extend(miss_what_is_followed(&mut cluster));
     read_what_calico_stores(&mut cluster);
 
     // Every right was used, and no other. A server-side apply that makes an object is a patch in the record, and needs to create too:
@@ -226,13 +233,23 @@ fn agents_do_all_they_do_with_the_rights_of_their_account() {
     let unused: Vec<_> = rights.difference(&used).collect();
     let beyond: Vec<_> = used.difference(&rights).collect();
     assert!(unused.is_empty() && beyond.is_empty(), "never used: {unused:?}; not granted: {beyond:?}");
+
+    // And what was refused meanwhile is what was taken away for it. The record has an apply that may not create as a refused patch.
+    let excuses = |(verb, group, resource, namespace): Right| {
+        let recorded = if verb == "create" { "patch".to_owned() } else { verb };
+        (recorded, group, resource, namespace)
+    };
+    let taken: BTreeSet<Right> = taken.into_iter().map(excuses).collect();
+    let refused = asked_for(&cluster.api, false, &rights);
+    let others: Vec<_> = refused.difference(&taken).collect();
+    assert!(others.is_empty(), "refused, though nobody took it away: {others:?}");
 }
 
 /// What is said where an apply may not make what is not there.
 const NO_CREATE: &str = "making it takes the right to create";
 
-/// Keys of nodes; the right to make their Secret comes later than the others.
-fn encrypt(cluster: &Cluster) {
+/// Keys of nodes; the right to make their Secret comes later than the others. Returns what was taken away.
+fn encrypt(cluster: &Cluster) -> BTreeSet<Right> {
     rights::grant_encryption(&cluster.api);
     let role = format!("{RBAC}/namespaces/calico-system/roles/margay-keys");
     let rules = cluster.api.get(&role)["rules"].clone();
@@ -255,10 +272,11 @@ fn encrypt(cluster: &Cluster) {
         let is_there = || cluster.api.request("GET", &secret, "application/json", None).0 == 200;
         assert!(within(90, is_there), "{}{}", problems(node), cluster.log(node));
     }
+    &rights_of(&rules, "calico-system") - &rights_of(&fewer, "calico-system")
 }
 
-/// A built-in tier that somebody deletes is made again, with the right to.
-fn lose_a_built_in_tier(cluster: &Cluster) {
+/// A built-in tier that somebody deletes is made again, with the right to. Returns what was taken away.
+fn lose_a_built_in_tier(cluster: &Cluster) -> BTreeSet<Right> {
     let rules = cluster.api.get(rights::CLUSTER_ROLE)["rules"].clone();
     let mut fewer = rules.clone();
     let creates = |rule: &&mut Value| rule["resources"] == json!(["tiers"]);
@@ -279,10 +297,12 @@ fn lose_a_built_in_tier(cluster: &Cluster) {
     assert_eq!(code(), 404);
     cluster.api.patch(rights::CLUSTER_ROLE, &json!({ "rules": rules }));
     assert!(within(90, || code() == 200), "{}", problems());
+    &rights_of(&rules, "") - &rights_of(&fewer, "")
 }
 
-/// None of the rights to follow can be missing.
-fn miss_what_is_followed(cluster: &mut Cluster) {
+/// None of the rights to follow can be missing. Returns what was taken away.
+fn miss_what_is_followed(cluster: &mut Cluster) -> BTreeSet<Right> {
+    let mut taken = BTreeSet::new();
     let path = rights::CLUSTER_ROLE;
     let rules = cluster.api.get(path)["rules"].as_array().expect("rules").clone();
     for (index, rule) in
@@ -295,7 +315,7 @@ fn miss_what_is_followed(cluster: &mut Cluster) {
         cluster.stop_agent("node2");
         cluster.forget_picture("node2");
         let mut fewer = rules.clone();
-        fewer.remove(index);
+        taken.extend(rights_of(&json!([fewer.remove(index)]), ""));
         cluster.api.patch(path, &json!({ "rules": fewer }));
         cluster.start_agent("node2");
         let missed = rule["resources"][0].as_str().expect("a resource").to_owned();
@@ -307,6 +327,7 @@ fn miss_what_is_followed(cluster: &mut Cluster) {
         cluster.api.patch(path, &json!({ "rules": rules }));
         assert!(within(60, || cluster.is_ready("node2")), "{rule}: {}", cluster.log("node2"));
     }
+    taken
 }
 
 /// Where the server has no `projectcalico.org`, the objects are read as Calico stores them.
