@@ -4,15 +4,15 @@
 //!
 //! | place | who may touch it | how it leaves |
 //! |---|---|---|
-//! | free | nobody | [`Rings::refill`] to *fill*, [`Rings::take_spare`] to *held* |
-//! | fill (and received, not yet polled) | the kernel | [`Rings::poll_rx`] to *held* |
-//! | held | the one [`UmemFrame`] that stands for it | drop to *free*, [`Rings::submit_tx`] to *transmit* |
-//! | transmit | the kernel | [`Rings::complete`] to *free* |
+//! | free | nobody | [`XskRings::refill`] to *fill*, [`XskRings::take_spare`] to *held* |
+//! | fill (and received, not yet polled) | the kernel | [`XskRings::poll_rx`] to *held* |
+//! | held | the one [`UmemFrame`] that stands for it | drop to *free*, [`XskRings::submit_tx`] to *transmit* |
+//! | transmit | the kernel | [`XskRings::complete`] to *free* |
 //! | completed | as free | |
 //!
 //! A [`UmemFrame`] moves and cannot be copied, so two of them never stand for one chunk. What the kernel hands back is believed only
 //! when the table says that this very socket's kernel side had the chunk, and only within the chunk's bounds; both are checked in
-//! release builds. A wrong descriptor costs a count ([`Rings::refused`]), never memory.
+//! release builds. A wrong descriptor costs a count ([`XskRings::refused`]), never memory.
 //!
 //! **Packets of several frames.** A packet that does not fit one chunk is a [`UmemFrame`] with a head and continuation chunks, up to
 //! [`MAX_FRAMES`], each *held* by that one value. The kernel says so with a flag in all descriptors of a packet but the last, on the way

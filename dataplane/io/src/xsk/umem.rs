@@ -34,7 +34,7 @@ pub struct UmemHandle {
     takes_several: Arc<OnceLock<bool>>,
 }
 
-/// Every chunk of a new UMEM, all free. Goes to [`Store::new`] once.
+/// Every chunk of a new UMEM, all free. Goes to [`super::Store::new`] once.
 #[derive(Debug)]
 pub struct Chunks(pub(super) Vec<FrameDesc>);
 
