@@ -4,15 +4,15 @@
 //!
 //! | place | who may touch it | how it leaves |
 //! |---|---|---|
-//! | free | nobody | [`XskRings::refill`] to *fill*, [`XskRings::take_spare`] to *held* |
-//! | fill (and received, not yet polled) | the kernel | [`XskRings::poll_rx`] to *held* |
-//! | held | the one [`UmemFrame`] that stands for it | drop to *free*, [`XskRings::submit_tx`] to *transmit* |
-//! | transmit | the kernel | [`XskRings::complete`] to *free* |
+//! | free | nobody | [`Rings::refill`] to *fill*, [`Rings::take_spare`] to *held* |
+//! | fill (and received, not yet polled) | the kernel | [`Rings::poll_rx`] to *held* |
+//! | held | the one [`UmemFrame`] that stands for it | drop to *free*, [`Rings::submit_tx`] to *transmit* |
+//! | transmit | the kernel | [`Rings::complete`] to *free* |
 //! | completed | as free | |
 //!
 //! A [`UmemFrame`] moves and cannot be copied, so two of them never stand for one chunk. What the kernel hands back is believed only
 //! when the table says that this very socket's kernel side had the chunk, and only within the chunk's bounds; both are checked in
-//! release builds. A wrong descriptor costs a count ([`XskRings::refused`]), never memory.
+//! release builds. A wrong descriptor costs a count ([`Rings::refused`]), never memory.
 //!
 //! **Packets of several frames.** A packet that does not fit one chunk is a [`UmemFrame`] with a head and continuation chunks, up to
 //! [`MAX_FRAMES`], each *held* by that one value. The kernel says so with a flag in all descriptors of a packet but the last, on the way
@@ -27,6 +27,13 @@
 //! Sockets are made and closed on the control side, because a
 //! close waits for the kernel's readers; [`XskSocket`] is what crosses threads. When a socket is closed, its *fill* chunks are free
 //! at once (the kernel's close waits for receivers), its *transmit* chunks after a pause, as a device may still be reading them.
+//!
+//! [`Rings::complete`]: crate::rings::Rings::complete
+//! [`Rings::poll_rx`]: crate::rings::Rings::poll_rx
+//! [`Rings::refill`]: crate::rings::Rings::refill
+//! [`Rings::refused`]: XskRings::refused
+//! [`Rings::submit_tx`]: crate::rings::Rings::submit_tx
+//! [`Rings::take_spare`]: crate::rings::Rings::take_spare
 
 mod dry_run;
 mod frame;
