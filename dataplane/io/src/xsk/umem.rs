@@ -4,8 +4,7 @@ use std::io;
 use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixDatagram;
-use std::sync::Arc;
-use std::sync::OnceLock;
+use std::sync::{Arc, Once, OnceLock};
 use std::time::{Duration, Instant};
 
 use xsk_rs::config::{BindFlags, FrameSize, Interface, LibxdpFlags, QueueSize, SocketConfig, UmemConfig};
@@ -140,10 +139,24 @@ impl UmemHandle {
             self.takes_several.get_or_init(|| false);
             return Ok(bound);
         }
-        let (bound, several) = match self.bind_as(device, queue, true) {
-            // A kernel before 6.6 does not know the flag.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                (self.bind_as(device, queue, false)?, false)
+        let refused = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
+        let mut first = self.bind_as(device, queue, true);
+        // A kernel before 6.6 does not know the flag. A later one has another reason, which may pass, and this decides for all sockets.
+        if first.as_ref().is_err_and(refused) && knows_several_frames() {
+            std::thread::sleep(Duration::from_millis(20));
+            first = self.bind_as(device, queue, true);
+        }
+        let (bound, several) = match first {
+            Err(error) if refused(&error) => {
+                let bound = self.bind_as(device, queue, false)?;
+                if knows_several_frames() {
+                    tracing::warn!(
+                        device,
+                        %error,
+                        "the kernel refused packets of several frames, though it should know them: ports take packets of one frame until the agent is started again"
+                    );
+                }
+                (bound, false)
             }
             other => (other?, true),
         };
@@ -204,16 +217,34 @@ fn mtu_of(device: &str) -> io::Result<u32> {
 /// than three of the largest packets on their way to a device that does not take them at once.
 fn make_room(socket: &XskSocket) {
     let bytes = RING_SIZE as libc::c_int * 4096;
-    // SAFETY: the option's value is an int, which the kernel only reads. Refused, the socket works with the room that it has.
-    unsafe {
+    // SAFETY: the option's value is an int, which the kernel only reads.
+    let answer = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
             libc::SOL_SOCKET,
             libc::SO_SNDBUFFORCE,
             (&raw const bytes).cast(),
             std::mem::size_of::<libc::c_int>() as libc::socklen_t,
-        );
+        )
+    };
+    static SAID: Once = Once::new();
+    if answer < 0 {
+        let error = io::Error::last_os_error();
+        SAID.call_once(|| {
+            tracing::warn!(
+                %error,
+                "sockets keep the kernel's own send buffer: of bursts of large packets to one device most are not sent; the agent needs CAP_NET_ADMIN"
+            );
+        });
     }
+}
+
+/// Returns whether the running kernel should know packets of several frames: 6.6 and later. By its release, which is a hint and no proof.
+fn knows_several_frames() -> bool {
+    let Ok(names) = nix::sys::utsname::uname() else { return false };
+    let release = names.release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0u32), numbers.next().unwrap_or(0u32)) >= (6, 6)
 }
 
 /// A bound socket and its rings, on the way between control side and worker. Dropping it closes the socket, which waits for the
