@@ -79,8 +79,14 @@ struct Sizes {
 impl Sizes {
     /// What the network configuration says holds for all packets.
     fn of(conf: &NetConf) -> Result<Self, Failure> {
-        let (default_mtu, large) = agent_status(conf)?;
-        Ok(match (conf.mtu, large) {
+        let Mtus { default_mtu, largest_mtu, large } = agent_status(conf)?;
+        let told = conf.mtu.map(|mtu| mtu.min(largest_mtu.unwrap_or(mtu)));
+        if let (Some(mtu), Some(told)) = (conf.mtu.filter(|_| told < conf.mtu), told) {
+            eprintln!(
+                "margay cni: ports of this node take an MTU of at most {told}, the network configuration's is {mtu}"
+            );
+        }
+        Ok(match (told, large) {
             (None, Some(LargePackets { mtu, within })) => {
                 Self { mtu, large: Some(LargeRoutes { within, beyond: default_mtu }) }
             }
@@ -270,10 +276,19 @@ pub fn status(environment: &Environment, conf: &NetConf) -> Result<(), Failure> 
     if ipam.knows_gc() { ipam.status() } else { Ok(()) }
 }
 
+/// What the agent says about the size of packets.
+struct Mtus {
+    default_mtu: u32,
+    largest_mtu: Option<u32>,
+    large: Option<LargePackets>,
+}
+
 /// Returns the agent's default MTU and what is beyond it within the node, or why it cannot attach anything now.
-fn agent_status(conf: &NetConf) -> Result<(u32, Option<LargePackets>), Failure> {
+fn agent_status(conf: &NetConf) -> Result<Mtus, Failure> {
     match ask(&conf.agent_socket, &Request::Status, QUICK) {
-        Ok(Reply::Status { not_ready: None, default_mtu, large, .. }) => Ok((default_mtu, large)),
+        Ok(Reply::Status { not_ready: None, default_mtu, largest_mtu, large, .. }) => {
+            Ok(Mtus { default_mtu, largest_mtu, large })
+        }
         Ok(Reply::Status { not_ready: Some(reason), .. }) => {
             Err(Failure::new(code::TRY_AGAIN, "the agent is not ready", reason))
         }

@@ -108,6 +108,9 @@ pub enum Reply {
         not_ready: Option<String>,
         /// MTU for a pod whose network configuration names none.
         default_mtu: u32,
+        /// Largest MTU whose packets its port takes, whatever its network configuration says.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        largest_mtu: Option<u32>,
         /// What its packets to pods of this node may be beyond that.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         large: Option<LargePackets>,

@@ -35,6 +35,11 @@ pub trait AttachHooks: Send + Sync {
     /// Returns the MTU for a pod whose network configuration names none.
     fn default_mtu(&self) -> u32;
 
+    /// Returns the largest MTU whose packets a pod's port takes; `None` when that is not known.
+    fn largest_mtu(&self) -> Option<u32> {
+        None
+    }
+
     /// Returns how large its packets to pods of this node may be, when that is more.
     fn large_packets(&self) -> Option<LargePackets> {
         None
@@ -201,6 +206,7 @@ fn answer(shared: &Shared, request: Request) -> Reply {
         Request::Status => Reply::Status {
             not_ready: shared.hooks.ready().err(),
             default_mtu: shared.hooks.default_mtu(),
+            largest_mtu: shared.hooks.largest_mtu(),
             large: shared.hooks.large_packets(),
             resting: locked(&shared.registry).resting(SystemTime::now()),
         },

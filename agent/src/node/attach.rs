@@ -1,9 +1,11 @@
 //! The CNI server's side of the control thread: hands attachments over and waits for the answer.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Sender, bounded};
+use margay_io::Dataplane;
+use margay_wire::ETHERNET_LEN;
 
 use super::reconciler::{Board, Command};
 use crate::endpoints::{AttachHooks, EndpointRecord, LargePackets};
@@ -18,6 +20,10 @@ pub struct Attachments {
     pub told_mtu: Option<u32>,
     /// MTU of the smallest uplink.
     pub uplink_mtu: u32,
+    /// Largest MTU whose packets a pod's port takes.
+    pub largest_mtu: u32,
+    /// Says whether the packet memory has room for one more port with packets of that many bytes.
+    pub dataplane: Arc<Dataplane>,
     /// MTU of pods' interfaces, where packets between pods of this node may be larger than those that leave it.
     pub local_mtu: Option<u32>,
     /// Longest wait for policy.
@@ -35,11 +41,22 @@ impl AttachHooks for Attachments {
 
     fn default_mtu(&self) -> u32 {
         let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
-        self.told_mtu.or(board.pod_mtu).unwrap_or(self.uplink_mtu)
+        self.told_mtu.or(board.pod_mtu).unwrap_or(self.uplink_mtu).min(self.largest_mtu)
+    }
+
+    fn largest_mtu(&self) -> Option<u32> {
+        Some(self.largest_mtu)
     }
 
     fn large_packets(&self) -> Option<LargePackets> {
         let mtu = self.local_mtu.filter(|mtu| *mtu > self.default_mtu())?;
+        if !self.dataplane.has_room_for(mtu + ETHERNET_LEN as u32) {
+            tracing::warn!(
+                mtu,
+                "the packet memory has no room for one more pod with large packets: it gets the MTU of what leaves the node"
+            );
+            return None;
+        }
         let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
         Some(LargePackets { mtu, within: board.pod_cidrs.clone() }).filter(|large| !large.within.is_empty())
     }

@@ -136,6 +136,17 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
     let largest = dataplane.largest_packet();
     let local_mtu = args.local_mtu.choose(largest, several)?;
     tracing::info!(largest, several, local_mtu, "packets between pods of this node");
+    let largest_mtu = largest.saturating_sub(margay_wire::ETHERNET_LEN as u32);
+    let (kernel_end, our_end) = if mtu > largest_mtu {
+        tracing::warn!(
+            uplink = mtu,
+            largest_mtu,
+            "ports of this kernel take less than the uplinks' MTU: pods and the host port get what they take (more needs Linux 6.6)"
+        );
+        host_port::ensure(&mut netlink, largest_mtu, gateways)?
+    } else {
+        (kernel_end, our_end)
+    };
     netlink.set_up(our_end.index, true)?;
     ports.push((reconciler::host_port(&kernel_end, &our_end), report, our_end.index));
     for (nth, (link, uplink)) in links.iter().zip(&uplinks).enumerate() {
@@ -179,6 +190,16 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
         );
     }
     let records: Vec<_> = registry.records().cloned().collect();
+    let too_large: Vec<_> = records.iter().filter(|record| record.mtu > largest_mtu).collect();
+    if !too_large.is_empty() {
+        let names: Vec<_> =
+            too_large.iter().map(|record| format!("{}/{}", record.pod.namespace, record.pod.name)).collect();
+        tracing::warn!(
+            pods = names.join(", "),
+            largest_mtu,
+            "these pods were made for larger packets than ports take now: what they send to each other is lost until they are made anew"
+        );
+    }
     let mut pins: std::collections::BTreeSet<String> =
         records.iter().map(|record| record.pin.clone()).collect();
     pins.insert("host".to_owned());
@@ -260,6 +281,8 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
         board: Arc::clone(&board),
         told_mtu: args.pod_mtu,
         uplink_mtu: mtu,
+        largest_mtu,
+        dataplane: Arc::clone(&dataplane),
         local_mtu,
         patience: args.attach_timeout,
     };
