@@ -1,6 +1,6 @@
 //! The CNI server's side of the control thread: hands attachments over and waits for the answer.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Sender, bounded};
@@ -33,6 +33,9 @@ pub struct Attachments {
 /// Grace for the control thread to answer after a deadline that it keeps itself.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// Whether it was said that there is no room for large packets; plug-ins ask again and again.
+static SAID: Once = Once::new();
+
 impl AttachHooks for Attachments {
     fn ready(&self) -> Result<(), String> {
         let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
@@ -51,10 +54,12 @@ impl AttachHooks for Attachments {
     fn large_packets(&self) -> Option<LargePackets> {
         let mtu = self.local_mtu.filter(|mtu| *mtu > self.default_mtu())?;
         if !self.dataplane.has_room_for(mtu + ETHERNET_LEN as u32) {
-            tracing::warn!(
-                mtu,
-                "the packet memory has no room for one more pod with large packets: it gets the MTU of what leaves the node"
-            );
+            SAID.call_once(|| {
+                tracing::warn!(
+                    mtu,
+                    "the packet memory has no room for one more pod with large packets: new ones get the MTU of what leaves the node"
+                );
+            });
             return None;
         }
         let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
