@@ -78,6 +78,8 @@ pub struct StatusReport {
     pub compile_seconds: f64,
     /// Encryption between nodes.
     pub wireguard: WireguardReport,
+    /// Largest MTU whose packets ports take; 0 where that is not known.
+    pub largest_mtu: u32,
     /// What was asked of the API server; empty for folders of manifests.
     pub source: SourceReport,
 }

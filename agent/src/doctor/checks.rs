@@ -4,7 +4,7 @@ use margay_policy_engine::lint::Severity;
 use serde::Serialize;
 
 use super::drivers::{self, Xdp};
-use super::facts::{Encrypted, Facts, KubeProxy};
+use super::facts::{Encrypted, Facts, KubeProxy, TooLarge};
 use crate::node::{CONFLIST, KERNEL_END, OUR_END, PLUGIN};
 
 /// Something worth knowing about a node.
@@ -68,6 +68,7 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     container_runtime(facts, &mut findings);
     uplinks(facts, &mut findings);
     encryption(facts, &mut findings);
+    too_large(facts, &mut findings);
     neighbours(facts, &mut findings);
     network(facts, &mut findings);
     clock(facts, &mut findings);
@@ -322,6 +323,18 @@ fn uplinks(facts: &Facts, findings: &mut Vec<Finding>) {
             "give all uplinks one MTU",
         ));
     }
+}
+
+/// Pods keep their MTU when an agent follows that takes packets of one frame only.
+fn too_large(facts: &Facts, findings: &mut Vec<Finding>) {
+    let Some(TooLarge { largest, pods }) = &facts.too_large else { return };
+    let names = pods.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", ");
+    findings.push(error(
+        "mtu-pods",
+        format!("{} pods have an MTU above {largest}, which is what ports take: {names}", pods.len()),
+        "what they send to each other in larger packets is lost",
+        "make these pods anew, or run the release and the kernel that they were made under",
+    ));
 }
 
 /// Pods that were there before encryption keep their MTU; a wrong one is the most frequent complaint (policy model 25.10).

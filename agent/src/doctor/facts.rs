@@ -64,6 +64,24 @@ impl Encrypted {
     }
 }
 
+/// Pods that were made for larger packets than ports take now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TooLarge {
+    /// Largest MTU whose packets ports take.
+    pub largest: u32,
+    /// Their devices.
+    pub pods: Vec<String>,
+}
+
+impl TooLarge {
+    fn of(report: &StatusReport) -> Option<Self> {
+        let largest = report.largest_mtu;
+        let pods = report.ports.iter().filter(|port| port.kind == "pod" && port.mtu > largest);
+        let pods: Vec<_> = pods.map(|port| port.name.clone()).collect();
+        (largest > 0 && !pods.is_empty()).then_some(Self { largest, pods })
+    }
+}
+
 /// How Services are translated on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KubeProxy {
@@ -98,6 +116,8 @@ pub struct Facts {
     pub agent_answers: bool,
     /// What the agent says about encryption; `None` where it is off.
     pub encryption: Option<Encrypted>,
+    /// Pods that were made for larger packets than ports take now.
+    pub too_large: Option<TooLarge>,
     /// Folder of network configurations; `None` when it is not there.
     pub configurations: Option<Vec<Configuration>>,
     /// CNI programs that are there.
@@ -167,6 +187,7 @@ pub fn gather(places: &Places) -> Facts {
     const CAP_IPC_LOCK: u64 = 1 << 14;
     let cards = links.iter().map(|link| (link.name.clone(), card(link, &clsact, &pins))).collect();
     let flag = |path: &str| text(path).map(|value| value == "1");
+    let report = asked(&places.run_dir.join("admin.sock"));
     Facts {
         kernel: text("/proc/sys/kernel/osrelease").unwrap_or_default(),
         is_root: nix::unistd::geteuid().is_root(),
@@ -182,7 +203,8 @@ pub fn gather(places: &Places) -> Facts {
             .unwrap_or_default(),
         bpffs_is_mounted: is_mounted(&bpffs),
         agent_answers: std::os::unix::net::UnixStream::connect(places.run_dir.join("admin.sock")).is_ok(),
-        encryption: asked(&places.run_dir.join("admin.sock")).as_ref().and_then(Encrypted::of),
+        encryption: report.as_ref().and_then(Encrypted::of),
+        too_large: report.as_ref().and_then(TooLarge::of),
         configurations: configurations(&places.cni_conf_dir),
         programs: names(&places.cni_bin_dir).unwrap_or_default(),
         ipam: places.ipam.clone(),

@@ -7,7 +7,7 @@ use margay_policy_engine::lint::Severity;
 
 use super::checks::{Finding, examine};
 use super::drivers::{DRIVERS, Xdp};
-use super::facts::{Card, Configuration, Encrypted, Facts, KubeProxy};
+use super::facts::{Card, Configuration, Encrypted, Facts, KubeProxy, TooLarge};
 use super::word;
 use crate::node::uplinks::{Device, Uplink};
 
@@ -50,6 +50,7 @@ fn healthy() -> Facts {
         bpffs_is_mounted: true,
         agent_answers: true,
         encryption: None,
+        too_large: None,
         configurations: Some(vec![configuration("05-margay.conflist", "margay-cni")]),
         programs: set(["margay-cni", "host-local"]),
         ipam: "host-local".to_owned(),
@@ -71,7 +72,7 @@ fn healthy() -> Facts {
 type Change = fn(&mut Facts);
 
 /// What is changed in a healthy node, and what is found then.
-const ROWS: [(&str, Severity, Change); 39] = [
+const ROWS: [(&str, Severity, Change); 40] = [
     ("kernel-old", Severity::Error, |f| f.kernel = "5.15.0-91-generic".to_owned()),
     ("kernel-before-6.6", Severity::Info, |f| f.kernel = "6.1.0-31-amd64".to_owned()),
     ("not-root", Severity::Error, |f| f.is_root = false),
@@ -148,6 +149,9 @@ const ROWS: [(&str, Severity, Change); 39] = [
     ("encryption", Severity::Warning, |f| {
         let findings = vec!["IPv4: no WireGuard key from b".to_owned()];
         f.encryption = Some(Encrypted { pod_mtu: 1440, pods: vec![("mgya".to_owned(), 1440)], findings });
+    }),
+    ("mtu-pods", Severity::Error, |f| {
+        f.too_large = Some(TooLarge { largest: 3826, pods: vec!["mgya".to_owned()] });
     }),
     ("mtu-differs", Severity::Warning, |f| {
         f.uplinks = Ok(vec![uplink("eth0"), uplink("eth1")]);

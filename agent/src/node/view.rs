@@ -276,6 +276,7 @@ impl NodeView for View {
             objects: board.objects,
             compile_seconds: board.compile.as_secs_f64(),
             wireguard,
+            largest_mtu: self.dataplane.largest_packet().saturating_sub(margay_wire::ETHERNET_LEN as u32),
             source: self.traffic.as_ref().map(|tell| (&tell()).into()).unwrap_or_default(),
         }
     }
