@@ -48,6 +48,8 @@ const BYTES: usize = 12 * SENDS * TOGETHER * DATAGRAM as usize;
 const TRIPS: usize = 24;
 /// How long nothing comes before what is missing is lost.
 const SILENCE: Duration = Duration::from_millis(2);
+/// So many looks at nothing in and nothing out, and a way carries nothing more: the start waits for the probe.
+const STANDSTILL: usize = 10;
 /// No new turn begins after this.
 const PATIENCE: Duration = Duration::from_millis(150);
 /// What a way must save, of the usual way's time, to be taken instead.
@@ -301,7 +303,9 @@ impl Lane {
         let large = vec![0x6d; TOGETHER * usize::from(DATAGRAM)];
         let before = self.spent()?;
         let (mut sent, mut back) = (0, 0);
-        while sent < BYTES {
+        let mut still = 0;
+        while sent < BYTES && still < STANDSTILL {
+            let moved = sent + back;
             for _ in 0..SENDS {
                 match self.socket.send(&large) {
                     Ok(count) => sent += count,
@@ -311,6 +315,7 @@ impl Lane {
                 }
             }
             back += self.gather(echo, sent - back)?;
+            still = if sent + back == moved { still + 1 } else { 0 };
         }
         let spent = (self.spent()? - before).as_nanos() as f64;
         self.sent += sent;
