@@ -63,14 +63,8 @@ pub trait Frame {
 pub(crate) fn copy_from<F: Frame>(frame: &F, from: usize, to: &mut [u8]) -> usize {
     let (mut skip, mut done) = (from, 0);
     for part in std::iter::once(frame.data()).chain(frame.rest()) {
-        let part = part.get(skip..).unwrap_or_else(|| {
-            skip -= part.len();
-            &[]
-        });
-        if part.is_empty() {
-            continue;
-        }
-        skip = 0;
+        let (before, part) = part.split_at(part.len().min(skip));
+        skip -= before.len();
         let count = part.len().min(to.len() - done);
         to[done..done + count].copy_from_slice(&part[..count]);
         done += count;
@@ -216,6 +210,12 @@ mod tests {
         assert!(!frame.set_len(101), "it does not grow");
         let mut middle = [0; 30];
         assert_eq!((copy_from(&frame, 35, &mut middle), &middle[..]), (30, &bytes[35..65]));
+        assert_eq!(
+            (copy_from(&frame, 40, &mut middle), &middle[..]),
+            (30, &bytes[40..70]),
+            "from a border on"
+        );
+        assert_eq!((copy_from(&frame, 80, &mut middle), &middle[..20]), (20, &bytes[80..]));
         assert_eq!(copy_from(&frame, 90, &mut middle), 10);
         assert_eq!(copy_from(&frame, 200, &mut middle), 0);
     }

@@ -3,6 +3,7 @@
 //! | what happened | the sender gets |
 //! |---|---|
 //! | TTL or hop limit ended; too big; no route; no neighbour | the ICMP error that says so, in [`Dropped`] |
+//! | too big, went in pieces, and its sender can learn (`cut`) | the size, all the same |
 //! | denied, and the policy says Reject (policy model 32.9) | TCP: a reset; else ICMP "administratively prohibited" |
 //! | anything else | nothing |
 //!
@@ -59,10 +60,32 @@ impl<F: Frame> Worker<F> {
         ip: Option<&IpHeaders>,
         dropped: &Dropped,
     ) -> bool {
-        let (Some(answer), Some(ip), Some(port)) = (dropped.answer(view), ip, view.topology.port(port))
-        else {
-            return false;
-        };
+        dropped.answer(view).is_some_and(|answer| self.say(view, now, port, frame, ip, answer))
+    }
+
+    /// As [`Worker::answer`], for a packet that was not dropped.
+    pub(super) fn tell_sender(
+        &mut self,
+        view: View<'_>,
+        now: Nanos,
+        port: PortIndex,
+        frame: &mut F,
+        ip: Option<&IpHeaders>,
+        error: icmp::Error,
+    ) -> bool {
+        self.say(view, now, port, frame, ip, Answer::Error(error))
+    }
+
+    fn say(
+        &mut self,
+        view: View<'_>,
+        now: Nanos,
+        port: PortIndex,
+        frame: &mut F,
+        ip: Option<&IpHeaders>,
+        answer: Answer,
+    ) -> bool {
+        let (Some(ip), Some(port)) = (ip, view.topology.port(port)) else { return false };
         if !icmp::is_answerable(frame.data(), ip) {
             return false;
         }

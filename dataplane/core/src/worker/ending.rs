@@ -55,8 +55,8 @@ pub(super) enum Ending {
     Seal(PeerId),
     /// Goes on in the hands of another worker.
     HandOver(WorkerIndex, Errand),
-    /// Left in so many fragments, which are the last in the output; the frame itself is free.
-    Fragmented(usize),
+    /// Left in so many pieces, which are the last in the output; the packet itself is as it came, for its sender to be told `told` about it.
+    Fragmented { pieces: usize, told: Option<icmp::Error> },
     /// Was turned into an answer, to go back where it came from.
     Answer,
     /// Was a message of the tunnel's protocol, and is done with.
@@ -100,10 +100,9 @@ impl<F: Frame> Worker<F> {
                 self.counters.messages += 1;
                 out.recycle.push(frame);
             }
-            Ok(Ending::Fragmented(pieces)) => {
-                self.counters.forwarded += 1;
+            Ok(Ending::Fragmented { pieces, told }) => {
                 first = first.saturating_sub(pieces);
-                out.recycle.push(frame);
+                self.went_in_pieces(view, now, port, frame, ip, told, out);
             }
             Ok(Ending::Await { datagram, errand }) => {
                 self.counters.held += 1;
@@ -115,6 +114,27 @@ impl<F: Frame> Worker<F> {
             Err(dropped) => self.end(view, now, port, frame, ip, dropped, out),
         }
         self.relay(view, now, first, out);
+    }
+
+    /// Ends what has left in pieces: the frame is free, or carries word to the sender.
+    #[cold]
+    #[allow(clippy::too_many_arguments, reason = "the parts of one packet, which live for this call only")]
+    pub(super) fn went_in_pieces(
+        &mut self,
+        view: View<'_>,
+        now: Nanos,
+        port: PortIndex,
+        mut frame: F,
+        ip: Option<&IpHeaders>,
+        told: Option<icmp::Error>,
+        out: &mut Output<F>,
+    ) {
+        self.counters.forwarded += 1;
+        if told.is_some_and(|error| self.tell_sender(view, now, port, &mut frame, ip, error)) {
+            out.transmit.push((port, frame));
+        } else {
+            out.recycle.push(frame);
+        }
     }
 
     #[cold]

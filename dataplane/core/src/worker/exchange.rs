@@ -81,7 +81,7 @@ impl<F: Frame> Worker<F> {
     /// Sends a packet on by `path`: finished, or as it is to the worker that has the leg of the pod behind that port.
     #[inline]
     pub(super) fn leave(
-        &self,
+        &mut self,
         passing: &Passing<'_>,
         path: &Path,
         errand: Errand,
@@ -95,7 +95,7 @@ impl<F: Frame> Worker<F> {
                 None => Ok(Ending::HandOver(path.worker, errand)),
             };
         }
-        finish::finish(frame, passing.port, passing.ip, path, out)
+        finish::finish(frame, passing.port, passing.ip, path, &mut self.identifications, out)
     }
 
     /// Takes packets from other workers to their ends, in order; `parcels` is empty afterwards.

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use margay_wire::checksum::Partial;
 use margay_wire::{ETHERNET_LEN, IpHeaders, checksum, icmp};
 
+use super::cut::{self, Identifications};
 use super::{Dropped, Ending, View, Worker};
 use crate::flow::Path;
-use crate::frame::{self, Frame};
+use crate::frame::Frame;
 use crate::output::Output;
 use crate::time::Nanos;
 use crate::topology::{Port, PortIndex, PortKind};
@@ -45,13 +46,14 @@ pub(super) fn finish<F: Frame>(
     arrival: &Port,
     ip: &IpHeaders,
     path: &Path,
+    ids: &mut Identifications,
     out: &mut Output<F>,
 ) -> Result<Ending, Dropped> {
     if path.decrement_ttl && ip.ttl <= 1 {
         let error = Some(icmp::Error::TimeExceeded);
         return Err(Dropped { reason: DropReason::TtlExpired, rule: None, error });
     }
-    let too_big = is_too_big(frame, ip, path)?;
+    let too_big = is_too_big(frame, arrival, ip, path)?;
     if matches!(arrival.kind, PortKind::Pod { .. } | PortKind::Host { .. }) {
         let (head, rest) = frame.parts_mut();
         checksum::write_sctp(head, rest, ip);
@@ -59,33 +61,40 @@ pub(super) fn finish<F: Frame>(
     let partial = checksum::partial(frame.data(), ip);
     if too_big {
         complete_here(frame, partial);
-    } else {
-        complete(frame, partial, path);
+        // The packet itself stays as it came: its sender may have to be told about it.
+        return cut::cut(frame, ip, path, ids, out, |piece| address(piece, ip, path));
     }
-    let bytes = frame.data_mut();
+    complete(frame, partial, path);
+    address(frame.data_mut(), ip, path);
+    Ok(match path.tunnel {
+        Some(peer) => Ending::Seal(peer),
+        None => Ending::Forward(path.port),
+    })
+}
+
+/// Counts the hop and writes the next one's addresses.
+#[inline]
+fn address(bytes: &mut [u8], ip: &IpHeaders, path: &Path) {
     if path.decrement_ttl {
         decrement_ttl(bytes, ip);
     }
     bytes[0..6].copy_from_slice(&path.destination_mac.0);
     bytes[6..12].copy_from_slice(&path.source_mac.0);
-    match (too_big, path.tunnel) {
-        (true, _) => fragment(frame, path, out),
-        (false, Some(peer)) => Ok(Ending::Seal(peer)),
-        (false, None) => Ok(Ending::Forward(path.port)),
-    }
 }
 
-/// Returns whether the packet is too large for `path` and may be fragmented.
+/// Returns whether the packet is too large for `path` and may be cut.
 ///
 /// Errors: [`DropReason::PacketTooBig`] with the ICMP error, when it may not.
 #[inline]
-pub(super) fn is_too_big<F: Frame>(frame: &F, ip: &IpHeaders, path: &Path) -> Result<bool, Dropped> {
+pub(super) fn is_too_big<F: Frame>(
+    frame: &F,
+    arrival: &Port,
+    ip: &IpHeaders,
+    path: &Path,
+) -> Result<bool, Dropped> {
     let too_big = ip.total_len > path.mtu;
-    // Headers with options are answered as if they forbade it: options make fragments differ, and no pod of ours sends them.
-    let has_options = || frame.data()[ETHERNET_LEN] != 0x45;
-    if too_big && (ip.dont_fragment || path.mtu < 68 || has_options()) {
-        let error = Some(icmp::Error::TooBig(path.mtu.into()));
-        return Err(Dropped { reason: DropReason::PacketTooBig, rule: None, error });
+    if too_big && !cut::is_allowed(frame, arrival, ip, path) {
+        return Err(cut::too_big(path));
     }
     Ok(too_big)
 }
@@ -120,55 +129,6 @@ fn decrement_ttl(bytes: &mut [u8], ip: &IpHeaders) {
     } else {
         bytes[ETHERNET_LEN + 7] -= 1;
     }
-}
-
-/// Splits an IPv4 packet without options that may be fragmented (RFC 791 §3.2), into pieces that fit the path and a frame each.
-///
-/// Errors: [`DropReason::PacketTooBig`] where there are not frames enough for all pieces. The sender is told the size all the same: it is not
-/// bound to send smaller packets, but most do, and then need nobody's frames.
-#[cold]
-fn fragment<F: Frame>(frame: &mut F, path: &Path, out: &mut Output<F>) -> Result<Ending, Dropped> {
-    let bytes = frame.data();
-    let payload_at = ETHERNET_LEN + 20;
-    let too_big = || {
-        let error = Some(icmp::Error::TooBig(path.mtu.into()));
-        Dropped { reason: DropReason::PacketTooBig, rule: None, error }
-    };
-    let room = out.spare.last().map_or(0, |spare| spare.capacity().saturating_sub(ETHERNET_LEN));
-    let step = usize::from(path.mtu).min(room).saturating_sub(20) / 8 * 8;
-    if step == 0 {
-        return Err(too_big());
-    }
-    let payload = frame.packet_len() - payload_at;
-    let pieces = payload.div_ceil(step);
-    // Sealing takes a frame to seal into.
-    if out.spare.len() < pieces + usize::from(path.tunnel.is_some()) {
-        return Err(too_big());
-    }
-    let flags = u16::from_be_bytes([bytes[ETHERNET_LEN + 6], bytes[ETHERNET_LEN + 7]]);
-    for nth in 0..pieces {
-        let Some(mut piece) = out.spare.pop() else { break };
-        let part = step.min(payload - nth * step);
-        let len = payload_at + part;
-        if !piece.set_len(len) {
-            out.recycle.push(piece);
-            return Err(too_big());
-        }
-        let last = nth + 1 == pieces;
-        let offset = (flags & 0x1fff) + (nth * step / 8) as u16;
-        let more = if last { flags & 0x2000 } else { 0x2000 };
-        let to = piece.data_mut();
-        to[..payload_at].copy_from_slice(&bytes[..payload_at]);
-        frame::copy_from(frame, payload_at + nth * step, &mut to[payload_at..]);
-        let header = &mut to[ETHERNET_LEN..payload_at];
-        header[2..4].copy_from_slice(&((20 + part) as u16).to_be_bytes());
-        header[6..8].copy_from_slice(&(offset | more).to_be_bytes());
-        header[10..12].fill(0);
-        let sum = checksum::of(header);
-        header[10..12].copy_from_slice(&sum.to_be_bytes());
-        out.transmit.push((path.port, piece));
-    }
-    Ok(Ending::Fragmented(pieces))
 }
 
 impl<F: Frame> Worker<F> {
@@ -216,7 +176,7 @@ impl<F: Frame> Worker<F> {
                 (Some(_), Some(_)) if found_under != plan(view) => Err(DropReason::NoNeighbour.into()),
                 (Some(mac), Some(port)) => {
                     path.destination_mac = mac;
-                    finish(&mut frame, port, &ip, &path, out)
+                    finish(&mut frame, port, &ip, &path, &mut self.identifications, out)
                 }
                 (None, Some(_)) => Err(Dropped {
                     reason: DropReason::NoNeighbour,
@@ -229,6 +189,9 @@ impl<F: Frame> Worker<F> {
                 Ok(Ending::Forward(to)) => {
                     self.counters.forwarded += 1;
                     out.transmit.push((to, frame));
+                }
+                Ok(Ending::Fragmented { told, .. }) => {
+                    self.went_in_pieces(view, now, arrival, frame, Some(&ip), told, out);
                 }
                 Ok(_) => {
                     self.counters.forwarded += 1;

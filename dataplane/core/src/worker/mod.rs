@@ -9,7 +9,7 @@
 //! | flow | [`crate::flow`] | have we met? ([`fast`]: and is nothing else to ask?) |
 //! | judge | [`judge`] | may it pass, both legs? |
 //! | path | [`path`] | where does it leave, and by whose hands? |
-//! | finish | [`finish`] | size, TTL, checksum, addresses, transmit |
+//! | finish | [`finish`] | size ([`cut`] where it is too large), TTL, checksum, addresses, transmit |
 //! | ending | [`ending`] | by whose hands does it go on, or why does it not? |
 //!
 //! ICMP errors leave this way after the sanity stage, for [`related`]; what is told beside the counters is in [`events`]. With several
@@ -19,6 +19,7 @@
 
 mod answer;
 mod config;
+mod cut;
 mod discovery;
 mod ending;
 mod events;
@@ -146,6 +147,7 @@ pub struct Worker<F> {
     /// Packets read ahead: room that is kept.
     ahead: Vec<fast::Plain>,
     fragments: Fragments<F>,
+    identifications: cut::Identifications,
     waiting: Vec<Waiting<F>>,
     started: Nanos,
     own_errors: PerPort,
@@ -163,6 +165,7 @@ impl<F: Frame> Worker<F> {
     pub fn new(config: WorkerConfig, now: Nanos) -> Self {
         let flows = FlowTable::new(config.max_flows, config.hash_seed);
         let fragments = Fragments::new(config.hash_seed);
+        let identifications = cut::Identifications::new(&config, now);
         Self {
             config,
             counters: Counters::default(),
@@ -173,6 +176,7 @@ impl<F: Frame> Worker<F> {
             pairs: pairs::Pairs::default(),
             ahead: vec![fast::Plain::NONE; BURST],
             fragments,
+            identifications,
             waiting: Vec::new(),
             started: now,
             own_errors: PerPort::new(200),
@@ -425,7 +429,7 @@ impl<F: Frame> Worker<F> {
                             path
                         }
                         path::Next::Unresolved(path, next_hop) => {
-                            finish::is_too_big(frame, ip, &path)?;
+                            finish::is_too_big(frame, port, ip, &path)?;
                             return Ok(Ending::Hold { path, next_hop, ip: *ip });
                         }
                     },

@@ -51,7 +51,7 @@ impl<F: Frame> Worker<F> {
         match path::resolve(view.topology, self.config.index, port, ip.source, ip.destination)? {
             path::Next::Ready(path) => self.leave(passing, &path, Errand::Take, frame, out),
             path::Next::Unresolved(path, next_hop) => {
-                finish::is_too_big(frame, ip, &path)?;
+                finish::is_too_big(frame, port, ip, &path)?;
                 Ok(Ending::Hold { path, next_hop, ip: *ip })
             }
         }

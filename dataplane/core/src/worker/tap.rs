@@ -232,7 +232,7 @@ impl<F: Frame> Worker<F> {
             Ok(Ending::HandOver(..)) => return,
             Ok(Ending::Forward(port)) => Fate::Forwarded(*port),
             Ok(Ending::Seal(_)) => Fate::Forwarded(PortIndex::TUNNEL),
-            Ok(Ending::Fragmented(_)) => Fate::Fragmented,
+            Ok(Ending::Fragmented { .. }) => Fate::Fragmented,
             // Messages of the tunnel's protocol are told to nobody.
             Ok(Ending::Answer | Ending::Message) => Fate::Answered,
             Ok(Ending::Await { .. }) => Fate::AwaitsFirstFragment,

@@ -234,7 +234,7 @@ impl<F: Frame> Worker<F> {
         frame.set_len(ip.end());
         let me = self.config.index;
         match path::resolve(view.topology, me, port, ip.source, ip.destination)? {
-            path::Next::Ready(path) => finish::finish(frame, port, ip, &path, out),
+            path::Next::Ready(path) => finish::finish(frame, port, ip, &path, &mut self.identifications, out),
             path::Next::Unresolved(..) => Err(DropReason::NoRoute.into()),
         }
     }
