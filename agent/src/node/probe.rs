@@ -240,7 +240,7 @@ struct Lane {
 
 impl Lane {
     fn open(echo: &mut Echo, number: u8, way: Way) -> Result<Self, String> {
-        let (near, far) = (format!("mgyn{number}"), format!("mgyf{number}"));
+        let [near, far] = names(number);
         let said = |e: NetError| e.to_string();
         let mut netlink = Netlink::open().map_err(said)?;
         let mac = |last| MacAddr([2, 0x6d, 0x67, 0x79, number, last]);
@@ -387,6 +387,13 @@ impl Lane {
     }
 }
 
+/// Returns the names of a pair's ends. They have the process in them, because the threads that poll them are seen among those of every
+/// other probe of this machine.
+fn names(number: u8) -> [String; 2] {
+    let process = std::process::id() & 0xffff;
+    ["mgyn", "mgyf"].map(|end| format!("{end}{number}{process:04x}"))
+}
+
 /// Returns where the kernel writes down the processor time of the threads that poll these devices.
 fn threads_of(devices: &[&String]) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
@@ -457,7 +464,8 @@ mod tests {
             let mut echo = Echo::new(bpffs).map_err(|e| e.to_string())?;
             let mut lane = Lane::open(&mut echo, 0, GENERIC)?;
             // As a pod's interface is before it is told: large sends pass it uncut, and no frame of packet memory holds one.
-            ethtool::set_features("mgyf0", &[("tx-udp-segmentation", true)]).map_err(|e| e.to_string())?;
+            let [_, far] = names(0);
+            ethtool::set_features(&far, &[("tx-udp-segmentation", true)]).map_err(|e| e.to_string())?;
             lane.stream(&mut echo).map_err(|e| e.to_string())?;
             lane.trips(&mut echo).map_err(|e| e.to_string())?;
             let seen = lane.measured();
