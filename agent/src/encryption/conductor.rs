@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 use margay_control::kubernetes::NodeEvent;
 use margay_control::{Problem, Severity};
-use margay_core::tunnel::PublicKey;
 use margay_core::tunnel::plan::{EncryptionPlan, FamilyPlan};
+use margay_core::tunnel::{LARGEST, PublicKey};
 use margay_policy_engine::model::{Encryption, Model};
 
 use super::Family;
@@ -307,7 +307,9 @@ impl Conductor {
         }
         let mtu_of = |family: Family| {
             let told = u32::from(plan::of_family(settings, family).mtu);
-            if told > 0 { told } else { uplink_mtu.saturating_sub(family.overhead()) }
+            // What the packet path goes by, whatever was told.
+            let fits = uplink_mtu.saturating_sub(family.overhead()).min(LARGEST);
+            if told > 0 { told.min(fits) } else { fits }
         };
         let is_on = |family: &Family| plan::of_family(settings, *family).enabled == Some(true);
         let families: Vec<(Family, &FamilyPlan)> = [(Family::V4, &plan.v4), (Family::V6, &plan.v6)]

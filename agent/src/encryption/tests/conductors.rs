@@ -93,8 +93,12 @@ impl Lab {
     }
 
     fn settle(&mut self, name: &str) -> Outcome {
+        self.settle_over(name, 1_500)
+    }
+
+    fn settle_over(&mut self, name: &str, uplink_mtu: u32) -> Outcome {
         let speaks = |key: PublicKey| self.speaks.contains(&key);
-        self.conductors.get_mut(name).unwrap().settle(&self.model, self.now, &speaks, 1_500)
+        self.conductors.get_mut(name).unwrap().settle(&self.model, self.now, &speaks, uplink_mtu)
     }
 
     /// Every node does what is due, and reads what the others published.
@@ -139,6 +143,7 @@ fn pm_25_3_a_key_is_kept_then_listened_for_then_published_and_survives_a_restart
     let outcome = lab.settle("n2");
     assert_eq!((peers(&outcome.plan.v4), outcome.pod_mtu), (vec!["n1"], Some(1_440)));
     assert!(outcome.problems.is_empty(), "{:?}", outcome.problems);
+    assert_eq!(lab.settle_over("n2", 9_000).pod_mtu, Some(3_700), "what is sealed fits one frame");
     let generation = outcome.plan.generation;
     assert_eq!(lab.settle("n2").plan.generation, generation, "nothing changed");
     lab.restart("n1");
