@@ -15,7 +15,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use endpoints::server::CniServer;
-use endpoints::{AttachHooks, AttachmentKey, EndpointRecord, Registry, bind_private, serve_cni};
+use endpoints::{
+    AttachHooks, AttachmentKey, EndpointRecord, LargePackets, Registry, bind_private, serve_cni,
+};
 use margay_core::PortIndex;
 use serde_json::{Value, json};
 
@@ -47,6 +49,7 @@ struct Notes {
     refuse: Mutex<Option<String>>,
     slow: Mutex<Duration>,
     was_down: Mutex<Vec<bool>>,
+    large: Mutex<Option<LargePackets>>,
     node: String,
 }
 
@@ -57,6 +60,10 @@ impl AttachHooks for Notes {
 
     fn default_mtu(&self) -> u32 {
         1420
+    }
+
+    fn large_packets(&self) -> Option<LargePackets> {
+        self.large.lock().expect("notes").clone()
     }
 
     fn attach(&self, record: &EndpointRecord, deadline: Instant) -> Result<(), String> {
@@ -323,6 +330,75 @@ fn a_pod_joins_is_checked_and_leaves() {
     assert!(world.host_ends().is_empty() && world.given_out().is_empty() && world.registered().is_empty());
     world.cni("DEL", "a", Some(&pod), &with_result).expect("DEL again");
     world.cni("DEL", "a", None, &world.conf("1.1.0")).expect("DEL without a namespace");
+}
+
+#[test]
+fn check_sees_the_size_of_a_pods_packets_and_the_routes_of_large_ones() {
+    if skipped("check_sees_the_size_of_a_pods_packets_and_the_routes_of_large_ones") {
+        return;
+    }
+    let world = World::new("size");
+    let within = ["10.44.0.0/24", "fd44::/64"].map(|net| net.parse().expect("a network")).to_vec();
+    *world.notes.large.lock().expect("notes") = Some(LargePackets { mtu: 9000, within });
+    let pod = world.pod("a");
+    let result = world.add("a", &pod).expect("ADD");
+    let host = result["interfaces"][0]["name"].as_str().expect("host end").to_owned();
+    assert_eq!(result["interfaces"][1]["mtu"], 9000);
+    let mut with_result = world.conf("1.1.0");
+    with_result["prevResult"] = result;
+    let check = || world.cni("CHECK", "a", Some(&pod), &with_result).map(drop);
+    check().expect("CHECK");
+    // The node has lost its range of large packets since, or gained another: no business of a pod that is there.
+    *world.notes.large.lock().expect("notes") = None;
+    check().expect("CHECK");
+
+    let v4 = "10.44.0.0/24 via 169.254.1.1 dev eth0 proto static";
+    let v6 = "fd44::/64 via fe80::1 dev eth0 proto static";
+    let default = "default via 169.254.1.1 dev eth0 proto static mtu 1420 advmss 1380";
+    let (to_pod, to_node) = (["-n", &pod], ["-n", &world.tag]);
+    let changes: [(&[&str; 2], &str, &str, &str); 6] = [
+        (
+            &to_node,
+            &format!("link set {host} mtu 1500"),
+            &format!("link set {host} mtu 9000"),
+            "1500, not 9000",
+        ),
+        (&to_pod, "link set eth0 mtu 1500", "link set eth0 mtu 9000", "1500, not 9000"),
+        (
+            &to_pod,
+            "route replace default via 169.254.1.1 dev eth0 proto static",
+            &format!("route replace {default}"),
+            "the interface's MTU, not mtu 1420",
+        ),
+        (
+            &to_pod,
+            &format!("route replace {default} mtu 1500"),
+            &format!("route replace {default}"),
+            "mtu 1500, not mtu 1420",
+        ),
+        (
+            &to_pod,
+            &format!("route del {v4}"),
+            &format!("route add {v4}"),
+            "10.44.0.0/24 via 169.254.1.1 is gone",
+        ),
+        (
+            &to_pod,
+            &format!("-6 route replace {v6} mtu 1420"),
+            &format!("-6 route replace {v6}"),
+            "mtu 1420, not the interface's MTU",
+        ),
+    ];
+    for (place, change, back, told) in changes {
+        let run = |command: &str| ip(&[&place[..], &command.split(' ').collect::<Vec<_>>()].concat());
+        run(change);
+        let error = check().expect_err(change);
+        assert_eq!(error["code"], 102, "{change}");
+        assert!(error["details"].as_str().is_some_and(|text| text.contains(told)), "{change}: {error}");
+        run(back);
+        check().expect(back);
+    }
+    world.cni("DEL", "a", Some(&pod), &with_result).expect("DEL");
 }
 
 #[test]

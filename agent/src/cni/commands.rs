@@ -128,6 +128,7 @@ fn join(
         addresses: addresses.clone(),
         mtu: sizes.mtu,
         route_mtu: sizes.large.as_ref().map(|large| large.beyond),
+        within: sizes.large.as_ref().map(|large| large.within.clone()).unwrap_or_default(),
         timeout_ms: u64::try_from(conf.attach_timeout.as_millis()).unwrap_or(u64::MAX),
     };
     match ask(&conf.agent_socket, &Request::Attach(Box::new(attach)), conf.attach_timeout + GRACE) {
@@ -226,14 +227,22 @@ pub fn check(environment: &Environment, conf: &NetConf) -> Result<(), Failure> {
     if let Some(difference) = netns.within(|| veth::difference(&key, &addresses))?? {
         return Err(differs(difference));
     }
-    match ask(&conf.agent_socket, &Request::Check(key), QUICK) {
-        Ok(Reply::Attached(record)) if addresses.iter().all(|a| record.addresses.contains(a)) => {}
+    let record = match ask(&conf.agent_socket, &Request::Check(key.clone()), QUICK) {
+        Ok(Reply::Attached(record)) if addresses.iter().all(|a| record.addresses.contains(a)) => record,
         Ok(Reply::Attached(_)) => {
             return Err(differs("the agent knows the pod under other addresses".to_owned()));
         }
         Ok(Reply::Failed { message, .. }) => return Err(differs(message)),
         Ok(other) => return Err(unexpected(&other)),
         Err(error) => return Err(unreachable(conf, &error)),
+    };
+    if host.mtu != record.mtu {
+        return Err(differs(format!("the host end {name} has the MTU {}, not {}", host.mtu, record.mtu)));
+    }
+    let large = record.route_mtu.map(|beyond| LargeRoutes { within: record.within.clone(), beyond });
+    let difference = || veth::difference_in_size(&key.ifname, &addresses, record.mtu, large.as_ref());
+    if let Some(difference) = netns.within(difference)?? {
+        return Err(differs(difference));
     }
     Ipam::find(environment, conf)?.check()
 }

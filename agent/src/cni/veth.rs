@@ -10,6 +10,7 @@ use margay_wire::MacAddr;
 use sha1::{Digest, Sha1};
 
 use crate::endpoints::AttachmentKey;
+use crate::net::netlink::RouteEntry;
 use crate::net::netns::NetNs;
 use crate::net::{Link, NetError, Netlink, VethEnd, ethtool, sysctl};
 
@@ -171,6 +172,45 @@ pub fn difference(key: &AttachmentKey, addresses: &[IpAddr]) -> Result<Option<St
         });
         if !default {
             return Ok(Some(format!("the default route via {gateway} is gone from the container")));
+        }
+    }
+    Ok(None)
+}
+
+/// Returns what differs between the sizes of packets that the pod end was given and those that its MTU and routes say. Runs inside the
+/// container's namespace.
+pub fn difference_in_size(
+    ifname: &str,
+    addresses: &[IpAddr],
+    mtu: u32,
+    large: Option<&LargeRoutes>,
+) -> Result<Option<String>, NetError> {
+    let mut netlink = Netlink::open()?;
+    let link = netlink.existing(ifname)?;
+    if link.mtu != mtu {
+        return Ok(Some(format!("the interface {ifname} has the MTU {}, not {mtu}", link.mtu)));
+    }
+    let said = |mtu: Option<u32>| mtu.map_or("the interface's MTU".to_owned(), |mtu| format!("mtu {mtu}"));
+    let routes = netlink.routes()?;
+    for gateway in gateways(addresses) {
+        let is_same = |net: &IpNet| net.addr().is_ipv4() == gateway.is_ipv4();
+        let all = if gateway.is_ipv4() { IpAddr::from([0u8; 4]) } else { IpAddr::from([0u8; 16]) };
+        let default = (IpNet::new_assert(all, 0), large.map(|it| it.beyond));
+        let within = large.iter().flat_map(|it| &it.within).filter(|net| is_same(net));
+        for (to, wanted) in within.map(|net| (net.trunc(), None)).chain([default]) {
+            let is_it = |r: &&RouteEntry| {
+                r.destination == to && r.gateway == Some(gateway) && r.device == Some(link.index)
+            };
+            match routes.iter().find(is_it).map(|route| route.mtu) {
+                Some(mtu) if mtu == wanted => {}
+                Some(mtu) => {
+                    let (is, was) = (said(mtu), said(wanted));
+                    return Ok(Some(format!("the route to {to} via {gateway} has {is}, not {was}")));
+                }
+                None => {
+                    return Ok(Some(format!("the route to {to} via {gateway} is gone from the container")));
+                }
+            }
         }
     }
     Ok(None)

@@ -65,6 +65,9 @@ pub struct Attach {
     /// What the pod's routes say of packets that leave the node, where that is not the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub route_mtu: Option<u32>,
+    /// Destinations that the pod has routes to without that: packets to them are as large as its interface takes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub within: Vec<IpNet>,
     /// How long the plug-in waits for policy to be in force, in milliseconds.
     pub timeout_ms: u64,
 }

@@ -15,6 +15,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use ipnet::IpNet;
 use margay_core::PortIndex;
 use margay_policy_engine::packet::EndpointId;
 use margay_wire::MacAddr;
@@ -54,6 +55,9 @@ pub struct EndpointRecord {
     /// What the pod's routes say of packets that leave the node, where that is not the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub route_mtu: Option<u32>,
+    /// Destinations that its routes take larger packets to; empty too where it was attached by a release that did not say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub within: Vec<IpNet>,
     /// Name under which the endpoint's program and link are pinned.
     pub pin: String,
     /// Path of the container's network namespace at the time of attachment.
@@ -225,6 +229,7 @@ impl Registry {
             host_ifindex: attach.host_ifindex,
             mtu: attach.mtu,
             route_mtu: attach.route_mtu,
+            within: attach.within.clone(),
             pin: format!("ep-{}", id.0),
             netns: attach.netns.clone(),
         };
@@ -337,6 +342,7 @@ mod tests {
             addresses: vec![address.parse().expect("address")],
             mtu: 1500,
             route_mtu: None,
+            within: Vec::new(),
             timeout_ms: 1000,
         }
     }

@@ -68,6 +68,8 @@ pub struct RouteEntry {
     pub gateway: Option<IpAddr>,
     /// Interface index of the way out.
     pub device: Option<u32>,
+    /// Largest packet by this route; the device's MTU where it says nothing.
+    pub mtu: Option<u32>,
 }
 
 /// One end of a veth pair to be made.
@@ -414,17 +416,23 @@ impl Netlink {
                 {
                     continue;
                 }
-                let (mut destination, mut gateway, mut device) = (any, None, None);
+                let (mut destination, mut gateway, mut device, mut mtu) = (any, None, None, None);
                 for attribute in &message.attributes {
                     match attribute {
                         RouteAttribute::Destination(address) => destination = ip_of(address).unwrap_or(any),
                         RouteAttribute::Gateway(address) => gateway = ip_of(address),
                         RouteAttribute::Oif(index) => device = Some(*index),
+                        RouteAttribute::Metrics(metrics) => {
+                            mtu = metrics.iter().find_map(|metric| match metric {
+                                RouteMetric::Mtu(mtu) => Some(*mtu),
+                                _ => None,
+                            });
+                        }
                         _ => {}
                     }
                 }
                 if let Ok(destination) = IpNet::new(destination, message.header.destination_prefix_length) {
-                    routes.push(RouteEntry { destination, gateway, device });
+                    routes.push(RouteEntry { destination, gateway, device, mtu });
                 }
             }
         }
