@@ -192,6 +192,8 @@ pub struct MannerReport {
     pub gather_micros: u64,
     /// Whether its driver could do without copies: `none`, `offered` or `unknown`. It is not made use of: all ports share one memory.
     pub zero_copy: String,
+    /// Whether its packets may have several frames, and so be larger than one holds: `on`, `off` or `unknown`.
+    pub multi_buffer: String,
     /// The kernel says when it needs to be woken to send.
     pub need_wakeup: bool,
     /// What spoke for it at the start; empty where nothing was chosen.

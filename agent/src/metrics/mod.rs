@@ -214,6 +214,7 @@ pub fn render(status: &StatusReport) -> Result<String, std::fmt::Error> {
             ("mode", port.mode.clone()),
             ("polling", manner.polling.clone()),
             ("zero_copy", manner.zero_copy.clone()),
+            ("multi_buffer", manner.multi_buffer.clone()),
         ];
         (labels, 1)
     });
@@ -453,6 +454,7 @@ mod tests {
         let manner = MannerReport {
             polling: "threaded".to_owned(),
             zero_copy: "none".to_owned(),
+            multi_buffer: "on".to_owned(),
             ..MannerReport::default()
         };
         let port = PortReport {
@@ -463,8 +465,7 @@ mod tests {
             ..PortReport::default()
         };
         let text = render(&StatusReport { ports: vec![port], ..StatusReport::default() }).unwrap();
-        let line =
-            r#"margay_port_mode{port="mgy1",kind="pod",mode="native",polling="threaded",zero_copy="none"} 1"#;
+        let line = r#"margay_port_mode{port="mgy1",kind="pod",mode="native",polling="threaded",zero_copy="none",multi_buffer="on"} 1"#;
         assert!(text.contains(line), "{text}");
     }
 }

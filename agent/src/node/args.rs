@@ -82,8 +82,12 @@ pub struct AgentArgs {
     pub pod_mtu: Option<u32>,
     /// MTU of pods' interfaces, for packets between pods of this node: a number, `auto` for 60000 where the kernel has what that needs, or
     /// `off` for one MTU everywhere. Routes that leave the node carry the MTU that it has.
-    #[arg(long, default_value = "off", value_parser = local_mtu)]
+    #[arg(long, default_value = "auto", value_parser = local_mtu)]
     pub local_mtu: LocalMtu,
+    /// Whether a packet may take several frames of packet memory, which packets larger than 3800 bytes need: where the kernel has it, or
+    /// never.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub multi_buffer: MultiBuffer,
     /// How long a CNI ADD waits for the pod's policy to be in force.
     #[arg(long, default_value = "10s", value_parser = duration)]
     pub attach_timeout: Duration,
@@ -101,6 +105,15 @@ pub struct AgentArgs {
     /// Address for /metrics, /healthz and /readyz; none when absent.
     #[arg(long)]
     pub admin_listen: Option<SocketAddr>,
+}
+
+/// Whether packets may have several frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MultiBuffer {
+    /// Where the kernel has it.
+    Auto,
+    /// One frame each.
+    Off,
 }
 
 /// Who polls pods' interfaces.

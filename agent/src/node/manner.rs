@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use margay_io::{AttachChoice, AttachMode};
 
-use super::args::{AgentArgs, Polling};
+use super::args::{AgentArgs, MultiBuffer, Polling};
 use super::offloads;
 use super::probe::{Finding, Question, Way, ask};
 use crate::admin::report::MannerReport;
@@ -38,7 +38,8 @@ impl Manner {
     /// Finds out what suits pods here, within what was told; `veth` is the index of one of our own pairs' ends. `folder` is made and
     /// removed.
     pub fn find(args: &AgentArgs, veth: u32, folder: &Path) -> Self {
-        let several_frames = features(veth).is_some_and(|driver| driver.pieces);
+        let several_frames =
+            args.multi_buffer == MultiBuffer::Auto && features(veth).is_some_and(|driver| driver.pieces);
         let threaded = match args.polling {
             Polling::Auto => None,
             Polling::Inline => Some(false),
@@ -83,8 +84,8 @@ impl Manner {
         Napi { threaded: self.way.threaded, gather: self.gather }
     }
 
-    /// Returns what is told of the port of a pod.
-    pub fn report_pod(&self, device: &str) -> MannerReport {
+    /// Returns what is told of the port of a pod, whose program is attached in `mode`.
+    pub fn report_pod(&self, device: &str, mode: AttachMode, several_frames: bool) -> MannerReport {
         let told = !self.untold.lock().unwrap_or_else(PoisonError::into_inner).contains(device);
         let polling = match (told, self.way.threaded) {
             (false, _) => "unknown",
@@ -95,19 +96,34 @@ impl Manner {
         MannerReport {
             polling: polling.to_owned(),
             gather_micros: u64::try_from(gather.as_micros()).unwrap_or(u64::MAX),
-            zero_copy: zero_copy(Some(XdpFeatures::default())).to_owned(),
+            zero_copy: zero_copy(Some(PAIR)).to_owned(),
+            multi_buffer: multi_buffer(Some(PAIR), mode, several_frames).to_owned(),
             need_wakeup: true,
             why: self.why.clone(),
         }
     }
 }
 
+/// What the driver of pairs can do, in every kernel whose sockets take several frames.
+pub const PAIR: XdpFeatures = XdpFeatures { native: true, zero_copy: false, pieces: true };
+
+/// Returns why packets have several frames or do not, where the host port's program is attached in `mode`.
+pub fn why_several_frames(told: MultiBuffer, mode: AttachMode, several: bool) -> &'static str {
+    match (told, mode) {
+        (MultiBuffer::Off, _) => "--multi-buffer off",
+        (MultiBuffer::Auto, AttachMode::Generic) => "programs stand above their drivers",
+        (MultiBuffer::Auto, AttachMode::Native) if several => "the kernel has it",
+        (MultiBuffer::Auto, AttachMode::Native) => "the kernel does not have it (Linux 6.6 does)",
+    }
+}
+
 /// Returns what is told of a port that is no pod's, whose driver says `features`.
-pub fn report_other(features: Option<XdpFeatures>) -> MannerReport {
+pub fn report_other(features: Option<XdpFeatures>, mode: AttachMode, several_frames: bool) -> MannerReport {
     MannerReport {
         polling: "driver".to_owned(),
         gather_micros: 0,
         zero_copy: zero_copy(features).to_owned(),
+        multi_buffer: multi_buffer(features, mode, several_frames).to_owned(),
         need_wakeup: true,
         why: String::new(),
     }
@@ -128,5 +144,35 @@ fn zero_copy(features: Option<XdpFeatures>) -> &'static str {
         Some(driver) if driver.zero_copy => "offered",
         Some(_) => "none",
         None => "unknown",
+    }
+}
+
+/// Whether a packet that comes in by a port may have several frames: sockets have to take them, and the driver has to hand them to our
+/// program as they are. Above the driver, kernels before 6.9 make one piece of each, and no later one is asked.
+fn multi_buffer(features: Option<XdpFeatures>, mode: AttachMode, sockets: bool) -> &'static str {
+    match (sockets && mode == AttachMode::Native, features) {
+        (true, Some(driver)) if driver.pieces => "on",
+        (true, None) => "unknown",
+        _ => "off",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_frames_need_the_sockets_the_driver_and_a_program_within_it() {
+        let plain = XdpFeatures { pieces: false, ..PAIR };
+        for (features, mode, sockets, told) in [
+            (Some(PAIR), AttachMode::Native, true, "on"),
+            (Some(PAIR), AttachMode::Native, false, "off"),
+            (Some(PAIR), AttachMode::Generic, true, "off"),
+            (Some(plain), AttachMode::Native, true, "off"),
+            (None, AttachMode::Native, true, "unknown"),
+            (None, AttachMode::Native, false, "off"),
+        ] {
+            assert_eq!(multi_buffer(features, mode, sockets), told, "{features:?} {mode:?} {sockets}");
+        }
     }
 }

@@ -47,7 +47,7 @@ use crate::encryption::seen::Seen;
 use crate::encryption::{self, conductor::Conductor};
 use crate::endpoints::{Registry, bind_private, serve_cni};
 use crate::net::Netlink;
-use args::{AgentArgs, DatastoreArg};
+use args::{AgentArgs, DatastoreArg, MultiBuffer};
 use manner::Manner;
 use reconciler::{Beginnings, Board, Command, FIRST_POD, FIRST_UPLINK, HOST, Reconciler, chain};
 
@@ -108,6 +108,7 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
         workers: args.workers,
         cpus: cpus.clone(),
         xdp: args.xdp_mode.into(),
+        several_frames: args.multi_buffer == MultiBuffer::Auto,
         ..DataplaneConfig::default()
     })?);
 
@@ -135,7 +136,13 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
     let several = dataplane.takes_several_frames() && report.mode == AttachMode::Native;
     let largest = dataplane.largest_packet();
     let local_mtu = args.local_mtu.choose(largest, several)?;
-    tracing::info!(largest, several, local_mtu, "packets between pods of this node");
+    let why = manner::why_several_frames(args.multi_buffer, report.mode, several);
+    let multi_buffer = if several { "on" } else { "off" };
+    let outcome = match local_mtu {
+        Some(_) => "new pods send larger packets to each other than leave the node",
+        None => "new pods have one MTU for everything",
+    };
+    tracing::info!(multi_buffer, why, largest, local_mtu, "{outcome}");
     let largest_mtu = largest.saturating_sub(margay_wire::ETHERNET_LEN as u32);
     let (kernel_end, our_end) = if mtu > largest_mtu {
         tracing::warn!(

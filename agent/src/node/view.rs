@@ -205,6 +205,7 @@ impl NodeView for View {
         let memory = self.dataplane.memory().unwrap_or_default();
         let route_mtus: BTreeMap<PortIndex, u32> =
             board.endpoints.iter().filter_map(|(record, _)| Some((record.port, record.route_mtu?))).collect();
+        let several_frames = self.dataplane.takes_several_frames();
         let ports = board.ports.iter().map(|(index, (port, report))| {
             let numbers = statistics.get(index).copied().unwrap_or_default();
             let stacked =
@@ -221,9 +222,14 @@ impl NodeView for View {
                 stands_on: stacked.map(|uplink| uplink.nics.clone()).unwrap_or_default(),
                 why: stacked.map(|uplink| uplink.why.to_owned()).unwrap_or_default(),
                 manner: match port.kind {
-                    PortKind::Pod { .. } => self.manner.report_pod(&port.name),
-                    PortKind::Host { .. } => manner::report_other(Some(XdpFeatures::default())),
-                    PortKind::Uplink => manner::report_other(self.drivers.get(&port.name).copied().flatten()),
+                    PortKind::Pod { .. } => self.manner.report_pod(&port.name, report.mode, several_frames),
+                    PortKind::Host { .. } => {
+                        manner::report_other(Some(manner::PAIR), report.mode, several_frames)
+                    }
+                    PortKind::Uplink => {
+                        let driver = self.drivers.get(&port.name).copied().flatten();
+                        manner::report_other(driver, report.mode, several_frames)
+                    }
                 },
                 queues: report.queues,
                 worker: report.worker.into(),
