@@ -22,6 +22,8 @@ pub struct DataplaneConfig {
     pub chunks: u32,
     /// Whether packets of several frames are taken where the kernel has them.
     pub several_frames: bool,
+    /// Whether checksums that pods left to their device stay left towards other pods, where the kernel knows how.
+    pub leave_checksums: bool,
     /// How many workers.
     pub workers: u16,
     /// The processors that workers' threads stay on, in order and over again; none leaves them to the scheduler.
@@ -45,6 +47,7 @@ impl Default for DataplaneConfig {
             chunk_size: 4096,
             chunks: 16_384,
             several_frames: true,
+            leave_checksums: true,
             workers: 1,
             cpus: Vec::new(),
             spin: Duration::from_micros(50),

@@ -99,11 +99,12 @@ pub(super) fn is_too_big<F: Frame>(
     Ok(too_big)
 }
 
-/// Has a partial checksum completed: by whoever sends the packet where that is possible, else here. What is sealed is sent by nobody.
+/// Has a partial checksum completed: towards a pod it is left to whoever sends the packet where that is possible, else it is done here. What is
+/// sealed is sent by nobody, and beyond the node nobody but us is known to do it.
 #[inline(always)]
 pub(super) fn complete<F: Frame>(frame: &mut F, partial: Option<Partial>, path: &Path) {
     let Some(at) = partial else { return };
-    if path.tunnel.is_some() || !frame.leave_checksum(at.start, at.offset) {
+    if path.tunnel.is_some() || !path.second_leg || !frame.leave_checksum(at.start, at.offset) {
         complete_here(frame, partial);
     }
 }

@@ -161,6 +161,13 @@ impl Dataplane {
         self.control().umem.takes_several_frames()
     }
 
+    /// Returns whether checksums stay left to the kernels of pods that get packets of other pods; see [`UmemHandle::leaves_checksums`].
+    ///
+    /// [`UmemHandle::leaves_checksums`]: crate::xsk::UmemHandle::leaves_checksums
+    pub fn leaves_checksums(&self) -> bool {
+        self.control().umem.leaves_checksums()
+    }
+
     /// Returns what the packet path costs in memory.
     ///
     /// Errors: a silent worker.

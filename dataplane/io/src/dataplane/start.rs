@@ -49,7 +49,10 @@ impl Dataplane {
         mount_bpffs(&config.bpffs)?;
         let mut steer = Steer::load(&config.bpffs)?;
         steer.choose(config.xdp);
-        let (umem, chunks) = UmemHandle::new(config.chunk_size, config.chunks)?;
+        let (umem, chunks) = match config.leave_checksums {
+            true => UmemHandle::new(config.chunk_size, config.chunks)?,
+            false => UmemHandle::with_checksums_in_software(config.chunk_size, config.chunks)?,
+        };
         let umem = if config.several_frames { umem } else { umem.of_single_frames() };
         let store = Store::new(&umem, chunks);
         let (drops_in, drops) = bounded(config.drop_events);

@@ -3,9 +3,10 @@
 use std::rc::Rc;
 
 use margay_core::Frame;
-use xsk_rs::umem::frame::FrameDesc;
 
+use super::queue::FrameDesc;
 use super::store::Pool;
+use super::sys::TX_METADATA;
 use super::{HELD, MAX_FRAMES};
 use crate::exchange::Pass;
 
@@ -26,7 +27,7 @@ impl Rest {
 /// A packet in chunks of the UMEM that we own: nearly always one.
 ///
 /// Invariant: each descriptor lies in a chunk whose place is *held*, no other frame stands for that chunk, and address plus length do
-/// not pass the chunk's end.
+/// not pass the chunk's end. The head's descriptor says whether the kernel is to read metadata before it, the others' options are empty.
 #[derive(Debug)]
 pub struct UmemFrame {
     descriptor: FrameDesc,
@@ -49,7 +50,7 @@ impl UmemFrame {
         let Some(place) = rest.descriptors.get_mut(rest.count) else { return false };
         *place = descriptor;
         rest.count += 1;
-        rest.bytes += descriptor.lengths().data();
+        rest.bytes += descriptor.len();
         true
     }
 
@@ -75,25 +76,19 @@ impl UmemFrame {
         let mut left = len;
         let mut kept = 0;
         for descriptor in &mut rest.descriptors[..rest.count] {
-            let has = descriptor.lengths().data();
+            let has = descriptor.len();
             if left == 0 {
                 pool.release_of(descriptor);
                 continue;
             }
             if left < has {
-                set_len_of(pool, descriptor, left);
+                descriptor.set_len(left);
             }
             left -= has.min(left);
             kept += 1;
         }
         (rest.count, rest.bytes) = (kept, len);
     }
-}
-
-/// Sets the length of the data in a chunk that is held, where `len` stays within it.
-fn set_len_of(pool: &Pool, descriptor: &mut FrameDesc, len: usize) {
-    // SAFETY: the chunk is held by the caller's frame, which is borrowed mutably; only the length is written, and it was checked.
-    unsafe { pool.umem.data_mut(descriptor) }.cursor().set_pos(len);
 }
 
 impl Drop for UmemFrame {
@@ -136,7 +131,7 @@ impl Frame for UmemFrame {
         match &self.pool {
             // SAFETY: the invariant: a chunk of this very UMEM, held, so neither the kernel nor another frame writes to it while
             // `self` is borrowed, and the length is within the chunk.
-            Some(pool) => unsafe { pool.umem.data(&self.descriptor) }.contents(),
+            Some(pool) => unsafe { pool.umem.bytes(&self.descriptor) },
             None => &[],
         }
     }
@@ -154,7 +149,7 @@ impl Frame for UmemFrame {
     }
 
     fn set_len(&mut self, len: usize) -> bool {
-        let head = self.descriptor.lengths().data();
+        let head = self.descriptor.len();
         if let Some(rest) = &self.rest
             && len > head
         {
@@ -170,9 +165,7 @@ impl Frame for UmemFrame {
         if self.rest.is_some() {
             self.drop_rest();
         }
-        if let Some(pool) = &self.pool {
-            set_len_of(pool, &mut self.descriptor, len);
-        }
+        self.descriptor.set_len(len);
         true
     }
 
@@ -192,28 +185,38 @@ impl Frame for UmemFrame {
 
     #[inline]
     fn packet_len(&self) -> usize {
-        self.descriptor.lengths().data() + self.rest.as_ref().map_or(0, |rest| rest.bytes)
+        self.descriptor.len() + self.rest.as_ref().map_or(0, |rest| rest.bytes)
     }
 
     #[inline]
     fn frames(&self) -> usize {
         1 + self.rest.as_ref().map_or(0, |rest| rest.count)
     }
+
+    #[inline]
+    fn leave_checksum(&mut self, start: usize, offset: usize) -> bool {
+        let Some(pool) = &self.pool else { return false };
+        let (Ok(start), Ok(offset)) = (u16::try_from(start), u16::try_from(offset)) else { return false };
+        let before = pool.store.chunk_size - pool.room(&self.descriptor);
+        // SAFETY: the chunk is held by this frame, which is borrowed mutably, and it begins early enough.
+        let left =
+            before >= TX_METADATA && unsafe { pool.umem.leave_checksum(&self.descriptor, start, offset) };
+        if left {
+            self.descriptor.set_options(libc::XDP_TX_METADATA);
+        }
+        left
+    }
 }
 
 /// Returns the bytes of the chunk at `descriptor`, which is held by the frame that both are borrowed from.
 fn head_of<'a>(pool: &'a Rc<Pool>, descriptor: &'a mut FrameDesc) -> &'a mut [u8] {
     // SAFETY: as in `data`; the frame is borrowed mutably, so this is the only reference.
-    let mut data = unsafe { pool.umem.data_mut(descriptor) };
-    let bytes = data.contents_mut();
-    let (start, len) = (bytes.as_mut_ptr(), bytes.len());
-    // SAFETY: the same bytes with the lifetime of the frame in place of the accessor's; `pool` keeps the UMEM mapped.
-    unsafe { std::slice::from_raw_parts_mut(start, len) }
+    unsafe { pool.umem.bytes_mut(descriptor) }
 }
 
 /// Returns the bytes of a frame's continuation chunks.
 fn rest_of<'a>(pool: Option<&'a Pool>, rest: Option<&'a Rest>) -> impl Iterator<Item = &'a [u8]> {
     let descriptors = rest.map_or(&[][..], Rest::descriptors);
     // SAFETY: as in `data`; a continuation chunk is written to by nobody.
-    descriptors.iter().filter_map(move |it| Some(unsafe { pool?.umem.data(it) }.contents()))
+    descriptors.iter().filter_map(move |it| Some(unsafe { pool?.umem.bytes(it) }))
 }

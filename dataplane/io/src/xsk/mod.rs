@@ -18,6 +18,10 @@
 //! [`MAX_FRAMES`], each *held* by that one value. The kernel says so with a flag in all descriptors of a packet but the last, on the way
 //! in and out. Whether it does is decided by the first bind of a UMEM, for all its sockets ([`UmemHandle::takes_several_frames`]).
 //!
+//! **Checksums.** A pod leaves TCP and UDP sums to its device. Towards another pod they stay left: [`Frame::leave_checksum`] writes where the
+//! sum belongs into the 24 bytes before the packet, and the kernel takes the packet as one that never left the machine. That room is asked
+//! for when the memory is registered; kernels before 6.8 have none, and sums are completed in software. See docs/decisions/0027.
+//!
 //! **Workers.** One UMEM serves them all. Each has a [`Pool`]: its way to the table, and a small stack of free chunks. A frame belongs to
 //! one worker's pool (`Rc`) and changes worker as a [`LooseFrame`]. A chunk's place has one writer at a time, namely whoever holds it or
 //! the worker of the socket that has it, so places need no more than relaxed atomics: what passes a chunk on (a queue, a ring) is what
@@ -28,6 +32,7 @@
 //! close waits for the kernel's readers; [`XskSocket`] is what crosses threads. When a socket is closed, its *fill* chunks are free
 //! at once (the kernel's close waits for receivers), its *transmit* chunks after a pause, as a device may still be reading them.
 //!
+//! [`Frame::leave_checksum`]: margay_core::Frame::leave_checksum
 //! [`Rings::complete`]: crate::rings::Rings::complete
 //! [`Rings::poll_rx`]: crate::rings::Rings::poll_rx
 //! [`Rings::refill`]: crate::rings::Rings::refill
@@ -37,8 +42,10 @@
 
 mod dry_run;
 mod frame;
+mod queue;
 mod ring;
 mod store;
+mod sys;
 mod umem;
 
 use std::io;

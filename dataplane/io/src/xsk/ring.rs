@@ -1,13 +1,14 @@
 //! The rings of one socket at work.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use margay_core::Frame;
-use xsk_rs::umem::frame::FrameDesc;
 
+use super::queue::FrameDesc;
+use super::sys;
 use super::{
     BATCH, HELD, Pool, RING_SIZE, SocketSlot, SocketStatistics, UmemFrame, XskSocket, filled_by, least_for,
     sent_by,
@@ -17,8 +18,8 @@ use crate::rings::{PortGone, Rings};
 
 /// Descriptors that one `sendto` sends at most (the kernel's `TX_BATCH_SIZE`).
 const KERNEL_BATCH: usize = 32;
-/// Said of every frame of a packet but the last (the kernel's `XDP_PKT_CONTD`).
-const MORE_FOLLOW: u32 = 1;
+/// Said of every frame of a packet but the last.
+const MORE_FOLLOW: u32 = libc::XDP_PKT_CONTD;
 
 /// The rings of one socket on the worker's side.
 #[derive(Debug)]
@@ -27,6 +28,7 @@ pub struct XskRings {
     pool: Rc<Pool>,
     slot: SocketSlot,
     scratch: Box<[FrameDesc]>,
+    addresses: Box<[u64]>,
     filled: usize,
     in_flight: usize,
     refused: u64,
@@ -50,6 +52,7 @@ impl XskRings {
             pool,
             slot,
             scratch,
+            addresses: vec![0; BATCH].into_boxed_slice(),
             filled: 0,
             in_flight: 0,
             refused: 0,
@@ -74,12 +77,12 @@ impl XskRings {
     ///
     /// Errors: what the kernel answers.
     pub fn statistics(&self) -> io::Result<SocketStatistics> {
-        let kernel = self.socket.rx.fd().xdp_statistics()?;
+        let kernel = sys::statistics(self.socket.socket.as_fd())?;
         Ok(SocketStatistics {
-            rx_dropped: kernel.rx_dropped(),
-            rx_ring_full: kernel.rx_ring_full(),
-            fill_ring_empty: kernel.rx_fill_ring_empty_descs(),
-            invalid_descriptors: kernel.rx_invalid_descs() + kernel.tx_invalid_descs(),
+            rx_dropped: kernel.rx_dropped,
+            rx_ring_full: kernel.rx_ring_full,
+            fill_ring_empty: kernel.rx_fill_ring_empty_descs,
+            invalid_descriptors: kernel.rx_invalid_descs + kernel.tx_invalid_descs,
         })
     }
 
@@ -110,11 +113,12 @@ impl Rings for XskRings {
 
     fn poll_rx(&mut self, out: &mut Vec<UmemFrame>, budget: usize) -> usize {
         let budget = budget.min(BATCH);
-        // SAFETY: the socket was bound with this pool's UMEM. What comes back is checked below before it is used as memory.
-        let count = unsafe { self.socket.rx.consume(&mut self.scratch[..budget]) };
+        // What comes back is checked before it is used as memory.
+        let count = self.socket.queues.rx.consume(&mut self.scratch[..budget]);
         for at in 0..count {
-            let descriptor = self.scratch[at];
-            let more = descriptor.has_more_frames();
+            let mut descriptor = self.scratch[at];
+            let more = descriptor.options() & MORE_FOLLOW != 0;
+            descriptor.set_options(0);
             let Some(index) = self.pool.hand_over(&descriptor, filled_by(self.slot), HELD) else {
                 self.refuse(None);
                 self.abandon(more);
@@ -126,7 +130,7 @@ impl Rings for XskRings {
                 self.skipping = more;
                 continue;
             }
-            if descriptor.lengths().data() > self.pool.room(&descriptor) {
+            if descriptor.len() > self.pool.room(&descriptor) {
                 self.refuse(Some(index));
                 self.abandon(more);
                 continue;
@@ -153,7 +157,7 @@ impl Rings for XskRings {
 
     fn submit_tx(&mut self, frames: &mut Vec<UmemFrame>) -> usize {
         // Whole packets only, as many as the ring and the scratch room hold.
-        let room = (self.socket.tx.nb_free(BATCH as u32) as usize).min(BATCH);
+        let room = (self.socket.queues.tx.room(BATCH as u32) as usize).min(BATCH);
         let mut needed = 0;
         let fits = |frame: &&UmemFrame| {
             needed += frame.frames();
@@ -169,15 +173,16 @@ impl Rings for XskRings {
             }
             let (pool, scratch, place) = (&self.pool, &mut self.scratch, sent_by(self.slot));
             frame.into_descriptors(|mut descriptor| {
-                descriptor.set_options(MORE_FOLLOW);
+                descriptor.set_options(descriptor.options() | MORE_FOLLOW);
                 pool.store.places[descriptor.addr() / pool.store.chunk_size].store(place, Relaxed);
                 scratch[ready] = descriptor;
                 ready += 1;
             });
-            scratch[ready - 1].set_options(0);
+            let last = &mut scratch[ready - 1];
+            last.set_options(last.options() & !MORE_FOLLOW);
         }
         // SAFETY: each descriptor was a held frame of this UMEM, given up above and marked as the kernel's.
-        let sent = unsafe { self.socket.tx.produce(&self.scratch[..ready]) };
+        let sent = unsafe { self.socket.queues.tx.produce(&self.scratch[..ready]) };
         // The ring had the room a moment ago and we are its only producer, so nothing is left; if it ever is, the chunk is freed.
         for at in sent..ready {
             let index = self.scratch[at].addr() / self.pool.store.chunk_size;
@@ -190,10 +195,10 @@ impl Rings for XskRings {
     fn complete(&mut self) -> usize {
         let mut total = 0;
         while self.in_flight > 0 {
-            // SAFETY: the socket was bound with this pool's UMEM; addresses are checked against the table before use.
-            let count = unsafe { self.socket.completion.consume(&mut self.scratch) };
+            let count = self.socket.queues.completion.consume(&mut self.addresses);
             for at in 0..count {
-                match self.pool.hand_over(&self.scratch[at], sent_by(self.slot), HELD) {
+                let sent = FrameDesc::at(self.addresses[at]);
+                match self.pool.hand_over(&sent, sent_by(self.slot), HELD) {
                     Some(index) => {
                         self.pool.release(index);
                         self.in_flight -= 1;
@@ -202,7 +207,7 @@ impl Rings for XskRings {
                 }
             }
             total += count;
-            if count < self.scratch.len() {
+            if count < self.addresses.len() {
                 break;
             }
         }
@@ -213,20 +218,20 @@ impl Rings for XskRings {
         let mut total = 0;
         while total < count {
             let wanted = (count - total).min(BATCH);
-            let room = (self.socket.fill.nb_free(wanted as u32) as usize).min(wanted);
+            let room = (self.socket.queues.fill.room(wanted as u32) as usize).min(wanted);
             let mut ready = 0;
             while ready < room {
                 let Some(descriptor) = self.pool.take(filled_by(self.slot)) else { break };
-                self.scratch[ready] = descriptor;
+                self.addresses[ready] = descriptor.addr() as u64;
                 ready += 1;
             }
             if ready == 0 {
                 break;
             }
             // SAFETY: each descriptor is a free chunk of this UMEM, marked as the kernel's above.
-            let given = unsafe { self.socket.fill.produce(&self.scratch[..ready]) };
+            let given = unsafe { self.socket.queues.fill.produce(&self.addresses[..ready]) };
             for at in given..ready {
-                self.pool.release(self.scratch[at].addr() / self.pool.store.chunk_size);
+                self.pool.release_of(&FrameDesc::at(self.addresses[at]));
             }
             self.filled += given;
             total += given;
@@ -240,12 +245,12 @@ impl Rings for XskRings {
     fn wakeup(&mut self) -> Result<(), PortGone> {
         // One `sendto` sends a batch at most, and answers EAGAIN (no error here) when more is left.
         for _ in 0..=(RING_SIZE as usize / KERNEL_BATCH) {
-            let waiting = RING_SIZE - self.socket.tx.nb_free_exact();
-            if waiting == 0 || !self.socket.tx.needs_wakeup() {
+            let waiting = self.socket.queues.tx.waiting();
+            if waiting == 0 || !self.socket.queues.tx.needs_wakeup() {
                 return Ok(());
             }
-            self.socket.tx.wakeup().map_err(|error| PortGone(error.to_string()))?;
-            if RING_SIZE - self.socket.tx.nb_free_exact() == waiting {
+            sys::send(self.socket.socket.as_fd()).map_err(|error| PortGone(error.to_string()))?;
+            if self.socket.queues.tx.waiting() == waiting {
                 // The device takes nothing now (down, or its queue is full): the next turn tries again.
                 return Ok(());
             }
@@ -258,7 +263,7 @@ impl Rings for XskRings {
     }
 
     fn unused(&mut self) -> usize {
-        (RING_SIZE - self.socket.fill.nb_free_exact()) as usize
+        self.socket.queues.fill.waiting() as usize
     }
 
     fn least(&self) -> usize {
@@ -271,8 +276,8 @@ impl Rings for XskRings {
         if !self.socket.several || self.filled >= most {
             return false;
         }
-        let Ok(kernel) = self.socket.rx.fd().xdp_statistics() else { return false };
-        let dropped = kernel.rx_dropped();
+        let Ok(kernel) = sys::statistics(self.socket.socket.as_fd()) else { return false };
+        let dropped = kernel.rx_dropped;
         let more = dropped > std::mem::replace(&mut self.dropped, dropped);
         if more {
             self.socket.least = most;

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 
 use crossbeam::queue::ArrayQueue;
-use xsk_rs::Umem;
-use xsk_rs::umem::frame::FrameDesc;
 
+use super::queue::FrameDesc;
+use super::umem::Umem;
 use super::{Chunks, FREE, HELD, SocketSlot, UmemHandle, filled_by, sent_by};
 use crate::panics::Witness;
 

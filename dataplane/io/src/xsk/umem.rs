@@ -1,25 +1,126 @@
 //! The packet memory as the kernel knows it, and the sockets bound to it.
 
 use std::io;
-use std::num::NonZeroU32;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
-use std::sync::{Arc, Once, OnceLock};
+use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use xsk_rs::config::{BindFlags, FrameSize, Interface, LibxdpFlags, QueueSize, SocketConfig, UmemConfig};
-use xsk_rs::umem::frame::FrameDesc;
-use xsk_rs::{CompQueue, FillQueue, RxQueue, Socket, TxQueue, Umem};
-
+use super::queue::{FrameDesc, Queues};
+use super::sys::{self, Region, TX_METADATA};
 use super::{HEADROOM, MAX_FRAMES, RING_SIZE, XskError, least_for};
 use crate::rings::LEAST;
 
 /// Bytes before what the MTU counts: Ethernet and one tag.
 const LINK_HEADERS: u32 = 18;
 
-fn source_of(error: &dyn std::error::Error) -> io::Error {
-    let code = error.source().and_then(|e| e.downcast_ref::<io::Error>()).and_then(io::Error::raw_os_error);
-    code.map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error)
+/// Packet memory and the socket that it is registered with. Cloned handles name the same.
+#[derive(Clone, Debug)]
+pub(super) struct Umem(Arc<Registered>);
+
+/// In the order in which they are dropped: the kernel keeps what it still uses.
+#[derive(Debug)]
+struct Registered {
+    /// The rings of the first socket, until it is bound.
+    unbound: Mutex<Option<Queues>>,
+    /// The first socket, which all later binds name. It stays open as long as the memory is.
+    first: Arc<OwnedFd>,
+    /// Whether the kernel reads metadata before packets that we send.
+    metadata: bool,
+    memory: Region,
+}
+
+impl Umem {
+    /// Registers new memory, with room for metadata where that is wished and the kernel knows them.
+    fn new(chunk_size: u32, chunks: u32, metadata: bool) -> io::Result<Self> {
+        let memory = Region::anonymous(chunk_size as usize * chunks as usize)?;
+        let first = sys::socket()?;
+        let mut registered = sys::register(first.as_fd(), &memory, chunk_size, metadata);
+        let unknown = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
+        let metadata = metadata && !registered.as_ref().is_err_and(unknown);
+        if !metadata && registered.is_err() {
+            registered = sys::register(first.as_fd(), &memory, chunk_size, false);
+        }
+        registered?;
+        let unbound = Mutex::new(Some(Queues::of(first.as_fd())?));
+        Ok(Self(Arc::new(Registered { unbound, first: Arc::new(first), metadata, memory })))
+    }
+
+    /// Binds the first socket with its flags, and any later one by naming the first.
+    fn bind(&self, device: u32, queue: u32, flags: u16) -> io::Result<(Arc<OwnedFd>, Queues)> {
+        let Registered { unbound, first, .. } = &*self.0;
+        let mut unbound = unbound.lock().unwrap_or_else(PoisonError::into_inner);
+        if unbound.is_some() {
+            sys::bind(first.as_fd(), device, queue, flags, None)?;
+            if let Some(queues) = unbound.take() {
+                return Ok((Arc::clone(first), queues));
+            }
+        }
+        let socket = sys::socket()?;
+        let queues = Queues::of(socket.as_fd())?;
+        sys::bind(socket.as_fd(), device, queue, flags, Some(first.as_fd()))?;
+        Ok((Arc::new(socket), queues))
+    }
+
+    /// Returns the bytes of a frame; none of one that is not in this memory.
+    ///
+    /// # Safety
+    ///
+    /// Neither the kernel nor anybody here writes to them while they are borrowed.
+    #[inline]
+    pub(super) unsafe fn bytes(&self, frame: &FrameDesc) -> &[u8] {
+        let (start, len) = self.within(frame);
+        // SAFETY: within the memory, which `self` keeps mapped; the rest is the caller's word.
+        unsafe { std::slice::from_raw_parts(start, len) }
+    }
+
+    /// Returns the bytes of a frame for writing; none of one that is not in this memory.
+    ///
+    /// # Safety
+    ///
+    /// Neither the kernel nor anybody else here accesses them while they are borrowed.
+    #[inline]
+    #[allow(clippy::mut_from_ref, reason = "who may write to which chunk is the ownership table's matter")]
+    pub(super) unsafe fn bytes_mut(&self, frame: &FrameDesc) -> &mut [u8] {
+        let (start, len) = self.within(frame);
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(start, len) }
+    }
+
+    #[inline]
+    fn within(&self, frame: &FrameDesc) -> (*mut u8, usize) {
+        let memory = &self.0.memory;
+        match frame.addr().checked_add(frame.len()).is_some_and(|end| end <= memory.len()) {
+            // SAFETY: just found to be within the memory.
+            true => (unsafe { memory.start().add(frame.addr()) }.as_ptr(), frame.len()),
+            false => (memory.start().as_ptr(), 0),
+        }
+    }
+
+    /// Leaves word before a frame that the packet's checksum is partial: summed from `start` on, the field `offset` bytes further. Returns
+    /// `false` where the kernel does not read it.
+    ///
+    /// Source: `struct xsk_tx_metadata` with `XDP_TXMD_FLAGS_CHECKSUM`.
+    ///
+    /// # Safety
+    ///
+    /// Neither the kernel nor anybody else here accesses the frame's chunk now, and the chunk begins at least [`TX_METADATA`] bytes before
+    /// the frame.
+    #[inline]
+    pub(super) unsafe fn leave_checksum(&self, frame: &FrameDesc, start: u16, offset: u16) -> bool {
+        let Some(before) = frame.addr().checked_sub(TX_METADATA).filter(|_| self.0.metadata) else {
+            return false;
+        };
+        let place = FrameDesc::at(before as u64).of_len(TX_METADATA);
+        // SAFETY: the caller's word.
+        let bytes = unsafe { self.bytes_mut(&place) };
+        let Some(word) = bytes.first_chunk_mut::<TX_METADATA>() else { return false };
+        word.fill(0);
+        word[0..8].copy_from_slice(&u64::from(libc::XDP_TXMD_FLAGS_CHECKSUM).to_ne_bytes());
+        word[8..10].copy_from_slice(&start.to_ne_bytes());
+        word[10..12].copy_from_slice(&offset.to_ne_bytes());
+        true
+    }
 }
 
 /// The packet memory, before workers have it. Cloned handles name the same memory.
@@ -38,29 +139,51 @@ pub struct UmemHandle {
 pub struct Chunks(pub(super) Vec<FrameDesc>);
 
 impl UmemHandle {
-    /// Registers packet memory with the kernel, in the network namespace of the calling thread.
+    /// Registers packet memory with the kernel, in the network namespace of the calling thread. Where the kernel knows how, from Linux 6.8
+    /// on, frames of it leave checksums to whoever gets them.
     ///
     /// Errors: sizes that AF_XDP does not take; no permission; too little memory.
     pub fn new(chunk_size: u32, chunks: u32) -> Result<(Self, Chunks), XskError> {
-        let layout = |why: String| XskError::Layout { chunk_size, chunks, why };
-        let count = NonZeroU32::new(chunks)
-            .filter(|c| c.get() >= 64)
-            .ok_or_else(|| layout("too few chunks".to_owned()))?;
-        if chunk_size > 4096 {
-            return Err(layout("a chunk is larger than a page".to_owned()));
+        Self::register(chunk_size, chunks, true)
+    }
+
+    /// As [`UmemHandle::new`], with all checksums in software, as on older kernels.
+    ///
+    /// Errors: as there.
+    pub fn with_checksums_in_software(chunk_size: u32, chunks: u32) -> Result<(Self, Chunks), XskError> {
+        Self::register(chunk_size, chunks, false)
+    }
+
+    fn register(chunk_size: u32, chunks: u32, metadata: bool) -> Result<(Self, Chunks), XskError> {
+        let layout = |why: &str| XskError::Layout { chunk_size, chunks, why: why.to_owned() };
+        if chunks < 64 {
+            return Err(layout("too few chunks"));
         }
-        let config = UmemConfig::builder()
-            .frame_size(FrameSize::new(chunk_size).map_err(|e| layout(e.to_string()))?)
-            .fill_queue_size(QueueSize::new(RING_SIZE).map_err(|e| layout(e.to_string()))?)
-            .comp_queue_size(QueueSize::new(RING_SIZE).map_err(|e| layout(e.to_string()))?)
-            .build()
-            .map_err(|e| layout(e.to_string()))?;
-        let (umem, descriptors) = Umem::new(config, count, false).map_err(|e| XskError::Umem {
-            bytes: u64::from(chunk_size) * u64::from(chunks),
-            source: source_of(&e),
-        })?;
+        if chunk_size > 4096 {
+            return Err(layout("a chunk is larger than a page"));
+        }
+        if chunk_size < 2048 || !chunk_size.is_power_of_two() {
+            return Err(layout("a chunk has a size that the kernel does not take"));
+        }
+        let umem = Umem::new(chunk_size, chunks, metadata)
+            .map_err(|source| XskError::Umem { bytes: u64::from(chunk_size) * u64::from(chunks), source })?;
+        let first = |chunk: u32| u64::from(chunk) * u64::from(chunk_size) + u64::from(HEADROOM);
+        let descriptors = (0..chunks).map(|chunk| FrameDesc::at(first(chunk))).collect();
         let takes_several = Arc::new(OnceLock::new());
-        Ok((Self { umem, chunk_size, chunks, wants_several: true, takes_several }, Chunks(descriptors)))
+        let handle = Self { umem, chunk_size, chunks, wants_several: true, takes_several };
+        tracing::info!(
+            chunks,
+            chunk_size,
+            checksums_left_to_pods = handle.leaves_checksums(),
+            "packet memory is registered"
+        );
+        Ok((handle, Chunks(descriptors)))
+    }
+
+    /// Returns whether the checksums of packets to pods are left partial, for the pod's kernel to know that nothing was damaged on the way;
+    /// else they are completed in software and verified there.
+    pub fn leaves_checksums(&self) -> bool {
+        self.umem.0.metadata
     }
 
     /// Has the sockets of this memory take packets of one frame only. Say so before the first bind.
@@ -165,32 +288,18 @@ impl UmemHandle {
     }
 
     fn bind_as(&self, device: &str, queue: u32, several: bool) -> io::Result<XskSocket> {
-        let interface: Interface = device.parse().map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-        let size = QueueSize::new(RING_SIZE).map_err(|e| io::Error::other(e.to_string()))?;
-        let mut flags = BindFlags::XDP_COPY | BindFlags::XDP_USE_NEED_WAKEUP;
-        flags.set(BindFlags::XDP_USE_SG, several);
-        let config = SocketConfig::builder()
-            .rx_queue_size(size)
-            .tx_queue_size(size)
-            .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
-            .bind_flags(flags)
-            .build();
-        // SAFETY: the condition is about a second socket on one (device, queue) without INHIBIT_PROG_LOAD; that flag is set.
-        let made =
-            unsafe { Socket::new(config, &self.umem, &interface, queue) }.map_err(|e| source_of(&e))?;
-        match made {
-            (tx, rx, Some((fill, completion))) => {
-                let least = match several {
-                    true => least_for(mtu_of(device)? + LINK_HEADERS, self.chunk_size - HEADROOM),
-                    false => LEAST,
-                };
-                let socket = XskSocket { tx, rx, fill, completion, several, least };
-                make_room(&socket);
-                Ok(socket)
-            }
-            // This process holds that queue already, and its rings with it.
-            (_, _, None) => Err(io::Error::from_raw_os_error(libc::EBUSY)),
+        let index = nix::net::if_::if_nametoindex(device)?;
+        let mut flags = libc::XDP_COPY | libc::XDP_USE_NEED_WAKEUP;
+        if several {
+            flags |= libc::XDP_USE_SG;
         }
+        let (socket, queues) = self.umem.bind(index, queue, flags)?;
+        let least = match several {
+            true => least_for(mtu_of(device)? + LINK_HEADERS, self.chunk_size - HEADROOM),
+            false => LEAST,
+        };
+        make_room(socket.as_fd());
+        Ok(XskSocket { queues, socket, several, least, _umem: self.umem.clone() })
     }
 }
 
@@ -215,21 +324,9 @@ fn mtu_of(device: &str) -> io::Result<u32> {
 
 /// Lets as much be under way as the transmit ring holds. The kernel charges what it copies to the socket, and by itself would have no more
 /// than three of the largest packets on their way to a device that does not take them at once.
-fn make_room(socket: &XskSocket) {
-    let bytes = RING_SIZE as libc::c_int * 4096;
-    // SAFETY: the option's value is an int, which the kernel only reads.
-    let answer = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_SNDBUFFORCE,
-            (&raw const bytes).cast(),
-            std::mem::size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
+fn make_room(socket: BorrowedFd<'_>) {
     static SAID: Once = Once::new();
-    if answer < 0 {
-        let error = io::Error::last_os_error();
+    if let Err(error) = sys::send_buffer(socket, RING_SIZE as libc::c_int * 4096) {
         SAID.call_once(|| {
             tracing::warn!(
                 %error,
@@ -251,14 +348,15 @@ fn knows_several_frames() -> bool {
 /// kernel: do that on the control side.
 #[derive(Debug)]
 pub struct XskSocket {
-    pub(super) tx: TxQueue,
-    pub(super) rx: RxQueue,
-    pub(super) fill: FillQueue,
-    pub(super) completion: CompQueue,
+    pub(super) queues: Queues,
+    /// Shared with the memory in the case of its first socket, which the kernel therefore keeps bound.
+    pub(super) socket: Arc<OwnedFd>,
     /// Whether it takes packets of several frames.
     pub(super) several: bool,
     /// How few chunks to receive into still take every packet of its device; see [`Rings::least`](crate::rings::Rings::least).
     pub(super) least: usize,
+    /// The memory outlives what the kernel does to it.
+    _umem: Umem,
 }
 
 impl XskSocket {
@@ -270,7 +368,7 @@ impl XskSocket {
 
 impl AsRawFd for XskSocket {
     fn as_raw_fd(&self) -> RawFd {
-        self.rx.fd().as_raw_fd()
+        self.socket.as_raw_fd()
     }
 }
 
