@@ -1,4 +1,5 @@
-//! On every kernel that margay is held to, a lab with two pods on one node: they reach each other, and a policy ends it.
+//! On every kernel that margay is held to, a lab with two pods on one node: they reach each other, in packets as large as the kernel is good
+//! for, and a policy ends it.
 //!
 //! The lab runs in the virtual machine as it runs on any machine: a real agent, real AF_XDP on veth, the real CNI plug-in.
 
@@ -85,6 +86,14 @@ v6=$(margay lab exec a/two -- ip -6 -o addr show scope global | sed -n 's/.* ine
 echo "two has $v4 and $v6"
 margay lab exec a/two -- socat TCP6-LISTEN:8080,ipv6only=0,reuseaddr,fork SYSTEM:'echo hello' &
 until margay lab exec a/two -- ss -Hltn 2>/dev/null | grep -q 8080 || margay lab exec a/two -- netstat -ltn | grep -q 8080; do sleep 0.2; done
+
+# Large packets within the node where the kernel has packets of several frames, which is from 6.6 on.
+case "$(uname -r)" in
+6.1.*) mtu=1500 ;;
+*) mtu=60000 ;;
+esac
+margay lab exec a/one -- ip -o link show eth0 | grep -F " mtu $mtu "
+[ $mtu = 1500 ] || margay lab exec a/one -- ping -M do -s 20000 -c 3 -W 5 "$v4"
 
 margay lab exec a/one -- ping -c 3 -W 5 "$v4"
 margay lab exec a/one -- ping -6 -c 3 -W 5 "$v6"
