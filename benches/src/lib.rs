@@ -10,6 +10,7 @@ pub mod flow_hit;
 pub mod machine;
 pub mod namespaces;
 pub mod numbers;
+pub mod packages;
 pub mod streams;
 pub mod world;
 

@@ -3,6 +3,8 @@
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::Result;
@@ -43,6 +45,13 @@ impl Running {
     pub fn start(call: &mut Command) -> Result<Self> {
         let child = call.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         Ok(Self(child))
+    }
+
+    /// Sends it a signal.
+    ///
+    /// Errors: it has ended.
+    pub fn tell(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(self.0.id() as i32), signal)?)
     }
 }
 

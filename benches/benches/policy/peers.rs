@@ -1,7 +1,6 @@
 //! The peers: fetched, built and run here.
 //!
-//! DPDK comes as Debian packages that are downloaded and unpacked beside the bench's own build, once; nothing is installed. The two C
-//! programs under `peers/` are ours and are compiled at each run.
+//! DPDK comes as unpacked Debian packages ([`benches::packages`]). The two C programs under `peers/` are ours and are compiled at each run.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -15,6 +14,7 @@ use aya::programs::{TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use benches::Result;
 use benches::numbers::median;
+use benches::packages::{libraries, library_path, unpacked};
 use ipnet::Ipv4Net;
 use margay_policy_engine::model::Action;
 use margay_policy_engine::packet::PacketTuple;
@@ -40,7 +40,7 @@ pub fn acl<'a>(rules: &[FlatRule], packets: impl Iterator<Item = &'a PacketTuple
     let tree = dpdk()?;
     let directory = tempfile::tempdir()?;
     let program = directory.path().join("acl");
-    let libraries = tree.join("usr/lib/x86_64-linux-gnu");
+    let libraries = library_path(&tree);
     let mut compiler = Command::new("cc");
     compiler.args(["-O2", "-march=native", "-include", "rte_config.h"]);
     for include in ["", "dpdk", "x86_64-linux-gnu", "x86_64-linux-gnu/dpdk"] {
@@ -95,41 +95,11 @@ pub fn acl<'a>(rules: &[FlatRule], packets: impl Iterator<Item = &'a PacketTuple
 
 /// Returns the directory with the unpacked DPDK packages.
 fn dpdk() -> Result<PathBuf> {
-    let cache = cache()?.join("dpdk");
-    let done = cache.join("complete");
-    if done.exists() {
-        return Ok(cache);
-    }
-    // The names of the libraries' packages carry a version; the development package knows them.
     let wanted = ["librte-acl", "librte-eal", "librte-kvargs", "librte-telemetry"];
-    let listed = run(Command::new("apt-cache").args(["depends", "libdpdk-dev"]))?;
-    let mut packages: Vec<&str> = listed
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("Depends: "))
-        .filter(|name| wanted.iter().any(|wanted| name.starts_with(wanted)))
-        .collect();
-    if packages.len() < wanted.len() {
-        return Err("no package libdpdk-dev is known; run apt-get update".into());
-    }
-    packages.extend(["libdpdk-dev", "libbsd-dev", "libmd-dev", "libnuma1", "libbsd0", "libmd0", "libfdt1"]);
-    std::fs::create_dir_all(&cache)?;
-    let scratch = tempfile::tempdir()?;
-    run(Command::new("apt-get")
-        .args(["-q", "-o", "APT::Sandbox::User=root", "download"])
-        .args(packages)
-        .current_dir(scratch.path()))?;
-    for file in std::fs::read_dir(scratch.path())? {
-        run(Command::new("dpkg-deb").arg("-x").arg(file?.path()).arg(&cache))?;
-    }
-    std::fs::write(done, "")?;
-    Ok(cache)
-}
-
-/// A directory beside the bench's own build.
-fn cache() -> Result<PathBuf> {
-    let me = std::env::current_exe()?;
-    let target = me.ancestors().nth(3).ok_or("not started by cargo")?;
-    Ok(target.join("peers"))
+    let mut packages = libraries("libdpdk-dev", &wanted)?;
+    let others = ["libdpdk-dev", "libbsd-dev", "libmd-dev", "libnuma1", "libbsd0", "libmd0", "libfdt1"];
+    packages.extend(others.map(str::to_owned));
+    unpacked("dpdk", &packages)
 }
 
 fn run(command: &mut Command) -> Result<String> {

@@ -3,10 +3,13 @@
 //! ```text
 //!   ours:   pod ═veth═ node (agent, one worker) ═veth═ pod      with large packets within the node, and without
 //!   kernel: namespace ═veth═ namespace that forwards ═veth═ namespace      MTU 1500, segmentation offloads on
+//!   OVS:    namespace ═veth═ Open vSwitch, AF_XDP ports ═veth═ namespace   MTU 1500
 //! ```
 //!
 //! iperf3's two ends and the forwarder share the processors as the scheduler likes. All take turns in rounds, and a ratio is formed within
-//! a round. The kernel has no policy and no connection tracking to do; the pods have a policy.
+//! a round. The kernel has no policy and no connection tracking to do, and neither has Open vSwitch; the pods have a policy.
+
+mod ovs;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,6 +23,7 @@ const ROUNDS: usize = 5;
 const SECONDS: &str = "2";
 const MUST: f64 = 0.8;
 const GOAL: f64 = 1.0;
+const MUST_OVER_OVS: f64 = 1.2;
 
 fn main() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
@@ -31,31 +35,53 @@ fn main() -> Result<()> {
     let large = Lab::up(&binary, "auto")?;
     let alike = Lab::up(&binary, "off")?;
     let kernel = Router::up()?;
+    let switch = ovs::OpenVSwitch::up();
     println!("   MTU of pods' interfaces: {} and {}", large.mtu()?, alike.mtu()?);
-    let (mut ours, mut small, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut ours, mut small, mut theirs, mut switched) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for round in 1..=ROUNDS {
         ours.push(large.stream()?);
         theirs.push(kernel.stream()?);
         small.push(alike.stream()?);
-        let [a, b, c] = [&ours, &small, &theirs].map(|all| all.last().copied().unwrap_or_default());
+        if let Ok(switch) = &switch {
+            switched.push(switch.stream(SECONDS)?);
+        }
+        let last = |all: &Vec<f64>| all.last().copied().unwrap_or_default();
+        let [a, b, c, d] = [&ours, &small, &theirs, &switched].map(last);
         println!(
-            "   round {round}: {a:.2} Gb/s, with one MTU {b:.2}, kernel {c:.2}, load {}",
+            "   round {round}: {a:.2} Gb/s, with one MTU {b:.2}, kernel {c:.2}, OVS {d:.2}, load {}",
             machine::load()
         );
     }
     println!("{:<58} {:>8.2} Gb/s", "margay, large packets within the node", median(&ours));
     println!("{:<58} {:>8.2} Gb/s", "margay, one MTU everywhere (--local-mtu off)", median(&small));
     println!("{:<58} {:>8.2} Gb/s", "peer: kernel forwarding, MTU 1500", median(&theirs));
-    let ratios: Vec<f64> = ours.iter().zip(&theirs).map(|(ours, theirs)| ours / theirs).collect();
-    let ratio = median(&ratios);
+    let ratio = ratio(&ours, &theirs);
     let mark = match ratio {
         ratio if ratio >= GOAL => "goal",
         ratio if ratio >= MUST => "must",
         _ => "missed",
     };
     println!("{:<58} {ratio:>8.2} x      must {MUST}, goal {GOAL}: {mark}", "margay over the kernel");
-    println!("SKIPPED OVS-AFXDP: Open vSwitch is not driven by this bench");
+    match switch {
+        Ok(_) => against_ovs(&ours, &small, &switched),
+        Err(why) => println!("SKIPPED peer: OVS-AFXDP: {why}"),
+    }
     Ok(())
+}
+
+/// The median of the rounds' ratios.
+fn ratio(ours: &[f64], theirs: &[f64]) -> f64 {
+    let ratios: Vec<f64> = ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect();
+    median(&ratios)
+}
+
+fn against_ovs(ours: &[f64], small: &[f64], switched: &[f64]) {
+    println!("{:<58} {:>8.2} Gb/s", "peer: OVS-AFXDP, MTU 1500", median(switched));
+    let over = ratio(ours, switched);
+    let mark = if over >= MUST_OVER_OVS { "must" } else { "missed" };
+    println!("{:<58} {over:>8.2} x      must {MUST_OVER_OVS}: {mark}", "margay over OVS-AFXDP");
+    let alike = ratio(small, switched);
+    println!("{:<58} {alike:>8.2} x", "margay with one MTU everywhere over OVS-AFXDP");
 }
 
 const PODS: &str = "
