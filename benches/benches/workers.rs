@@ -180,6 +180,8 @@ struct Carrier<'a> {
     templates: Vec<(PortIndex, Vec<Vec<u8>>)>,
     cursor: usize,
     now: Nanos,
+    turns: (u64, u64, u64, u64),
+    exchange_len: u64,
 }
 
 impl Carrier<'_> {
@@ -202,11 +204,16 @@ impl Carrier<'_> {
     fn turn(&mut self, burst: &mut Vec<MemoryFrame>) -> usize {
         let view = View { snapshot: Some(self.snapshot), topology: self.topology };
         self.now = self.now + Nanos(1_000);
+        self.turns.0 += 1;
+        self.turns.2 += self.exchange_len;
+        if self.spare.len() < BURST { self.turns.1 += 1; }
         if self.spare.len() >= BURST {
             let port = self.form(burst);
             self.worker.handle_burst(view, self.now, port, burst, &mut self.out);
         }
-        if self.exchange.take(&mut self.parcels, 4) > 0 {
+        let got = self.exchange.take(&mut self.parcels, 4);
+        if got > 0 {
+            self.turns.2 += 1; self.turns.3 += got as u64;
             self.worker.handle_handovers(view, self.now, &mut self.parcels, &mut self.out);
         }
         if !self.out.handovers.is_empty() {
@@ -264,6 +271,8 @@ fn carry(workers: u16, flows: usize, crossing: usize) -> f64 {
             templates,
             cursor: 0,
             now: Nanos::from_secs(1),
+            turns: (0,0,0,0),
+            exchange_len: 0,
         };
         let mut burst = Vec::with_capacity(BURST);
         // Open every flow twice over: the second time over the short way.
@@ -285,6 +294,7 @@ fn carry(workers: u16, flows: usize, crossing: usize) -> f64 {
             start.elapsed().as_nanos() as f64 / (4_000 * BURST) as f64
         };
         barrier.wait();
+        carrier.turns = (0,0,0,0);
         let start = Instant::now();
         let mut sent = 0u64;
         while start.elapsed() < SPAN {
@@ -293,6 +303,7 @@ fn carry(workers: u16, flows: usize, crossing: usize) -> f64 {
             }
         }
         let time = start.elapsed().as_nanos() as f64;
+        eprintln!("   w{index} turns {} idle {} takes {} parcels {} sent {sent}", carrier.turns.0, carrier.turns.1, carrier.turns.2, carrier.turns.3);
         stop.store(true, Relaxed);
         total.fetch_add(sent, Relaxed);
         barrier.wait();

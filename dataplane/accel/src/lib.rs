@@ -48,6 +48,28 @@ pub fn prefetch_lines_to_write(bytes: &[u8], lines: usize) {
     scalar::prefetch_lines(bytes, lines);
 }
 
+/// As [`prefetch_lines_to_write`], of every cache line of `items`.
+#[inline(always)]
+pub fn prefetch_items_to_write<T>(items: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let start = items.as_ptr().cast::<u8>();
+        let first = start.align_offset(CACHE_LINE) % CACHE_LINE;
+        for offset in core::iter::once(0).chain((first..size_of_val(items)).step_by(CACHE_LINE)) {
+            // SAFETY: as in `prefetch_lines_to_write`: it faults on no address, so neither on that of an empty slice.
+            unsafe {
+                core::arch::asm!(
+                    "prefetchw [{line}]",
+                    line = in(reg) start.wrapping_add(offset),
+                    options(nostack, preserves_flags, readonly)
+                )
+            };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    scalar::prefetch_items_to_write(items);
+}
+
 /// Asks for every cache line of `items[index]`; an index past the end asks for nothing.
 #[inline(always)]
 pub fn prefetch_item<T>(items: &[T], index: usize) {
@@ -194,6 +216,9 @@ mod sse2 {
 
 /// The same functions without help from the processor.
 pub mod scalar {
+    /// As [`super::prefetch_items_to_write`]: nothing.
+    pub fn prefetch_items_to_write<T>(_: &[T]) {}
+
     /// As [`super::agreeing_lanes`].
     pub fn agreeing_lanes(
         firsts: &[u16; 8],
@@ -293,6 +318,8 @@ mod tests {
             for lines in [0, 1, 2, 1000] {
                 prefetch_lines(&bytes[from..to], lines);
                 prefetch_lines_to_write(&bytes[from..to], lines);
+                prefetch_items_to_write(&bytes[from..to]);
+                scalar::prefetch_items_to_write(&bytes[from..to]);
                 scalar::prefetch_lines(&bytes[from..to], lines);
             }
         }

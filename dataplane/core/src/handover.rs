@@ -37,6 +37,21 @@ pub enum Errand {
     Open(Addressee, u32),
 }
 
+/// What the giver has read of a plain IPv4 packet, in three words: all that its taker needs to know of its headers. The frame's bytes stay
+/// as they were read, because whoever holds the frame is the only one that has it.
+///
+/// Words, because they are written and copied as such: a copy that gathers what was just stored in smaller pieces waits for every store
+/// before it, those to memory that another processor has among them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gist {
+    /// Source and destination address.
+    pub(crate) addresses: u64,
+    /// Source and destination port, length of the IP packet, TTL, TCP flags; zero when nothing was read.
+    pub(crate) rest: u64,
+    /// The hash of its flow's key in the giver's table. A hint: who has another secret only looks in the wrong place.
+    pub(crate) hash: u64,
+}
+
 /// A packet that changes hands.
 #[derive(Debug)]
 pub struct Handover<F> {
@@ -46,4 +61,13 @@ pub struct Handover<F> {
     pub port: PortIndex,
     /// What is to be done.
     pub errand: Errand,
+    /// What was read of it.
+    pub gist: Gist,
+}
+
+impl<F> Handover<F> {
+    /// Returns a packet of which nothing is told but what is to be done.
+    pub fn new(frame: F, port: PortIndex, errand: Errand) -> Self {
+        Self { frame, port, errand, gist: Gist::default() }
+    }
 }

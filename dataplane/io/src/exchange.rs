@@ -19,7 +19,7 @@ use margay_core::{Frame, WorkerIndex};
 use crate::doze::Doze;
 
 /// Most packets of a batch.
-pub const BATCH: usize = 32;
+pub const BATCH: usize = 64;
 /// Batches that an inbox holds.
 pub const INBOX: usize = 256;
 /// Emptied batches that a worker keeps.
@@ -146,8 +146,8 @@ impl<P: Pass> Inboxes<P> {
 }
 
 fn fastened<P: Pass>(pass: &P, parcel: Handover<P::Loose>) -> Handover<P::Frame> {
-    let Handover { frame, port, errand } = parcel;
-    Handover { frame: pass.fasten(frame), port, errand }
+    let Handover { frame, port, errand, gist } = parcel;
+    Handover { frame: pass.fasten(frame), port, errand, gist }
 }
 
 impl<P: Pass> Exchange<P::Frame> for Inboxes<P> {
@@ -156,14 +156,14 @@ impl<P: Pass> Exchange<P::Frame> for Inboxes<P> {
         handovers: &mut Vec<(WorkerIndex, Handover<P::Frame>)>,
         refused: &mut Vec<Handover<P::Frame>>,
     ) {
-        for (to, Handover { frame, port, errand }) in handovers.drain(..) {
+        for (to, Handover { frame, port, errand, gist }) in handovers.drain(..) {
             let to = usize::from(to.0);
-            if to >= self.open.len() {
-                refused.push(Handover { frame, port, errand });
+            let Some(open) = self.open.get_mut(to) else {
+                refused.push(Handover { frame, port, errand, gist });
                 continue;
-            }
-            self.open[to].push(Handover { frame: self.pass.loosen(frame), port, errand });
-            if self.open[to].len() == BATCH {
+            };
+            open.push(Handover { frame: self.pass.loosen(frame), port, errand, gist });
+            if open.len() == BATCH {
                 self.post(to, refused);
             }
         }
@@ -182,10 +182,9 @@ impl<P: Pass> Exchange<P::Frame> for Inboxes<P> {
         let before = parcels.len();
         for _ in 0..batches {
             let Some(mut batch) = self.inboxes[self.me].queue.pop() else { break };
-            // All of it lies in the giver's cache: asked for at once, it comes in the time of one line.
-            for at in 0..batch.len() {
-                margay_accel::prefetch_item(&batch, at);
-            }
+            // All of it lies in the giver's cache: asked for at once, it comes in the time of one line. To write, because the emptied
+            // batch is filled here next.
+            margay_accel::prefetch_items_to_write(&batch);
             parcels.extend(batch.drain(..).map(|parcel| fastened(&self.pass, parcel)));
             self.keep(batch);
         }

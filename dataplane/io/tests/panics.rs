@@ -71,7 +71,7 @@ impl<P: Processor<UmemFrame>> Processor<UmemFrame> for Fused<P> {
             if self.beyond == Some(port) {
                 self.counters.received += 1;
                 self.counters.handed_over += 1;
-                out.handovers.push((WorkerIndex(0), Handover { frame, port, errand: Errand::Take }));
+                out.handovers.push((WorkerIndex(0), Handover::new(frame, port, Errand::Take)));
                 continue;
             }
             assert!(!is_fatal(frame.data()), "this frame is too much");

@@ -280,7 +280,7 @@ impl<F: Frame> Processor<F> for Relay {
             match port.0 {
                 1 => {
                     self.counters.handed_over += 1;
-                    out.handovers.push((WorkerIndex(0), Handover { frame, port, errand: Errand::Take }));
+                    out.handovers.push((WorkerIndex(0), Handover::new(frame, port, Errand::Take)));
                 }
                 3 => {
                     self.counters.forwarded += 1;

@@ -90,7 +90,7 @@ impl<F: Frame> Worker<F> {
             Ok(Ending::Seal(peer)) => self.seal(view, now, port, peer, frame, out),
             Ok(Ending::HandOver(to, errand)) => {
                 self.counters.handed_over += 1;
-                out.handovers.push((to, Handover { frame, port, errand }));
+                out.handovers.push((to, Handover::new(frame, port, errand)));
             }
             Ok(Ending::Answer) => {
                 self.counters.answered += 1;

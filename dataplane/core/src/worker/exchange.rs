@@ -113,15 +113,17 @@ impl<F: Frame> Worker<F> {
         while !parcels.is_empty() {
             let count = parcels.len().min(BURST);
             self.at_hand = None;
-            for parcel in &parcels[..count] {
+            self.read_ahead(&mut plain[..count], |at| {
+                let parcel = &parcels[at];
                 margay_accel::prefetch_lines_to_write(parcel.frame.data(), 1);
-            }
-            self.read_ahead(&mut plain[..count], |at| match parcels[at].errand {
-                Errand::Send | Errand::Seal(_) | Errand::Open(..) => None,
-                Errand::Take | Errand::Judge(_) => Some(&parcels[at].frame),
+                match parcel.errand {
+                    Errand::Send | Errand::Seal(_) | Errand::Open(..) => fast::Plain::NONE,
+                    Errand::Take | Errand::Judge(_) => fast::Plain::told(&parcel.gist)
+                        .unwrap_or_else(|| fast::Plain::read(&parcel.frame, &self.flows)),
+                }
             });
             for (parcel, read) in parcels.drain(..count).zip(&plain) {
-                let Handover { mut frame, port, errand } = parcel;
+                let Handover { mut frame, port, errand, gist } = parcel;
                 self.at_hand = Some(port);
                 match errand {
                     Errand::Send => {
@@ -147,8 +149,8 @@ impl<F: Frame> Worker<F> {
                 };
                 match exit {
                     Some(fast::Exit::Seal(peer)) => self.seal(view, now, port, peer, frame, out),
-                    Some(exit) => exit.take(port, frame, out),
-                    None => self.take(view, now, Handover { frame, port, errand }, Some(read), out),
+                    Some(exit) => exit.take(port, frame, read, out),
+                    None => self.take(view, now, Handover { frame, port, errand, gist }, read, out),
                 }
             }
         }
@@ -161,12 +163,14 @@ impl<F: Frame> Worker<F> {
         view: View<'_>,
         now: Nanos,
         parcel: Handover<F>,
-        read: Option<&fast::Plain>,
+        read: &fast::Plain,
         out: &mut Output<F>,
     ) {
-        let Handover { mut frame, port, errand } = parcel;
+        let Handover { mut frame, port, errand, .. } = parcel;
         self.counters.taken += 1;
-        let prepared = self.prepare(&frame, read);
+        let mut prepared = self.prepare(&frame, Some(read));
+        // Whoever gave it may have hashed with another secret: good enough to find a flow, not to enter one.
+        prepared.hash = self.flows.hash(&prepared.key);
         let ip = match &prepared.parsed {
             Ok(Parsed { packet: Packet::Ip(ip), .. }) => ip,
             // The giver has read the very same bytes.
@@ -209,7 +213,7 @@ impl<F: Frame> Worker<F> {
                 at += 1;
             } else {
                 let (port, frame) = out.transmit.remove(at);
-                out.handovers.push((carrier, Handover { frame, port, errand: Errand::Send }));
+                out.handovers.push((carrier, Handover::new(frame, port, Errand::Send)));
             }
         }
     }

@@ -8,12 +8,12 @@
 use margay_policy_engine::packet::Generation;
 use margay_wire::parse::tcp_flags;
 use margay_wire::quick::{self, Quick};
-use margay_wire::{ETHERNET_LEN, MacAddr, checksum};
+use margay_wire::{ETHERNET_LEN, MacAddr, checksum, protocol};
 
 use super::{Prepared, View, Worker, finish, generation};
 use crate::flow::{Arrival, FlowKey, FlowTable, Side, tcp};
 use crate::frame::Frame;
-use crate::handover::{Errand, FirstLeg, Handover};
+use crate::handover::{Errand, FirstLeg, Gist, Handover};
 use crate::output::Output;
 use crate::spread::WorkerIndex;
 use crate::time::Nanos;
@@ -75,6 +75,9 @@ pub(super) struct Plain {
     likely: Option<u32>,
 }
 
+/// The first 96 bits of an IPv4 address as a number.
+const MAPPED: u128 = 0xffff_0000_0000;
+
 /// By how many packets the reading of headers is ahead of the asking for flows: long enough for the index to have come.
 const LAG: usize = 16;
 
@@ -91,6 +94,45 @@ impl Plain {
             }
             None => Self::NONE,
         }
+    }
+
+    /// Returns what the worker that the packet is given to need not read again.
+    #[inline(always)]
+    fn gist(&self) -> Gist {
+        let Some(quick) = self.quick.filter(|quick| quick.v4) else { return Gist::default() };
+        Gist {
+            addresses: u64::from(quick.source as u32) << 32 | u64::from(quick.destination as u32),
+            rest: u64::from(quick.source_port) << 48
+                | u64::from(quick.destination_port) << 32
+                | u64::from(quick.total_len) << 16
+                | u64::from(quick.ttl) << 8
+                | u64::from(quick.tcp_flags),
+            hash: self.hash,
+        }
+    }
+
+    /// Returns what was read of a packet by who gave it to us; nothing where that is nothing.
+    #[inline(always)]
+    pub(super) fn told(gist: &Gist) -> Option<Self> {
+        if gist.rest == 0 {
+            return None;
+        }
+        let address = |bits: u64| MAPPED | u128::from(bits as u32);
+        let tcp_flags = gist.rest as u8;
+        let quick = Quick {
+            source: address(gist.addresses >> 32),
+            destination: address(gist.addresses),
+            source_port: (gist.rest >> 48) as u16,
+            destination_port: (gist.rest >> 32) as u16,
+            total_len: (gist.rest >> 16) as u16,
+            // A plain segment has a flag at least.
+            protocol: if tcp_flags == 0 { protocol::UDP } else { protocol::TCP },
+            tcp_flags,
+            ttl: (gist.rest >> 8) as u8,
+            v4: true,
+        };
+        let (key, side) = FlowKey::of_quick(&quick);
+        Some(Self { quick: Some(quick), key, side, hash: gist.hash, likely: None })
     }
 
     /// Returns all that is to be known of the packet that this was read from, where it is plain.
@@ -113,33 +155,33 @@ pub(super) enum Exit {
 }
 
 impl Exit {
-    /// Gives the frame, which came from `port`, where it goes. Sealing is the worker's to do: such a frame is given back to the shell.
+    /// Gives the frame, which came from `port` and was `read`, where it goes. Sealing is the worker's to do: such a frame is given back to
+    /// the shell.
     #[inline(always)]
-    pub(super) fn take<F>(self, port: PortIndex, frame: F, out: &mut Output<F>) {
+    pub(super) fn take<F>(self, port: PortIndex, frame: F, read: &Plain, out: &mut Output<F>) {
         match self {
             Exit::Port(to) => out.transmit.push((to, frame)),
             Exit::Seal(_) => out.recycle.push(frame),
             Exit::Worker(to, Errand::Send, by) => {
-                out.handovers.push((to, Handover { frame, port: by, errand: Errand::Send }));
+                out.handovers.push((to, Handover::new(frame, by, Errand::Send)));
             }
-            Exit::Worker(to, errand, _) => out.handovers.push((to, Handover { frame, port, errand })),
+            Exit::Worker(to, errand, _) => {
+                out.handovers.push((to, Handover { frame, port, errand, gist: read.gist() }));
+            }
         }
     }
 }
 
 impl<F: Frame> Worker<F> {
-    /// Reads packets ahead, and asks for what their flows keep in memory; returns how many of them open one, it seems. `frame` says which
-    /// frame is to be read at a place.
+    /// Reads packets ahead, and asks for what their flows keep in memory; returns how many of them open one, it seems. `read` reads the one
+    /// at a place.
     #[inline(always)]
-    pub(super) fn read_ahead<'f>(&self, plain: &mut [Plain], frame: impl Fn(usize) -> Option<&'f F>) -> usize
-    where
-        F: 'f,
-    {
+    pub(super) fn read_ahead(&self, plain: &mut [Plain], read: impl Fn(usize) -> Plain) -> usize {
         let count = plain.len();
         let mut strangers = 0;
         for at in 0..count + LAG {
             if let Some(slot) = plain.get_mut(at) {
-                *slot = frame(at).map_or(Plain::NONE, |frame| Plain::read(frame, &self.flows));
+                *slot = read(at);
                 self.flows.prefetch_index(slot.hash);
             }
             if let Some(read) = at.checked_sub(LAG).and_then(|at| plain.get_mut(at))
@@ -205,7 +247,7 @@ impl<F: Frame> Worker<F> {
                 return None;
             }
             flow.observe_parts(direction, quick.total_len, quick.protocol, quick.tcp_flags, burst.now);
-            frame.set_len(quick.end());
+            cut(frame, quick.end());
             let first = FirstLeg { forward: direction == 0, state: flow.state, generation: burst.snapshot };
             self.counters.received += u64::from(burst.begins);
             self.counters.flow_hits += 1;
@@ -216,7 +258,7 @@ impl<F: Frame> Worker<F> {
             return None;
         }
         flow.observe_parts(direction, quick.total_len, quick.protocol, quick.tcp_flags, burst.now);
-        frame.set_len(quick.end());
+        cut(frame, quick.end());
         let partial = quick::partial(frame.data(), quick);
         finish::complete(frame, partial, path);
         let head = frame.data_mut().first_chunk_mut::<{ ETHERNET_LEN + 20 }>()?;
@@ -252,5 +294,13 @@ impl<F: Frame> Worker<F> {
         } else {
             Exit::Worker(path.worker, Errand::Send, path.port)
         })
+    }
+}
+
+/// Cuts what is behind the packet, where there is something: most frames end with it, and what is not written need not be waited for.
+#[inline(always)]
+fn cut(frame: &mut impl Frame, end: usize) {
+    if frame.packet_len() != end {
+        frame.set_len(end);
     }
 }

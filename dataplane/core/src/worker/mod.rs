@@ -231,7 +231,7 @@ impl<F: Frame> Worker<F> {
             for frame in &frames[..count] {
                 margay_accel::prefetch_lines(frame.data(), 1);
             }
-            let strangers = self.read_ahead(&mut plain[..count], |at| Some(&frames[at]));
+            let strangers = self.read_ahead(&mut plain[..count], |at| fast::Plain::read(&frames[at], &self.flows));
             if strangers > 0 {
                 self.flows.prefetch_evictions(port, strangers);
             }
@@ -245,7 +245,7 @@ impl<F: Frame> Worker<F> {
                 let exit = if tapped { None } else { self.fast(&burst, &mut frame, read, None) };
                 match exit {
                     Some(fast::Exit::Seal(peer)) => self.seal(view, now, port, peer, frame, out),
-                    Some(exit) => exit.take(port, frame, out),
+                    Some(exit) => exit.take(port, frame, read, out),
                     None => {
                         self.counters.received += 1;
                         self.walk(view, now, port, frame, Some(read), out);

@@ -380,7 +380,7 @@ impl Way {
         if self.carrier == me {
             out.transmit.push((self.port, frame));
         } else {
-            let parcel = Handover { frame, port: self.port, errand: Errand::Send };
+            let parcel = Handover::new(frame, self.port, Errand::Send);
             out.handovers.push((self.carrier, parcel));
         }
     }

@@ -29,7 +29,7 @@ impl<F: Frame> Worker<F> {
         let keeper = view.topology.spread().keeper(id);
         if keeper != self.config.index {
             self.counters.handed_over += 1;
-            out.handovers.push((keeper, Handover { frame, port: arrival, errand: Errand::Seal(id) }));
+            out.handovers.push((keeper, Handover::new(frame, arrival, Errand::Seal(id))));
             return;
         }
         let peer = (usize::from(is_v6(frame.data())), id);
