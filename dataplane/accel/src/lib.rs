@@ -96,6 +96,25 @@ pub fn prefetch_item_lines<T>(items: &[T], index: usize, lines: usize) {
     scalar::prefetch_item_lines(items, index, lines);
 }
 
+/// Appends what `make` returns, which is written where it stays.
+///
+/// [`Vec::push`] has the value on the stack first, because making room may panic and the value would have to be dropped. Copied from there
+/// at once, in larger pieces than it was written in, it makes the processor wait for every store before it: five nanoseconds for what
+/// is near, and many times that where one of these stores waits for a line of another processor.
+#[inline(always)]
+pub fn push_made<T>(to: &mut Vec<T>, make: impl FnOnce() -> T) {
+    if to.len() == to.capacity() {
+        to.reserve(1);
+    }
+    let at = to.len();
+    // SAFETY: there is room for one more behind the last element, and it is initialised before the length says so. Should `make` panic,
+    // the length has not changed.
+    unsafe {
+        to.as_mut_ptr().add(at).write(make());
+        to.set_len(at + 1);
+    }
+}
+
 /// Asks the kernel to back `memory` with huge pages where it can (madvise(2), `MADV_HUGEPAGE`): a table that is visited at random then
 /// costs a cache miss, not a page walk as well. Only whole 2 MiB stretches count; a refusal changes nothing.
 pub fn advise_huge_pages<T>(memory: &mut [MaybeUninit<T>]) {
@@ -331,6 +350,20 @@ mod tests {
             }
         }
         assert_eq!(bytes, original);
+    }
+
+    #[test]
+    fn what_is_made_is_appended() {
+        let mut to: Vec<Box<usize>> = Vec::new();
+        for number in 0..100 {
+            push_made(&mut to, || Box::new(number));
+        }
+        assert!(to.iter().enumerate().all(|(at, number)| at == **number) && to.len() == 100);
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            push_made(&mut to, || panic!("there is nothing to append"));
+        }));
+        assert!(panicked.is_err());
+        assert_eq!(to.len(), 100);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 mod node;
 
 use margay_core::frame::MemoryFrame;
-use margay_core::handover::{Errand, FirstLeg};
+use margay_core::handover::{Errand, FirstLeg, Gist};
 use margay_core::{
     DropReason, Frame, Handover, Nanos, Output, PortIndex, Spread, View, Worker, WorkerConfig, WorkerIndex,
 };
@@ -48,6 +48,15 @@ impl Two {
         self.workers[worker].handle_frame(view, self.node.now, port, frame, &mut self.out);
         self.books();
         self.out.recycle.clear();
+        self.out.handovers.drain(..).map(|(_, parcel)| parcel).collect()
+    }
+
+    /// As [`Two::send`], in a burst: known flows go the short way.
+    fn send_burst(&mut self, worker: usize, port: PortIndex, bytes: &[u8]) -> Vec<Parcel> {
+        let view = Self::view(&self.node);
+        let mut frames = vec![MemoryFrame::new(bytes)];
+        self.workers[worker].handle_burst(view, self.node.now, port, &mut frames, &mut self.out);
+        self.books();
         self.out.handovers.drain(..).map(|(_, parcel)| parcel).collect()
     }
 
@@ -106,6 +115,33 @@ fn a_call_and_its_answer_change_hands_once_each_way() {
     }
     let hits: Vec<_> = two.workers.iter().map(|w| (w.counters().flows, w.counters().flow_misses)).collect();
     assert_eq!(hits, [(1, 1), (1, 1)], "one entry at each");
+}
+
+#[test]
+fn what_was_read_changes_hands_and_a_taker_with_another_secret_reads_it_again() {
+    for secrets in [[1, 1], [1, 2]] {
+        let mut two = Two::new();
+        for (index, hash_seed) in secrets.into_iter().enumerate() {
+            let config = WorkerConfig {
+                index: WorkerIndex(index as u16),
+                hash_seed,
+                max_flows: 64,
+                ..WorkerConfig::default()
+            };
+            two.workers[index] = Worker::new(config, two.node.now);
+        }
+        for round in 0..4 {
+            let parcel = only(two.send_burst(0, POD_A, &udp(POD_A)));
+            assert_eq!(parcel.gist != Gist::default(), round > 0, "the first goes the long way");
+            assert_eq!(two.give(1, parcel), Ok(vec![POD_B]));
+        }
+        let counted = two.workers.iter().map(|w| (w.counters().flows, w.counters().flow_misses));
+        assert_eq!(counted.collect::<Vec<_>>(), [(1, 1), (1, 1)], "one entry at each, whatever was hinted");
+        // What is refused at the taker stays so, however well it was told where to look.
+        two.node.apply(policy("deny", "b", Some(vec![rule(Action::Deny, None)]), None));
+        let old = only(two.send_burst(0, POD_A, &udp(POD_A)));
+        assert_eq!(two.give(1, old), Err(DropReason::PolicyIngress));
+    }
 }
 
 #[test]

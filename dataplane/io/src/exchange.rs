@@ -162,7 +162,8 @@ impl<P: Pass> Exchange<P::Frame> for Inboxes<P> {
                 refused.push(Handover { frame, port, errand, gist });
                 continue;
             };
-            open.push(Handover { frame: self.pass.loosen(frame), port, errand, gist });
+            let frame = self.pass.loosen(frame);
+            margay_accel::push_made(open, || Handover { frame, port, errand, gist });
             if open.len() == BATCH {
                 self.post(to, refused);
             }
@@ -181,11 +182,18 @@ impl<P: Pass> Exchange<P::Frame> for Inboxes<P> {
     fn take(&mut self, parcels: &mut Vec<Handover<P::Frame>>, batches: usize) -> usize {
         let before = parcels.len();
         for _ in 0..batches {
+            // Asking first costs nothing; taking what is not there costs a fence.
+            if self.inboxes[self.me].queue.is_empty() {
+                break;
+            }
             let Some(mut batch) = self.inboxes[self.me].queue.pop() else { break };
             // All of it lies in the giver's cache: asked for at once, it comes in the time of one line. To write, because the emptied
             // batch is filled here next.
             margay_accel::prefetch_items_to_write(&batch);
-            parcels.extend(batch.drain(..).map(|parcel| fastened(&self.pass, parcel)));
+            parcels.reserve(batch.len());
+            for parcel in batch.drain(..) {
+                margay_accel::push_made(parcels, || fastened(&self.pass, parcel));
+            }
             self.keep(batch);
         }
         parcels.len() - before

@@ -116,6 +116,12 @@ impl Index {
         }
     }
 
+    /// Returns whether no slot is there, nor a trace of one.
+    #[cfg(test)]
+    pub fn is_empty(&self) -> bool {
+        self.buckets.iter().all(|bucket| bucket.0 == [0; 16])
+    }
+
     /// Forgets a slot that was added with this hash.
     pub fn remove(&mut self, hash: u64, slot: u32) {
         let wanted = tag(hash) | (slot + 1);
@@ -170,7 +176,7 @@ mod tests {
             for (slot, hash) in there {
                 index.remove(hash, slot);
             }
-            assert!(index.buckets.iter().all(|bucket| bucket.0 == [0; 16]));
+            assert!(index.is_empty());
         }
     }
 }

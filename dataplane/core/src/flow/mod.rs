@@ -198,7 +198,7 @@ pub struct Flow {
     pub topology: u32,
     tallies: [Tally; 2],
     // Second line.
-    /// The first 96 bits of both addresses.
+    /// The first 96 bits of both addresses. An IPv4 flow, of which they are known, keeps the hash of its key here.
     high: [[u32; 3]; 2],
     /// Neighbours in the list of its port's flows that are not settled.
     links: [u32; 2],
@@ -294,6 +294,21 @@ impl Flow {
             first << 32 | u128::from(self.low[at])
         };
         FlowKey::of_parts([address(0), address(1)], self.ports, self.protocol)
+    }
+
+    /// Keeps the hash of its key, where there is room.
+    #[inline(always)]
+    fn keep_hash(&mut self, hash: u64) {
+        if self.marks & V6 == 0 {
+            self.high[0] = [hash as u32, (hash >> 32) as u32, 0];
+        }
+    }
+
+    /// Returns the hash of its key, where it was kept.
+    #[inline(always)]
+    fn kept_hash(&self) -> Option<u64> {
+        let [low, high, _] = self.high[0];
+        (self.marks & V6 == 0).then_some(u64::from(high) << 32 | u64::from(low))
     }
 
     /// Returns whether it has this key. For an IPv4 flow its first line knows.

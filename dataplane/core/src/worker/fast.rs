@@ -5,6 +5,7 @@
 //! and Ethernet source have passed the sanity stage for it; the way out is known; size and TTL fit. Otherwise nothing has been changed
 //! and the packet goes the long way, which decides the same for the packets that this one takes: a test sends both ways and compares.
 
+use margay_accel::push_made;
 use margay_policy_engine::packet::Generation;
 use margay_wire::parse::tcp_flags;
 use margay_wire::quick::{self, Quick};
@@ -160,25 +161,24 @@ impl Exit {
     #[inline(always)]
     pub(super) fn take<F>(self, port: PortIndex, frame: F, read: &Plain, out: &mut Output<F>) {
         match self {
-            Exit::Port(to) => out.transmit.push((to, frame)),
+            Exit::Port(to) => push_made(&mut out.transmit, || (to, frame)),
             Exit::Seal(_) => out.recycle.push(frame),
             Exit::Worker(to, Errand::Send, by) => {
-                out.handovers.push((to, Handover::new(frame, by, Errand::Send)));
+                push_made(&mut out.handovers, || (to, Handover::new(frame, by, Errand::Send)));
             }
             Exit::Worker(to, errand, _) => {
-                out.handovers.push((to, Handover { frame, port, errand, gist: read.gist() }));
+                let gist = read.gist();
+                push_made(&mut out.handovers, || (to, Handover { frame, port, errand, gist }));
             }
         }
     }
 }
 
 impl<F: Frame> Worker<F> {
-    /// Reads packets ahead, and asks for what their flows keep in memory; returns how many of them open one, it seems. `read` reads the one
-    /// at a place.
+    /// Reads packets ahead, and asks for what their flows keep in memory. `read` reads the one at a place.
     #[inline(always)]
-    pub(super) fn read_ahead(&self, plain: &mut [Plain], read: impl Fn(usize) -> Plain) -> usize {
+    pub(super) fn read_ahead(&self, plain: &mut [Plain], read: impl Fn(usize) -> Plain) {
         let count = plain.len();
-        let mut strangers = 0;
         for at in 0..count + LAG {
             if let Some(slot) = plain.get_mut(at) {
                 *slot = read(at);
@@ -188,10 +188,8 @@ impl<F: Frame> Worker<F> {
                 && read.quick.is_some()
             {
                 read.likely = self.flows.prefetch_flow(&read.key, read.hash);
-                strangers += usize::from(read.likely.is_none());
             }
         }
-        strangers
     }
 
     /// Forwards the packet by what is remembered and says where to, or `None` with nothing changed. `errand` is there when another
@@ -302,5 +300,40 @@ impl<F: Frame> Worker<F> {
 fn cut(frame: &mut impl Frame, end: usize) {
     if frame.packet_len() != end {
         frame.set_len(end);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use margay_wire::build;
+
+    use super::*;
+    use crate::frame::MemoryFrame;
+
+    #[test]
+    fn what_was_read_of_a_plain_ipv4_packet_changes_hands_whole() {
+        let macs = (MacAddr([2; 6]), MacAddr([4; 6]));
+        let flows = FlowTable::new(16, 7);
+        let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let [low, high] = ["10.0.0.1", "203.0.113.255"].map(address);
+        let flags = tcp_flags::ACK | tcp_flags::FIN;
+        for (from, to) in [((low, 65_535), (high, 1)), ((high, 1), (low, 65_535)), ((low, 80), (low, 80))] {
+            for bytes in [build::udp(macs, from, to, &[0; 1400]), build::tcp(macs, from, to, flags, b"x")] {
+                let read = Plain::read(&MemoryFrame::new(&bytes), &flows);
+                assert!(read.quick.is_some());
+                let told = Plain::told(&read.gist()).expect("it is plain");
+                assert_eq!(
+                    (told.quick, told.key, told.side, told.hash),
+                    (read.quick, read.key, read.side, read.hash)
+                );
+            }
+        }
+        let (from, to) = ((address("fd00::1"), 1), (address("fd00::2"), 2));
+        for bytes in [build::udp(macs, from, to, b"x"), vec![0; 60]] {
+            let read = Plain::read(&MemoryFrame::new(&bytes), &flows);
+            assert!(Plain::told(&read.gist()).is_none(), "to be read where it goes");
+        }
     }
 }

@@ -231,10 +231,7 @@ impl<F: Frame> Worker<F> {
             for frame in &frames[..count] {
                 margay_accel::prefetch_lines(frame.data(), 1);
             }
-            let strangers = self.read_ahead(&mut plain[..count], |at| fast::Plain::read(&frames[at], &self.flows));
-            if strangers > 0 {
-                self.flows.prefetch_evictions(port, strangers);
-            }
+            self.read_ahead(&mut plain[..count], |at| fast::Plain::read(&frames[at], &self.flows));
             for (mut frame, read) in frames.drain(..count).zip(&plain) {
                 let tapped = self.is_tapped(port, &frame);
                 if may_be_sealed && is_sealed(view, port, frame.data()) {

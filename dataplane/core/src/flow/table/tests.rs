@@ -108,6 +108,45 @@ fn a_port_whose_flows_are_all_answered_leaves_room_for_others() {
     assert!(table.insert(flow(57, 1)).is_some());
 }
 
+#[test]
+fn what_is_put_out_leaves_nothing_in_the_index() {
+    let mut table = FlowTable::new(64, 3);
+    let address = |at: u16| match at % 2 {
+        0 => IpAddr::V4(Ipv4Addr::from(0x0a00_0000 | u32::from(at))),
+        _ => IpAddr::V6((0xfd00 << 112 | u128::from(at)).into()),
+    };
+    let opening = |at: u16| {
+        let (key, opener) = FlowKey::new((address(at), at), (address(at + 2), 80), 17);
+        let state = State::Other { answered: false };
+        let judged_by = JudgedBy::default();
+        Opening {
+            key,
+            opener,
+            state,
+            icmp: None,
+            second: false,
+            port: PortIndex(1),
+            under: (0, 0),
+            judged_by,
+        }
+    };
+    for at in 0..1_000 {
+        let opening = opening(at);
+        table.open(&opening, table.hash(&opening.key)).expect("the oldest makes room");
+        if at % 3 == 0 {
+            assert!(table.insert(Flow::new(&opening)).is_some(), "another in its place");
+        }
+    }
+    assert_eq!((table.len(), table.evicted()), (16, 984));
+    for at in 0..1_000 {
+        let key = opening(at).key;
+        let found = table.find(&key, table.hash(&key));
+        assert_eq!(found.is_some(), at >= 984, "{at}");
+        found.into_iter().for_each(|slot| table.remove(slot));
+    }
+    assert!(table.is_empty() && table.index.is_empty());
+}
+
 /// Against a published constant of the hash: in this network its other secret alone would not tell addresses apart.
 #[test]
 fn addresses_that_a_sender_chooses_spread_all_the_same() {
