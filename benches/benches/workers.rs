@@ -34,6 +34,8 @@ use nix::unistd::Pid;
 
 const BURST: usize = margay_io::engine::BURST;
 const RULES: usize = 1_000;
+/// Most flows of a worker, as the agent has it.
+const FLOWS: usize = 512_000;
 /// Frames of one thread, and how many it keeps when another has use for them.
 const FRAMES: usize = 1024;
 const KEPT: usize = 512;
@@ -254,7 +256,7 @@ fn carry(workers: u16, flows: usize, crossing: usize) -> f64 {
         let mut set = CpuSet::new();
         let _ = set.set(usize::from(index)).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
         let config = WorkerConfig {
-            max_flows: 2_000_000,
+            max_flows: FLOWS,
             hash_seed: 1,
             index: WorkerIndex(index),
             ..WorkerConfig::default()
