@@ -245,7 +245,7 @@ impl<F: Frame> Worker<F> {
                 return None;
             }
             flow.observe_parts(direction, quick.total_len, quick.protocol, quick.tcp_flags, burst.now);
-            cut(frame, quick.end());
+            trim(frame, quick.end());
             let first = FirstLeg { forward: direction == 0, state: flow.state, generation: burst.snapshot };
             self.counters.received += u64::from(burst.begins);
             self.counters.flow_hits += 1;
@@ -256,7 +256,7 @@ impl<F: Frame> Worker<F> {
             return None;
         }
         flow.observe_parts(direction, quick.total_len, quick.protocol, quick.tcp_flags, burst.now);
-        cut(frame, quick.end());
+        trim(frame, quick.end());
         let partial = quick::partial(frame.data(), quick);
         finish::complete(frame, partial, path);
         let head = frame.data_mut().first_chunk_mut::<{ ETHERNET_LEN + 20 }>()?;
@@ -297,7 +297,7 @@ impl<F: Frame> Worker<F> {
 
 /// Cuts what is behind the packet, where there is something: most frames end with it, and what is not written need not be waited for.
 #[inline(always)]
-fn cut(frame: &mut impl Frame, end: usize) {
+fn trim(frame: &mut impl Frame, end: usize) {
     if frame.packet_len() != end {
         frame.set_len(end);
     }
