@@ -5,13 +5,13 @@
 //! packet goes to another address beyond the node, so whatever is remembered of two addresses does not help.
 //!
 //! *Two workers*: a thread each, pinned, as many packets a burst as the shell takes from a port, flows opened beforehand and visited in a random order; four pods, two at each
-//! worker. Frames are everybody's, as a node's are: free ones go through a depot, 64 at a time. The same packets are carried by one worker first. A thread that waits for the other counts as busy. Reported is the time of all
+//! worker. The same packets are carried by one worker first. A thread that waits for the other counts as busy. Reported is the time of all
 //! threads per packet, less the cost of putting frames into their first form, which is measured the same way.
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Barrier, Mutex};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use benches::flow_hit::shuffled;
@@ -36,9 +36,6 @@ const BURST: usize = margay_io::engine::BURST;
 const RULES: usize = 1_000;
 /// Most flows of a worker, as the agent has it.
 const FLOWS: usize = 512_000;
-/// Frames of one thread, and how many it keeps when another has use for them.
-const FRAMES: usize = 1024;
-const KEPT: usize = 512;
 /// Time of one measurement of threads.
 const SPAN: Duration = Duration::from_millis(700);
 
@@ -185,8 +182,6 @@ struct Carrier<'a> {
     templates: Vec<(PortIndex, Vec<Vec<u8>>)>,
     cursor: usize,
     now: Nanos,
-    /// Free frames of all workers, by the burst.
-    depot: &'a Mutex<Vec<Vec<MemoryFrame>>>,
 }
 
 impl Carrier<'_> {
@@ -203,19 +198,6 @@ impl Carrier<'_> {
         }
         self.cursor += BURST;
         *port
-    }
-
-    /// Brings frames to the depot when there are many, and fetches some when there are few, as the workers of a node do.
-    fn level(&mut self) {
-        if self.spare.len() < BURST {
-            if let Ok(mut depot) = self.depot.try_lock() {
-                self.spare.extend(depot.pop().into_iter().flatten());
-            }
-        } else if self.spare.len() > KEPT + BURST
-            && let Ok(mut depot) = self.depot.lock()
-        {
-            depot.push(self.spare.drain(..BURST).collect());
-        }
     }
 
     /// Sends one burst, when there are frames for it, and takes what the other worker gave; returns how many packets it sent to ports.
@@ -237,7 +219,6 @@ impl Carrier<'_> {
         let sent = self.out.transmit.len();
         self.spare.extend(self.out.transmit.drain(..).map(|(_, frame)| frame));
         self.spare.append(&mut self.out.recycle);
-        self.level();
         sent
     }
 }
@@ -248,7 +229,6 @@ fn carry(workers: u16, flows: usize, crossing: usize) -> f64 {
     let (mut engine, topology) = pods(workers);
     let snapshot = engine.publish();
     let inboxes: Vec<_> = (0..workers).map(|_| Arc::new(Inbox::new(INBOX, Box::new(|| ())))).collect();
-    let depot = Mutex::new(Vec::new());
     let total = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
     let barrier = Barrier::new(usize::from(workers));
@@ -280,13 +260,12 @@ fn carry(workers: u16, flows: usize, crossing: usize) -> f64 {
             worker: Worker::new(config, Nanos(0)),
             exchange: Inboxes::new(WorkerIndex(index), inboxes.clone(), Owned),
             out: Output::new(),
-            spare: (0..FRAMES).map(|_| MemoryFrame::new(&[0; 64])).collect(),
+            spare: (0..1024).map(|_| MemoryFrame::new(&[0; 64])).collect(),
             parcels: Vec::new(),
             refused: Vec::new(),
             templates,
             cursor: 0,
             now: Nanos::from_secs(1),
-            depot: &depot,
         };
         let mut burst = Vec::with_capacity(BURST);
         // Open every flow twice over: the second time over the short way.
