@@ -35,13 +35,13 @@ impl Umem {
     fn new(chunk_size: u32, chunks: u32, metadata: bool) -> io::Result<Self> {
         let memory = Region::anonymous(chunk_size as usize * chunks as usize)?;
         let first = sys::socket()?;
-        let mut registered = sys::register(first.as_fd(), &memory, chunk_size, metadata);
-        let unknown = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
-        let metadata = metadata && !registered.as_ref().is_err_and(unknown);
-        if !metadata && registered.is_err() {
-            registered = sys::register(first.as_fd(), &memory, chunk_size, false);
-        }
-        registered?;
+        let metadata = match sys::register(first.as_fd(), &memory, chunk_size, metadata) {
+            Err(error) if metadata && error.raw_os_error() == Some(libc::EINVAL) => {
+                sys::register(first.as_fd(), &memory, chunk_size, false)?;
+                false
+            }
+            registered => registered.map(|()| metadata)?,
+        };
         let unbound = Mutex::new(Some(Queues::of(first.as_fd())?));
         Ok(Self(Arc::new(Registered { unbound, first: Arc::new(first), metadata, memory })))
     }
@@ -147,7 +147,8 @@ impl UmemHandle {
         Self::register(chunk_size, chunks, true)
     }
 
-    /// As [`UmemHandle::new`], with all checksums in software, as on older kernels.
+    /// As [`UmemHandle::new`], with all checksums in software, as on older kernels. Memory whose packets may be copied into another one before
+    /// they are sent is made so: the word that leaves a checksum is before the packet, and is not copied.
     ///
     /// Errors: as there.
     pub fn with_checksums_in_software(chunk_size: u32, chunks: u32) -> Result<(Self, Chunks), XskError> {
