@@ -236,6 +236,8 @@ pub struct CounterReport {
     pub handed_over: u64,
     /// Frames sent on.
     pub forwarded: u64,
+    /// Segments that reached their pod as part of the one before them.
+    pub joined: u64,
     /// Frames answered by us.
     pub answered: u64,
     /// Packets of our own that began the way into a tunnel.
@@ -274,6 +276,7 @@ impl From<&Counters> for CounterReport {
             received: counters.received,
             handed_over: counters.handed_over,
             forwarded: counters.forwarded,
+            joined: counters.joined,
             answered: counters.answered,
             made: counters.made,
             messages: counters.messages,

@@ -31,7 +31,13 @@ fn card(driver: &str, mtu: u32) -> Card {
 }
 
 fn uplink(name: &str) -> Uplink {
-    Uplink { name: name.to_owned(), choice: AttachChoice::Auto, nics: vec![name.to_owned()], why: "" }
+    Uplink {
+        name: name.to_owned(),
+        choice: AttachChoice::Auto,
+        nics: vec![name.to_owned()],
+        why: "",
+        is_veth: false,
+    }
 }
 
 fn configuration(file: &str, plugin: &str) -> Configuration {
@@ -118,6 +124,7 @@ const ROWS: [(&str, Severity, Change); 40] = [
             choice: AttachChoice::Generic,
             nics: vec!["eth0".to_owned(), "eth1".to_owned()],
             why: crate::node::uplinks::REASONS[0].1,
+            is_veth: false,
         }]);
     }),
     ("driver-untested", Severity::Info, |f| drop(f.cards.insert("eth0".to_owned(), card("ice", 1500)))),
@@ -134,6 +141,7 @@ const ROWS: [(&str, Severity, Change); 40] = [
             choice: AttachChoice::Generic,
             nics: vec!["bond0".to_owned()],
             why: "",
+            is_veth: false,
         }]);
     }),
     ("xdp-occupied", Severity::Error, |f| f.cards.get_mut("eth0").expect("eth0").xdp = Some((7, false))),

@@ -165,6 +165,11 @@ pub fn render(status: &StatusReport) -> Result<String, std::fmt::Error> {
     );
     count("wireguard_sealed_packets", "Packets sealed; they are forwarded too", counters.sealed);
     count("wireguard_opened_packets", "Packets that came sealed and were opened", counters.opened);
+    count(
+        "segments_joined",
+        "TCP segments that reached their pod as part of the one before them",
+        counters.joined,
+    );
     count("handed_over", "Packets given from one worker to another to be judged", counters.handed_over);
     count("icmp_errors_sent", "ICMP errors sent about dropped packets", counters.icmp_errors_sent);
     count("resets_sent", "TCP resets sent about segments that policy refused", counters.resets_sent);

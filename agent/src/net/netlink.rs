@@ -24,7 +24,7 @@ use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
     RouteType,
 };
-use rtnetlink::packet_route::tc::{TcAttribute, TcMessage};
+use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
@@ -451,6 +451,46 @@ impl Netlink {
         let is_clsact =
             |message: &TcMessage| message.attributes.contains(&TcAttribute::Kind("clsact".to_owned()));
         Ok(found.filter(is_clsact).filter_map(|message| u32::try_from(message.header.index).ok()).collect())
+    }
+
+    /// Returns the queueing discipline that a device sends through, such as `noqueue` or `fq_codel`.
+    ///
+    /// Errors: the kernel's.
+    pub fn root_discipline(&mut self, index: u32) -> Result<Option<String>, NetError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        let answers = self
+            .request(RouteNetlinkMessage::GetLink(message), NLM_F_ACK)
+            .map_err(|e| NetError::new(format!("ask for the queue of interface {index}"), e))?;
+        let found = answers.into_iter().find_map(|answer| match answer {
+            RouteNetlinkMessage::NewLink(link) => {
+                link.attributes.into_iter().find_map(|attribute| match attribute {
+                    LinkAttribute::Qdisc(name) => Some(name),
+                    _ => None,
+                })
+            }
+            _ => None,
+        });
+        Ok(found)
+    }
+
+    /// Gives a device a queue of its own length (`pfifo`) to send through, or takes its queueing discipline away, so that it has what it is
+    /// born with.
+    ///
+    /// Errors: the kernel's.
+    pub fn set_queue(&mut self, index: u32, queue: bool) -> Result<(), NetError> {
+        let mut message = TcMessage::default();
+        message.header.index = i32::try_from(index).unwrap_or_default();
+        message.header.parent = TcHandle::ROOT;
+        let done = if queue {
+            message.attributes.push(TcAttribute::Kind("pfifo".to_owned()));
+            let message = RouteNetlinkMessage::NewQueueDiscipline(message);
+            self.request(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE)
+        } else {
+            self.request(RouteNetlinkMessage::DelQueueDiscipline(message), NLM_F_ACK)
+        };
+        let what = if queue { "give a queue to" } else { "take its queue from" };
+        done.map(drop).map_err(|e| NetError::new(format!("{what} interface {index}"), e))
     }
 
     /// Adds or replaces a permanent neighbour entry.

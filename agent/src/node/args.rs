@@ -98,10 +98,18 @@ pub struct AgentArgs {
     /// Who polls pods' interfaces: whoever sends, threads of the kernel, or what a probe at the start finds the cheaper.
     #[arg(long, value_enum, default_value = "auto")]
     pub polling: Polling,
+    /// Who polls uplinks: whoever the driver has it done by, threads of the kernel, or threads where the uplink is a veth (a node in a
+    /// container), because there it would be whoever sends.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub uplink_polling: UplinkPolling,
     /// How long the pod's end of an interface gathers segments of a stream before the pod sees them, such as 30us; not at
     /// all when 0us.
     #[arg(long, default_value = "0us", value_parser = short_duration)]
     pub pod_gather: Duration,
+    /// Whether segments of a TCP stream that arrive together reach a pod with a large MTU (--local-mtu) as one packet. A pod that
+    /// routes them on is found out and spared.
+    #[arg(long, value_enum, default_value = "on")]
+    pub lro: Switch,
     /// Address for /metrics, /healthz and /readyz; none when absent.
     #[arg(long)]
     pub admin_listen: Option<SocketAddr>,
@@ -116,6 +124,15 @@ pub enum MultiBuffer {
     Off,
 }
 
+/// Whether something is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// It is.
+    On,
+    /// It is not.
+    Off,
+}
+
 /// Who polls pods' interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Polling {
@@ -123,6 +140,17 @@ pub enum Polling {
     Auto,
     /// Whoever sends, on his own processor.
     Inline,
+    /// Threads of the kernel.
+    Threaded,
+}
+
+/// Who polls uplinks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum UplinkPolling {
+    /// Threads of the kernel where it is a veth.
+    Auto,
+    /// As the driver has it.
+    Driver,
     /// Threads of the kernel.
     Threaded,
 }
@@ -313,6 +341,7 @@ impl AgentArgs {
             adoption_window: Nanos(u64::try_from(self.flow_adoption_window.as_nanos()).unwrap_or(u64::MAX)),
             max_flows: self.max_flows,
             hash_seed: seed,
+            lro: self.lro == Switch::On,
             ..WorkerConfig::default()
         }
     }

@@ -117,10 +117,15 @@ pub fn why_several_frames(told: MultiBuffer, mode: AttachMode, several: bool) ->
     }
 }
 
-/// Returns what is told of a port that is no pod's, whose driver says `features`.
-pub fn report_other(features: Option<XdpFeatures>, mode: AttachMode, several_frames: bool) -> MannerReport {
+/// Returns what is told of a port that is no pod's, whose driver says `features`, and whether threads of the kernel receive for it.
+pub fn report_other(
+    features: Option<XdpFeatures>,
+    mode: AttachMode,
+    several_frames: bool,
+    threaded: bool,
+) -> MannerReport {
     MannerReport {
-        polling: "driver".to_owned(),
+        polling: if threaded { "threaded" } else { "driver" }.to_owned(),
         gather_micros: 0,
         zero_copy: zero_copy(features).to_owned(),
         multi_buffer: multi_buffer(features, mode, several_frames).to_owned(),

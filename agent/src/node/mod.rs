@@ -19,6 +19,7 @@ mod panics;
 mod preflight;
 mod probe;
 mod reconciler;
+pub mod threads;
 mod unheeded;
 pub mod uplinks;
 mod view;
@@ -50,6 +51,7 @@ use crate::net::Netlink;
 use args::{AgentArgs, DatastoreArg, MultiBuffer};
 use manner::Manner;
 use reconciler::{Beginnings, Board, Command, FIRST_POD, FIRST_UPLINK, HOST, Reconciler, chain};
+use threads::Threads;
 
 /// Something that stops the agent before it runs, with where it happened.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -184,6 +186,9 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
         ports.push((reconciler::uplink_port(nth, &link.name, link.mac, link.mtu), report, link.index));
     }
 
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = Threads::start(&uplinks, args.uplink_polling, processors);
+
     let (commands, ear) = unbounded();
     let notify = commands.clone();
     let follower = Arc::new(Follower::start(move || drop(notify.send(Command::KernelChanged)))?);
@@ -304,6 +309,7 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
         hub: DropHub::new(),
         traffic,
         uplinks: uplinks.clone(),
+        threaded: threads.names().map(str::to_owned).collect(),
         manner,
         drivers: links.iter().map(|link| (link.name.clone(), manner::features(link.index))).collect(),
         cpus,
@@ -333,7 +339,7 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
     let worker_ended = wait_for_end(&dataplane, &folder, tell)?;
     drop(view);
     tracing::info!("stopping: pods stay closed until the next agent, uplinks pass to the kernel");
-    drop((cni, admin, metrics));
+    drop((cni, admin, metrics, threads));
     let _ = commands.send(Command::Stop);
     let _ = control.join();
     drop(dataplane);

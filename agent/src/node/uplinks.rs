@@ -87,6 +87,8 @@ pub struct Uplink {
     pub nics: Vec<String>,
     /// Why the program does not go on these; empty for a NIC.
     pub why: &'static str,
+    /// Whether it is one end of a veth pair: then this node is a container, or a namespace.
+    pub is_veth: bool,
 }
 
 /// Why no uplink could be chosen.
@@ -190,7 +192,8 @@ fn uplink(device: &Device, by_index: &BTreeMap<u32, &Device>) -> Uplink {
     lowest(device, by_index, 8, &mut nics);
     let choice = if reason.is_some() { AttachChoice::Generic } else { AttachChoice::Auto };
     let why = reason.map_or("", |(_, why)| why);
-    Uplink { name: device.name.clone(), choice, nics: nics.into_iter().collect(), why }
+    let is_veth = device.kind.as_deref() == Some("veth");
+    Uplink { name: device.name.clone(), choice, nics: nics.into_iter().collect(), why, is_veth }
 }
 
 /// Collects the NICs below `device`; stacks are shallow, and `patience` ends a table that contradicts itself.

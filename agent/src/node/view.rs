@@ -1,6 +1,6 @@
 //! The node as the admin socket and the metrics page see it: numbers become names here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
@@ -53,6 +53,8 @@ pub struct View {
     pub uplinks: Vec<Uplink>,
     /// How pods' interfaces are crossed.
     pub manner: Manner,
+    /// Uplinks that threads of the kernel receive for.
+    pub threaded: BTreeSet<String>,
     /// What the drivers of uplinks can do, by name.
     pub drivers: BTreeMap<String, Option<XdpFeatures>>,
     /// CPUs of the workers, in order and over again; empty when the scheduler decides.
@@ -224,11 +226,16 @@ impl NodeView for View {
                 manner: match port.kind {
                     PortKind::Pod { .. } => self.manner.report_pod(&port.name, report.mode, several_frames),
                     PortKind::Host { .. } => {
-                        manner::report_other(Some(manner::PAIR), report.mode, several_frames)
+                        manner::report_other(Some(manner::PAIR), report.mode, several_frames, false)
                     }
                     PortKind::Uplink => {
                         let driver = self.drivers.get(&port.name).copied().flatten();
-                        manner::report_other(driver, report.mode, several_frames)
+                        manner::report_other(
+                            driver,
+                            report.mode,
+                            several_frames,
+                            self.threaded.contains(&port.name),
+                        )
                     }
                 },
                 queues: report.queues,

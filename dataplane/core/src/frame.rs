@@ -51,6 +51,16 @@ pub trait Frame {
         1
     }
 
+    /// Appends the bytes of `next`, a packet of a single frame, from position `from` on. Its memory is freed or becomes this packet's.
+    ///
+    /// Errors: gives `next` back, and nothing has changed, where the packet takes no more.
+    fn append(&mut self, next: Self, _from: usize) -> Result<(), Self>
+    where
+        Self: Sized,
+    {
+        Err(next)
+    }
+
     /// Leaves the checksum over everything from `start` on, whose field is `offset` bytes from there and holds the pseudo header's sum,
     /// to whoever sends the packet. Returns `false` where nobody does. The packet is sent with the beginning and the length that it has now.
     #[inline]
@@ -157,6 +167,15 @@ impl Frame for MemoryFrame {
         let range = self.range();
         let others = self.rest.iter().flat_map(|rest| rest.0.iter().map(|part| &part[..]));
         (&mut self.buffer[range], others)
+    }
+
+    fn append(&mut self, next: Self, from: usize) -> Result<(), Self> {
+        if next.rest.is_some() {
+            return Err(next);
+        }
+        let rest = self.rest.get_or_insert_with(|| Box::new(Rest(Vec::new())));
+        rest.0.push(next.data()[from..].into());
+        Ok(())
     }
 
     fn packet_len(&self) -> usize {

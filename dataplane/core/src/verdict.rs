@@ -104,6 +104,8 @@ pub struct Counters {
     pub handed_over: u64,
     /// Frames sent on to another port (fragments of ours not counted).
     pub forwarded: u64,
+    /// Segments that left as part of the one before them; counted as forwarded too.
+    pub joined: u64,
     /// Frames turned into an answer of ours (ARP, neighbour discovery, ping of the gateway).
     pub answered: u64,
     /// WireGuard messages that carried no packet and needed no answer.
@@ -158,6 +160,7 @@ impl Default for Counters {
             made: 0,
             handed_over: 0,
             forwarded: 0,
+            joined: 0,
             answered: 0,
             messages: 0,
             sealed: 0,
@@ -215,6 +218,7 @@ impl std::ops::AddAssign<&Counters> for Counters {
             made,
             handed_over,
             forwarded,
+            joined,
             answered,
             messages,
             sealed,
@@ -235,6 +239,7 @@ impl std::ops::AddAssign<&Counters> for Counters {
         self.made += made;
         self.handed_over += handed_over;
         self.forwarded += forwarded;
+        self.joined += joined;
         self.answered += answered;
         self.messages += messages;
         self.sealed += sealed;

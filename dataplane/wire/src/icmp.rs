@@ -159,6 +159,15 @@ pub fn echo_reply_in_place(frame: &mut [u8], ip: &IpHeaders, mac: MacAddr) -> bo
     true
 }
 
+/// Returns whether an ICMP error says that a packet is too big (RFC 1191 §4, RFC 4443 §3.2).
+pub fn is_too_big(ip: &IpHeaders) -> bool {
+    match ip.transport {
+        Transport::Icmp { kind: 3, code: 4, .. } => ip.source.is_ipv4(),
+        Transport::Icmp { kind: 2, code: 0, .. } => ip.source.is_ipv6(),
+        _ => false,
+    }
+}
+
 /// Smallest MTU that an error may announce (RFC 791 §3.1 with common practice, RFC 8200 §5): 576 for IPv4, 1,280 for IPv6.
 pub fn clamp_mtu_in_place(frame: &mut [u8], ip: &IpHeaders) {
     let at = usize::from(ip.transport_offset);

@@ -42,6 +42,8 @@ pub struct WorkerConfig {
     pub gateway_v4: IpAddr,
     /// The pods' IPv6 gateway, answered by neighbour discovery.
     pub gateway_v6: IpAddr,
+    /// Whether segments that arrive together reach pods with a large MTU as one packet.
+    pub lro: bool,
     /// Its number. Which ports it has follows from it and the topology's spread.
     pub index: WorkerIndex,
 }
@@ -56,6 +58,7 @@ impl Default for WorkerConfig {
             hash_seed: 0,
             gateway_v4: IpAddr::from([169, 254, 1, 1]),
             gateway_v6: IpAddr::from([0xfe80, 0, 0, 0, 0, 0, 0, 1]),
+            lro: false,
             index: WorkerIndex(0),
         }
     }

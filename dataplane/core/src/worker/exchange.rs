@@ -107,6 +107,8 @@ impl<F: Frame> Worker<F> {
         out: &mut Output<F>,
     ) {
         self.name_anew(view.topology);
+        let first = out.transmit.len();
+        let may_join = self.config.lro && parcels.iter().any(|parcel| super::is_uplink(view, parcel.port));
         let burst = fast::Burst::taken(view, now);
         let mut plain = std::mem::take(&mut self.ahead);
         plain.resize(BURST, fast::Plain::NONE);
@@ -155,6 +157,9 @@ impl<F: Frame> Worker<F> {
             }
         }
         self.ahead = plain;
+        if may_join {
+            self.counters.joined += self.lro.join(view.topology, first, out);
+        }
     }
 
     /// Takes one packet that another worker gave us to its end, the long way.

@@ -30,6 +30,7 @@ mod fragments;
 mod judge;
 mod legs;
 mod limits;
+mod lro;
 mod pairs;
 mod path;
 mod records;
@@ -144,6 +145,7 @@ pub struct Worker<F> {
     paths: Interned<Path>,
     named_under: u64,
     pairs: pairs::Pairs,
+    lro: lro::Lro<F>,
     /// Packets read ahead: room that is kept.
     ahead: Vec<fast::Plain>,
     fragments: Fragments<F>,
@@ -174,6 +176,7 @@ impl<F: Frame> Worker<F> {
             paths: Interned::default(),
             named_under: 0,
             pairs: pairs::Pairs::default(),
+            lro: lro::Lro::default(),
             ahead: vec![fast::Plain::NONE; BURST],
             fragments,
             identifications,
@@ -222,6 +225,7 @@ impl<F: Frame> Worker<F> {
         out: &mut Output<F>,
     ) {
         self.name_anew(view.topology);
+        let first = out.transmit.len();
         let burst = fast::Burst::new(view, now, port);
         let may_be_sealed = view.topology.encryption().is_some();
         let mut plain = std::mem::take(&mut self.ahead);
@@ -251,6 +255,9 @@ impl<F: Frame> Worker<F> {
             }
         }
         self.ahead = plain;
+        if self.config.lro && is_uplink(view, port) {
+            self.counters.joined += self.lro.join(view.topology, first, out);
+        }
     }
 
     /// Lets go of what was remembered by name when the topology is another one.
@@ -487,8 +494,11 @@ impl<F: Frame> Worker<F> {
 #[inline]
 fn is_sealed(view: View<'_>, port: PortIndex, frame: &[u8]) -> bool {
     let addressed = || view.topology.encryption().is_some_and(|it| it.addressed(frame).is_some());
-    let is_uplink = || view.topology.port(port).is_some_and(|port| matches!(port.kind, PortKind::Uplink));
-    addressed() && is_uplink()
+    addressed() && is_uplink(view, port)
+}
+
+fn is_uplink(view: View<'_>, port: PortIndex) -> bool {
+    view.topology.port(port).is_some_and(|port| matches!(port.kind, PortKind::Uplink))
 }
 
 /// Returns the generation of the policy in force; zero before the first.

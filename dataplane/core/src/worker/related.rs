@@ -49,6 +49,13 @@ impl<F: Frame> Worker<F> {
         }
         icmp::clamp_mtu_in_place(frame.data_mut(), ip);
         match path::resolve(view.topology, self.config.index, port, ip.source, ip.destination)? {
+            // Larger than anything that comes from there: its sender never sent that, we did.
+            path::Next::Ready(path) | path::Next::Unresolved(path, _)
+                if from_pod && icmp::is_too_big(ip) && quoted.total_len > path.mtu =>
+            {
+                self.lro.spare(port);
+                Err(DropReason::IcmpUnrelated.into())
+            }
             path::Next::Ready(path) => self.leave(passing, &path, Errand::Take, frame, out),
             path::Next::Unresolved(path, next_hop) => {
                 finish::is_too_big(frame, port, ip, &path)?;

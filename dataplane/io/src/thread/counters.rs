@@ -7,7 +7,7 @@ use margay_core::{Counters, DropReason};
 /// The core's counters for others to read.
 #[derive(Debug)]
 struct Tally {
-    plain: [AtomicU64; 18],
+    plain: [AtomicU64; 19],
     drops: Vec<AtomicU64>,
 }
 
@@ -84,6 +84,7 @@ impl Tally {
             c.messages,
             c.sealed,
             c.opened,
+            c.joined,
         ];
         for (to, value) in self.plain.iter().zip(values) {
             to.store(value, Relaxed);
@@ -114,6 +115,7 @@ impl Tally {
             messages,
             sealed,
             opened,
+            joined,
         ] = std::array::from_fn(|at| self.plain[at].load(Relaxed));
         counters.received = received;
         counters.forwarded = forwarded;
@@ -133,6 +135,7 @@ impl Tally {
         counters.messages = messages;
         counters.sealed = sealed;
         counters.opened = opened;
+        counters.joined = joined;
         for (to, from) in counters.drops.iter_mut().zip(&self.drops) {
             *to = from.load(Relaxed);
         }

@@ -44,7 +44,7 @@ impl UmemFrame {
 
     /// Appends the chunk of `descriptor`, as for [`UmemFrame::new`]. Returns `false` when the packet has [`MAX_FRAMES`] already: the chunk
     /// then stays the caller's.
-    pub(super) fn append(&mut self, descriptor: FrameDesc) -> bool {
+    pub(super) fn append_chunk(&mut self, descriptor: FrameDesc) -> bool {
         let none = || Rest { descriptors: [FrameDesc::default(); MAX_FRAMES - 1], count: 0, bytes: 0 };
         let rest = self.rest.get_or_insert_with(|| Box::new(none()));
         let Some(place) = rest.descriptors.get_mut(rest.count) else { return false };
@@ -181,6 +181,42 @@ impl Frame for UmemFrame {
             Some(pool) => (head_of(pool, descriptor), others),
             None => (&mut [], others),
         }
+    }
+
+    /// What the last chunk has room for goes there; the rest stays in the chunk of `next`, from its beginning on, which is then the last.
+    /// A checksum that is left to the kernel is over what the packet was.
+    fn append(&mut self, mut next: Self, from: usize) -> Result<(), Self> {
+        let Self { descriptor, rest, pool: Some(pool) } = self else { return Err(next) };
+        let full = rest.as_ref().is_some_and(|rest| rest.count == rest.descriptors.len());
+        let len = next.descriptor.len();
+        let ours = next.pool.as_ref().is_some_and(|other| Rc::ptr_eq(other, pool));
+        let left_to_kernel = descriptor.options() | next.descriptor.options() != 0;
+        if next.rest.is_some() || from > len || !ours || left_to_kernel {
+            return Err(next);
+        }
+        let last = match rest.as_deref_mut() {
+            Some(Rest { descriptors, count, .. }) if *count > 0 => &mut descriptors[*count - 1],
+            _ => descriptor,
+        };
+        let used = last.len();
+        let near = pool.room(last).saturating_sub(used).min(len - from);
+        if full && near < len - from {
+            return Err(next);
+        }
+        last.set_len(used + near);
+        head_of(pool, last)[used..].copy_from_slice(&next.data()[from..from + near]);
+        if let Some(rest) = rest {
+            rest.bytes += near;
+        }
+        let left = len - from - near;
+        if left > 0 {
+            next.data_mut().copy_within(from + near.., 0);
+            next.set_len(left);
+            next.into_descriptors(|descriptor| {
+                self.append_chunk(descriptor);
+            });
+        }
+        Ok(())
     }
 
     #[inline]

@@ -138,7 +138,7 @@ impl Rings for XskRings {
             let packet = match self.open.take() {
                 None => UmemFrame::new(descriptor, &self.pool),
                 Some(mut packet) => {
-                    if !packet.append(descriptor) {
+                    if !packet.append_chunk(descriptor) {
                         self.refuse(Some(index));
                         self.abandon(more);
                         continue;
