@@ -6,11 +6,13 @@
 //! |---|---|
 //! | [`start`] | packet memory, programs, threads |
 //! | [`ports`] | devices that come and go |
+//! | [`memories`] | packet memory that a port has for itself |
 //! | [`publication`] | snapshots and topologies to the workers |
 //! | [`report`] | counters, flows, told packets, memory |
 //! | [`keeper`] | ports whose frames end workers |
 
 mod keeper;
+mod memories;
 mod ports;
 mod publication;
 mod report;
@@ -19,7 +21,7 @@ mod start;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::AtomicU32;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -31,12 +33,15 @@ use margay_policy_engine::snapshot::Snapshot;
 use crate::engine::PortStatistics;
 use crate::panics::{Ledger, WorkerPanic};
 use crate::publish::Publisher;
+use crate::rings::MemoryId;
 pub use crate::spec::{
-    DataplaneConfig, DataplaneError, FrameReport, MemoryReport, PortCounters, PortReport, PortSpec,
+    DataplaneConfig, DataplaneError, FrameReport, MemoryBook, MemoryChoice, MemoryReport, PortCounters,
+    PortMemory, PortReport, PortSpec,
 };
 use crate::steer::Steer;
 use crate::thread::{Command, SharedCounters};
-use crate::xsk::UmemHandle;
+use crate::xsk::{Store, UmemHandle};
+use memories::OwnMemory;
 
 /// How long an answer of the worker may take; it answers within a burst, so longer means that it hangs.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -47,6 +52,8 @@ struct PortState {
     report: PortReport,
     /// Chunks that its sockets need to receive into, even while they are silent.
     least: usize,
+    /// The memory that it has for itself.
+    own: Option<OwnMemory>,
     /// One for each worker that has queues of the port.
     statistics: Vec<(WorkerIndex, Arc<PortStatistics>)>,
 }
@@ -65,6 +72,10 @@ struct Control {
     steer: Steer,
     umem: UmemHandle,
     ports: BTreeMap<PortIndex, PortState>,
+    /// Memories of ports that are gone, for as long as workers know them.
+    retired: Vec<(MemoryId, Weak<Store>)>,
+    /// How many memories ports have had for themselves; the last one's number.
+    memories: u32,
     /// What was published last; workers get both in one.
     topology: Option<Arc<Topology>>,
     encryption: Option<Arc<Encryption>>,

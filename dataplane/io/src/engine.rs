@@ -26,12 +26,12 @@ use margay_core::worker::{Captured, TapFilter, TapId};
 use margay_core::{Frame, Nanos, Output, PacketEvent, View};
 
 use crate::exchange::{Alone, Exchange};
-use crate::rings::Rings;
+use crate::rings::{LEAST, MemoryId, Rings};
 use backlog::Backlog;
 use interruption::Inside;
 pub(crate) use interruption::head_of;
 pub use interruption::{Interrupted, KEPT_OF_FRAME};
-use lines::{ACTIVE_FOR, Line, add, send};
+use lines::{ACTIVE_FOR, Line, Memory, add, send};
 pub use lines::{PortStatistics, RingId};
 pub use processor::Processor;
 
@@ -64,6 +64,8 @@ pub struct Engine<R: Rings, P> {
     lines: Vec<Option<Line<R>>>,
     /// First line of each port, by index of the port.
     first: Vec<Option<usize>>,
+    /// The memories that rings are on: one, or few.
+    memories: Vec<Memory>,
     active: Vec<usize>,
     sending: Vec<usize>,
     batch: Vec<R::Frame>,
@@ -98,6 +100,7 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
             processor,
             lines: Vec::new(),
             first: Vec::new(),
+            memories: Vec::new(),
             active: Vec::new(),
             sending: Vec::new(),
             batch: Vec::with_capacity(BURST),
@@ -170,8 +173,11 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
         self.inside.set(None);
         self.flush();
         self.feed(now);
-        let idle = self.idle_fill();
-        let lines = &mut self.lines;
+        let (lines, memories, sharers) = (&mut self.lines, &self.memories, self.sharers);
+        let idle = |id| {
+            let memory = memories.iter().find(|memory| memory.id == id);
+            memory.map_or(LEAST, |memory| memory.idle_fill(sharers))
+        };
         for line in lines.iter_mut().flatten() {
             if line.gone {
                 continue;
@@ -185,12 +191,10 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
                 }
             }
             if now - line.last_traffic > ACTIVE_FOR {
-                line.target = idle.max(line.rings.least());
+                line.target = idle(line.rings.memory()).max(line.rings.least());
             }
-            let missing = line.target.saturating_sub(line.rings.filled());
-            if missing > 0 {
-                line.rings.refill(missing);
-            }
+            // With nothing missing too: a device may have to be told of what is there.
+            line.rings.refill(line.target.saturating_sub(line.rings.filled()));
             let refused = line.rings.refused();
             line.statistics.refused.store(refused, Relaxed);
         }
@@ -253,11 +257,12 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
             self.tell();
         }
         if !self.out.handovers.is_empty() {
-            if self.is_short() {
-                self.refused.extend(self.out.handovers.drain(..).map(|(_, parcel)| parcel));
-            } else {
-                self.exchange.give(&mut self.out.handovers, &mut self.refused);
+            for at in 0..self.memories.len() {
+                if self.is_short(self.memories[at]) {
+                    self.keep_back(self.memories[at].id);
+                }
             }
+            self.exchange.give(&mut self.out.handovers, &mut self.refused);
             let unsent = self.refused.iter().filter(|parcel| parcel.errand == Errand::Send).count() as u64;
             self.losses.unsent += unsent;
             self.processor.handover_refused(self.refused.len() as u64 - unsent);
@@ -279,19 +284,28 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
                 send(line);
             }
         }
-        let memory = self.lines.iter().flatten().next().map_or(0, |line| line.rings.pool().1);
-        let wanted = (memory / PER_SPARE).clamp(SPARES, MANY_SPARES);
+        // Never of an uplink's own memory, which goes with the uplink.
+        let memory = self.memory(MemoryId::SHARED);
+        let wanted = (memory.map_or(0, |memory| memory.total) / PER_SPARE).clamp(SPARES, MANY_SPARES);
         while self.out.spare.len() < wanted {
-            let of_a_port = self.lines.iter_mut().flatten().next().and_then(|line| line.rings.take_spare());
+            let line = memory.and_then(|memory| self.lines[memory.line].as_mut());
+            let of_a_port = line.and_then(|line| line.rings.take_spare());
             let Some(frame) = of_a_port.or_else(|| self.exchange.spare()) else { break };
             self.out.spare.push(frame);
         }
     }
 
-    /// Returns whether so little memory is free that other workers get none of it.
-    fn is_short(&self) -> bool {
-        let pool = self.lines.iter().flatten().next().map(|line| line.rings.pool());
+    /// Returns whether so little of a memory is free that other workers get none of it.
+    fn is_short(&self, memory: Memory) -> bool {
+        let pool = self.lines[memory.line].as_ref().map(|line| line.rings.pool());
         pool.is_some_and(|(free, total)| free < total / RESERVE)
+    }
+
+    /// Refuses what lies in one memory to the other workers.
+    #[cold]
+    fn keep_back(&mut self, memory: MemoryId) {
+        let kept = self.out.handovers.extract_if(.., |(_, parcel)| R::memory_of(&parcel.frame) == memory);
+        self.refused.extend(kept.map(|(_, parcel)| parcel));
     }
 
     /// Returns how many empty frames are kept for packets of the worker's own.

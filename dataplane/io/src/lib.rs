@@ -53,6 +53,7 @@ pub mod thread;
 pub mod xsk;
 
 pub use dataplane::{
-    Dataplane, DataplaneConfig, DataplaneError, MemoryReport, PortCounters, PortReport, PortSpec,
+    Dataplane, DataplaneConfig, DataplaneError, MemoryChoice, MemoryReport, PortCounters, PortMemory,
+    PortReport, PortSpec,
 };
 pub use steer::{AttachChoice, AttachMode, EgressMode, Role, mount_bpffs};

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use margay_core::Frame;
 
 use crate::exchange::Pass;
-use crate::rings::{LEAST, PortGone, Rings};
+use crate::rings::{Crossings, LEAST, MemoryId, PortGone, Rings};
 
 /// Packets on their way in one direction.
 pub type Wire = Rc<RefCell<VecDeque<Vec<u8>>>>;
@@ -18,15 +18,23 @@ pub type Wire = Rc<RefCell<VecDeque<Vec<u8>>>>;
 /// Frames of one size, and the free ones among them.
 #[derive(Debug)]
 pub struct MemoryPool {
+    id: MemoryId,
     free: RefCell<Vec<Box<[u8]>>>,
     total: usize,
+    /// Bytes of a frame.
+    size: usize,
 }
 
 impl MemoryPool {
-    /// Returns a pool of `count` frames of `size` bytes.
+    /// Returns a shared pool of `count` frames of `size` bytes.
     pub fn new(count: usize, size: usize) -> Rc<Self> {
+        Self::of(MemoryId::SHARED, count, size)
+    }
+
+    /// Returns the pool of another memory.
+    pub fn of(id: MemoryId, count: usize, size: usize) -> Rc<Self> {
         let free = (0..count).map(|_| vec![0u8; size].into_boxed_slice()).collect();
-        Rc::new(Self { free: RefCell::new(free), total: count })
+        Rc::new(Self { id, free: RefCell::new(free), total: count, size })
     }
 
     /// Returns the number of free frames.
@@ -124,6 +132,7 @@ pub struct MemoryRings {
     lost: u64,
     lost_before: u64,
     gone: bool,
+    crossings: Crossings,
 }
 
 impl MemoryRings {
@@ -140,7 +149,18 @@ impl MemoryRings {
             lost: 0,
             lost_before: 0,
             gone: false,
+            crossings: Crossings::default(),
         }
+    }
+
+    /// Copies a packet of another pool into this one; `None` when no frame is free. It fits.
+    fn bring_across(&mut self, packet: &PooledFrame) -> Option<PooledFrame> {
+        let mut copy = PooledFrame::take(&self.pool)?;
+        copy.set_len(packet.len);
+        copy.data_mut().copy_from_slice(packet.data());
+        self.crossings.packets += 1;
+        self.crossings.bytes += packet.len as u64;
+        Some(copy)
     }
 
     /// Takes the device away, as the kernel does when a pod ends.
@@ -179,9 +199,25 @@ impl Rings for MemoryRings {
 
     fn submit_tx(&mut self, frames: &mut Vec<PooledFrame>) -> usize {
         let room = self.ring_size.saturating_sub(self.transmit.len());
-        let count = frames.len().min(room);
+        let (mut count, mut taken) = (0, 0);
+        while count < frames.len().min(room) {
+            let packet = &frames[count];
+            let ours = Rc::ptr_eq(&packet.pool, &self.pool);
+            if !ours && packet.len > self.pool.size {
+                self.crossings.too_large += 1;
+                self.crossings.too_large_bytes += packet.len as u64;
+                frames.remove(count);
+                taken += 1;
+                continue;
+            }
+            if !ours {
+                let Some(copy) = self.bring_across(&frames[count]) else { break };
+                frames[count] = copy;
+            }
+            count += 1;
+        }
         self.transmit.extend(frames.drain(..count));
-        count
+        count + taken
     }
 
     fn complete(&mut self) -> usize {
@@ -233,6 +269,18 @@ impl Rings for MemoryRings {
 
     fn pool(&self) -> (usize, usize) {
         (self.pool.free(), self.pool.total())
+    }
+
+    fn memory(&self) -> MemoryId {
+        self.pool.id
+    }
+
+    fn memory_of(frame: &PooledFrame) -> MemoryId {
+        frame.pool.id
+    }
+
+    fn crossings(&self) -> Crossings {
+        self.crossings
     }
 
     fn take_spare(&mut self) -> Option<PooledFrame> {

@@ -15,6 +15,28 @@ use margay_core::Frame;
 /// [`Rings::least`] of a port whose packets have one frame each.
 pub const LEAST: usize = 8;
 
+/// Which packet memory. Pods and the host share one; an uplink may have one of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MemoryId(pub u32);
+
+impl MemoryId {
+    /// The memory that ports share.
+    pub const SHARED: Self = Self(0);
+}
+
+/// What came to rings out of another memory than theirs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Crossings {
+    /// Packets copied.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Packets lost because no packet of these rings may be so large.
+    pub too_large: u64,
+    /// Their bytes.
+    pub too_large_bytes: u64,
+}
+
 /// The device is gone, or the kernel refuses the socket for good.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the port's device is gone ({0}); remove the port, and add it again if the device comes back")]
@@ -29,7 +51,8 @@ pub trait Rings {
     fn poll_rx(&mut self, out: &mut Vec<Self::Frame>, budget: usize) -> usize;
 
     /// Takes packets from the front of `frames` while the transmit ring has room for all their frames; returns how many packets. The
-    /// rest stays.
+    /// rest stays. A packet in another memory than that of these rings is copied first, and stays where there is no room for the copy; see
+    /// [`Rings::crossings`].
     fn submit_tx(&mut self, frames: &mut Vec<Self::Frame>) -> usize;
 
     /// Takes back frames that the kernel has sent; returns how many. Those that it still works on come later: never wait for them.
@@ -63,6 +86,15 @@ pub trait Rings {
 
     /// Returns the number of free frames of the memory behind these rings, and of all its frames.
     fn pool(&self) -> (usize, usize);
+
+    /// Returns which memory is behind these rings.
+    fn memory(&self) -> MemoryId;
+
+    /// Returns which memory a packet lies in.
+    fn memory_of(frame: &Self::Frame) -> MemoryId;
+
+    /// Returns what was given to [`Rings::submit_tx`] out of other memories. A packet that was too large is among those it took.
+    fn crossings(&self) -> Crossings;
 
     /// Takes a free frame, empty, for a packet of our own.
     fn take_spare(&mut self) -> Option<Self::Frame>;

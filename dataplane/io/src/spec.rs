@@ -8,6 +8,7 @@ use std::time::Duration;
 use margay_core::spread::MAX_WORKERS;
 use margay_core::{PortIndex, WorkerConfig};
 
+use crate::rings::MemoryId;
 use crate::steer::{AttachChoice, AttachMode, Role, SteerError};
 use crate::xsk::{Census, SocketStatistics, XskError};
 
@@ -20,6 +21,8 @@ pub struct DataplaneConfig {
     pub chunk_size: u32,
     /// Chunks of packet memory.
     pub chunks: u32,
+    /// Chunks of the packet memory that a port has for itself; see [`MemoryChoice`].
+    pub own_chunks: u32,
     /// Whether packets of several frames are taken where the kernel has them.
     pub several_frames: bool,
     /// Whether checksums that pods left to their device stay left towards other pods, where the kernel knows how.
@@ -46,6 +49,7 @@ impl Default for DataplaneConfig {
             bpffs: PathBuf::from("/run/margay/bpf"),
             chunk_size: 4096,
             chunks: 16_384,
+            own_chunks: 8_192,
             several_frames: true,
             leave_checksums: true,
             workers: 1,
@@ -74,6 +78,32 @@ pub struct PortSpec {
     pub queues: Option<u32>,
 }
 
+/// Which packet memory a port is to be on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MemoryChoice {
+    /// That of all ports. What an uplink and pods send each other is not copied in between.
+    #[default]
+    Shared,
+    /// One of its own, without a copy between it and the device (docs/decisions/0028); the shared one where the driver has no zero-copy.
+    ZeroCopy,
+    /// One of its own in copy mode. It serves nothing but to try what [`MemoryChoice::ZeroCopy`] does on a device whose driver has none.
+    OwnWithCopy,
+}
+
+/// Which packet memory a port is on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum PortMemory {
+    /// That of all ports.
+    #[default]
+    Shared,
+    /// That of all ports, though another was wanted; this is why.
+    Refused(String),
+    /// One of its own, without a copy between it and the device.
+    ZeroCopy,
+    /// One of its own in copy mode.
+    OwnWithCopy,
+}
+
 /// What became of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortReport {
@@ -85,6 +115,8 @@ pub struct PortReport {
     pub queues: u32,
     /// The worker that has the first of them.
     pub worker: u16,
+    /// Where its packets lie.
+    pub memory: PortMemory,
 }
 
 /// What the packet path costs in memory.
@@ -92,6 +124,8 @@ pub struct PortReport {
 pub struct MemoryReport {
     /// Packet memory, counted against our own process.
     pub umem_bytes: u64,
+    /// The part of it that ports have for themselves.
+    pub own_umem_bytes: u64,
     /// The rings of all sockets.
     pub ring_bytes: u64,
     /// Estimate of what the kernel keeps per chunk and socket, outside our resident size.
@@ -102,7 +136,8 @@ pub struct MemoryReport {
     pub chunks: Census,
 }
 
-/// Where every frame of the packet memory is, by two books: the table that says for each who has it, and those who should have them.
+/// Where every frame is, by two books: the table that says for each who has it, and those who should have them. Sums over all memories,
+/// but for [`FrameReport::memories`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FrameReport {
     /// The table.
@@ -115,15 +150,35 @@ pub struct FrameReport {
     pub waiting: usize,
     /// With the kernel, by port: to receive into, and to be sent.
     pub rings: BTreeMap<PortIndex, (usize, usize)>,
+    /// Both books of each memory by itself. That of a port that is gone is among them while something of it is still under way.
+    pub memories: BTreeMap<MemoryId, MemoryBook>,
+}
+
+/// What [`FrameReport`] knows of one memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryBook {
+    /// The table.
+    pub table: Census,
+    /// Free ones that somebody can take.
+    pub listed: usize,
+    /// With the kernel, to receive into.
+    pub fill: usize,
+    /// With the kernel, to be sent.
+    pub transmit: usize,
+}
+
+impl MemoryBook {
+    fn agrees(&self) -> bool {
+        (self.table.free, self.table.fill, self.table.transmit) == (self.listed, self.fill, self.transmit)
+    }
 }
 
 impl FrameReport {
     /// Returns whether both books say the same. They do when nothing is under way: no packet between workers, no burst, and no socket
     /// that was closed within the last second. A frame that is lost for good is in one of them only.
     pub fn agrees(&self) -> bool {
-        let (fill, transmit) = self.rings.values().fold((0, 0), |sum, port| (sum.0 + port.0, sum.1 + port.1));
-        let of_rings = Census { free: self.listed, held: self.spares + self.waiting, fill, transmit };
-        self.table == of_rings
+        // Of what waits in workers it is not known which memory it is in.
+        self.table.held == self.spares + self.waiting && self.memories.values().all(MemoryBook::agrees)
     }
 }
 
@@ -138,8 +193,12 @@ pub struct PortCounters {
     pub tx_packets: u64,
     /// Bytes handed to the kernel for sending.
     pub tx_bytes: u64,
-    /// Frames not sent: the transmit ring stayed full, or the device was gone.
+    /// Frames not sent: the transmit ring or the memory for copies stayed full, or the device was gone.
     pub tx_failed: u64,
+    /// Packets that were copied to be sent, as they came in another memory.
+    pub copied_packets: u64,
+    /// Bytes of these.
+    pub copied_bytes: u64,
     /// Descriptors from the kernel that were refused.
     pub refused: u64,
     /// The kernel's own counters, over all queues.
@@ -174,6 +233,14 @@ pub enum DataplaneError {
     /// No such port.
     #[error("there is no port {0}; it was removed, or never added")]
     NoPort(u16),
+    /// Some queues have zero-copy, and this one not.
+    #[error("queue {queue} of {device} has no zero-copy, though those before it have; the port is in copy mode")]
+    QueueCopies {
+        /// The device.
+        device: String,
+        /// The queue.
+        queue: u32,
+    },
     /// The role is not one of a port.
     #[error("{0} cannot be added as a closed port; use attach_closed")]
     ClosedPort(String),

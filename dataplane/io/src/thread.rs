@@ -33,9 +33,11 @@ use crate::engine::{Engine, PortStatistics, Processor, RingId};
 use crate::exchange::Inbox;
 use crate::panics::{Strikes, WorkerPanic, message_of};
 use crate::publish::Subscriber;
-use crate::rings::Rings;
+use crate::rings::{MemoryId, Rings};
 use crate::steer::Heartbeat;
-use crate::xsk::{Census, LooseFrame, Pool, SocketSlot, SocketStatistics, UmemFrame, XskRings, XskSocket};
+use crate::xsk::{
+    Census, LooseFrame, Pools, SocketSlot, SocketStatistics, Store, UmemFrame, UmemHandle, XskRings, XskSocket,
+};
 
 pub use counters::SharedCounters;
 
@@ -61,17 +63,22 @@ pub fn now() -> Nanos {
 /// What the control side asks of the worker.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// Take these sockets to work.
+    /// Know this memory, whose sockets may come to any worker.
+    Know { umem: UmemHandle, store: Arc<Store>, done: Sender<()> },
+    /// Forget it once all of it is free; its sockets are closed.
+    Retire { memory: MemoryId },
+    /// Take these sockets, which are on this memory, to work.
     Add {
         port: PortIndex,
+        memory: MemoryId,
         sockets: Vec<XskSocket>,
         statistics: Arc<PortStatistics>,
         done: Sender<std::io::Result<()>>,
     },
     /// Give the sockets of a port back; they are closed by the caller, who then says [`Command::Reclaim`].
     Remove { port: PortIndex, taken: Sender<Vec<(XskSocket, SocketSlot)>> },
-    /// These sockets are closed: their chunks are free.
-    Reclaim { slots: Vec<SocketSlot> },
+    /// These sockets, which were on this memory, are closed: their chunks are free.
+    Reclaim { memory: MemoryId, slots: Vec<SocketSlot> },
     /// A piece of the flow table.
     Flows { cursor: usize, limit: usize, reply: Sender<(Vec<FlowRecord>, Option<usize>)> },
     /// The encryption plan in force and the peers of this worker.
@@ -88,7 +95,7 @@ pub(crate) enum Command {
     Open { port: PortIndex },
     /// What this worker has of them.
     Frames { reply: Sender<WorkerFrames> },
-    /// Where the chunks are, and how many free ones no worker has at hand.
+    /// Where the chunks of the shared memory are, and how many free ones no worker has at hand.
     Census { reply: Sender<(Census, usize)> },
     /// End.
     Stop,
@@ -98,13 +105,13 @@ pub(crate) enum Command {
 #[derive(Debug)]
 pub(crate) struct WorkerFrames {
     /// Free, at its hand.
-    pub at_hand: usize,
+    pub at_hand: Vec<(MemoryId, usize)>,
     /// Kept for packets of its own.
     pub spares: usize,
     /// Of packets that wait in its processor.
     pub waiting: usize,
-    /// With the kernel: port, to receive into, to be sent.
-    pub rings: Vec<(PortIndex, usize, usize)>,
+    /// With the kernel: port, memory, to receive into, to be sent.
+    pub rings: Vec<(PortIndex, MemoryId, usize, usize)>,
 }
 
 /// What a thread is born with.
@@ -114,7 +121,7 @@ pub(crate) struct Birth {
     pub workers: u16,
     pub inbox: Arc<Inbox<LooseFrame>>,
     pub poll: Poll,
-    pub pool: Rc<Pool>,
+    pub pools: Rc<Pools>,
     pub heartbeat: Heartbeat,
     pub commands: Receiver<Command>,
     pub snapshots: Subscriber<Snapshot>,
@@ -136,7 +143,7 @@ struct Loop<P> {
     /// Slots are those of the whole UMEM: this worker takes every n-th.
     next_slot: u16,
     /// Slots of closed sockets whose chunks to be sent are not yet free, each with the time when they are.
-    closing: Vec<(SocketSlot, Nanos)>,
+    closing: Vec<(MemoryId, SocketSlot, Nanos)>,
     wanted: Vec<(PortIndex, IpAddr)>,
     /// A new topology was seen outside the loop's own look at it.
     tick_is_due: bool,
@@ -235,7 +242,7 @@ impl<P: Processor<UmemFrame>> Loop<P> {
         // Older than any limit: pods are closed and uplinks pass from here on. A failure to say so is silence as well, a second later.
         let _ = self.birth.heartbeat.stamp(Nanos(0));
         let (at, time) = (now(), SystemTime::now());
-        let (first, freed) = self.birth.pool.witness().take();
+        let (first, freed) = self.birth.pools.shared().witness().take();
         let Some(interrupted) = self.engine.interrupted(freed) else { return Some(panic) };
         self.birth.counters.close(&interrupted.counters);
         let number = self.birth.counters.panics.fetch_add(1, Relaxed) + 1;
@@ -303,8 +310,14 @@ impl<P: Processor<UmemFrame>> Loop<P> {
             };
             // An asker that is gone needs no answer, so failed replies are dropped.
             match command {
-                Command::Add { port, sockets, statistics, done } => {
-                    let result = self.add(port, sockets, &statistics, time);
+                Command::Know { umem, store, done } => {
+                    let pools = &self.birth.pools;
+                    pools.add(pools.shared().beside(&umem, store));
+                    let _ = done.send(());
+                }
+                Command::Retire { memory } => self.birth.pools.retire(memory),
+                Command::Add { port, memory, sockets, statistics, done } => {
+                    let result = self.add(port, memory, sockets, &statistics, time);
                     let _ = done.send(result);
                 }
                 Command::Remove { port, taken } => {
@@ -316,10 +329,12 @@ impl<P: Processor<UmemFrame>> Loop<P> {
                     let sockets = lines.into_iter().map(XskRings::into_socket).collect();
                     let _ = taken.send(sockets);
                 }
-                Command::Reclaim { slots } => {
+                Command::Reclaim { memory, slots } => {
                     for slot in slots {
-                        self.birth.pool.reclaim_filled(slot);
-                        self.closing.push((slot, time + SENT_PAUSE));
+                        if let Some(pool) = self.birth.pools.of(memory) {
+                            pool.reclaim_filled(slot);
+                        }
+                        self.closing.push((memory, slot, time + SENT_PAUSE));
                     }
                 }
                 Command::Flows { cursor, limit, reply } => {
@@ -354,16 +369,18 @@ impl<P: Processor<UmemFrame>> Loop<P> {
                 }
                 Command::Frames { reply } => {
                     let rings = self.engine.lines();
-                    let rings = rings.map(|(port, _, rings)| (port, rings.filled(), rings.in_flight()));
+                    let rings = rings
+                        .map(|(port, _, rings)| (port, rings.memory(), rings.filled(), rings.in_flight()));
                     let _ = reply.send(WorkerFrames {
-                        at_hand: self.birth.pool.at_hand(),
+                        at_hand: self.birth.pools.at_hand(),
                         spares: self.engine.spares(),
                         waiting: self.engine.processor().frames_held(),
                         rings: rings.collect(),
                     });
                 }
                 Command::Census { reply } => {
-                    let _ = reply.send((self.birth.pool.census(), self.birth.pool.in_depot()));
+                    let pool = self.birth.pools.shared();
+                    let _ = reply.send((pool.census(), pool.in_depot()));
                 }
                 Command::Stop => return false,
             }
@@ -373,13 +390,15 @@ impl<P: Processor<UmemFrame>> Loop<P> {
     fn add(
         &mut self,
         port: PortIndex,
+        memory: MemoryId,
         sockets: Vec<XskSocket>,
         statistics: &Arc<PortStatistics>,
         time: Nanos,
     ) -> std::io::Result<()> {
+        let pool = self.birth.pools.of(memory).ok_or_else(|| std::io::Error::other("unknown packet memory"))?;
         for socket in sockets {
             let slot = self.free_slot().ok_or_else(|| std::io::Error::other("too many sockets"))?;
-            let rings = XskRings::new(socket, Rc::clone(&self.birth.pool), slot);
+            let rings = XskRings::new(socket, Rc::clone(&pool), slot);
             let fd = rings.as_raw_fd();
             let id = self.engine.add(port, rings, Arc::clone(statistics), time);
             self.birth.poll.registry().register(&mut SourceFd(&fd), Token(id.0), Interest::READABLE)?;
@@ -389,7 +408,7 @@ impl<P: Processor<UmemFrame>> Loop<P> {
 
     fn free_slot(&mut self) -> Option<SocketSlot> {
         let taken = |slot: SocketSlot, this: &Self| {
-            this.closing.iter().any(|(s, _)| *s == slot)
+            this.closing.iter().any(|(_, s, _)| *s == slot)
                 || this.engine.lines().any(|(_, _, rings)| rings.slot() == slot)
         };
         for _ in 0..SocketSlot::MAX / self.birth.workers {
@@ -404,14 +423,15 @@ impl<P: Processor<UmemFrame>> Loop<P> {
     }
 
     fn house_keeping(&mut self, time: Nanos) {
-        let pool = &self.birth.pool;
-        self.closing.retain(|(slot, at)| {
+        let pools = &self.birth.pools;
+        self.closing.retain(|(memory, slot, at)| {
             let over = time >= *at;
-            if over {
+            if let Some(pool) = pools.of(*memory).filter(|_| over) {
                 pool.reclaim_sent(*slot);
             }
             !over
         });
+        pools.forget();
         let losses = self.engine.losses();
         self.birth.counters.events_lost.store(losses.events, Relaxed);
         self.birth.counters.portless.store(losses.portless, Relaxed);

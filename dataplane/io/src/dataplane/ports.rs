@@ -10,7 +10,8 @@ use margay_core::{PortIndex, Spread, WorkerIndex};
 
 use super::{Control, Dataplane, PortState};
 use crate::engine::PortStatistics;
-use crate::spec::{DataplaneError, PortReport, PortSpec};
+use crate::rings::MemoryId;
+use crate::spec::{DataplaneError, MemoryChoice, PortMemory, PortReport, PortSpec};
 use crate::steer::{AttachChoice, AttachMode, EgressMode, Role};
 use crate::thread::Command;
 use crate::xsk::{SocketSlot, UmemHandle, XskError, XskSocket};
@@ -26,6 +27,17 @@ impl Dataplane {
 
     /// As [`Dataplane::add_port`], with the ways in which the program of this port may be attached.
     pub fn add_port_as(&self, spec: PortSpec, choice: AttachChoice) -> Result<PortReport, DataplaneError> {
+        self.add_port_in(spec, choice, MemoryChoice::Shared)
+    }
+
+    /// As [`Dataplane::add_port_as`], with the packet memory that the port is to be on. One of its own that is refused is no error: the port
+    /// is on the shared memory then, and its report says why.
+    pub fn add_port_in(
+        &self,
+        spec: PortSpec,
+        choice: AttachChoice,
+        memory: MemoryChoice,
+    ) -> Result<PortReport, DataplaneError> {
         if spec.role == Role::Closed {
             return Err(DataplaneError::ClosedPort(spec.device));
         }
@@ -34,16 +46,71 @@ impl Dataplane {
         if let Some(there) = control.ports.get(&spec.index) {
             return Err(DataplaneError::PortExists(spec.index.0, there.spec.device.clone()));
         }
-        let ifindex = index_of(&spec.device)?;
+        // Else a bind would say so, less well.
+        index_of(&spec.device)?;
+        let zero_copy = match memory {
+            MemoryChoice::Shared => {
+                let sockets = bind_all(&control.umem, &spec, self.config.bind_patience)?;
+                return self.take_in(control, spec, choice, MemoryId::SHARED, sockets);
+            }
+            MemoryChoice::ZeroCopy => true,
+            MemoryChoice::OwnWithCopy => false,
+        };
+        let why = match self.take_in_with_own(control, &spec, choice, zero_copy) {
+            // A program above the driver is given copies.
+            Ok(report) if zero_copy && report.mode == AttachMode::Generic => {
+                self.let_go(control, spec.index)?;
+                "the driver does not take the program".to_owned()
+            }
+            Ok(report) => return Ok(report),
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!(device = spec.device, why, "no packet memory of its own for this port: its packets are copied");
+        let index = spec.index;
         let sockets = bind_all(&control.umem, &spec, self.config.bind_patience)?;
+        self.take_in(control, spec, choice, MemoryId::SHARED, sockets)?;
+        let port = control.ports.get_mut(&index).ok_or(DataplaneError::NoPort(index.0))?;
+        port.report.memory = PortMemory::Refused(why);
+        Ok(port.report.clone())
+    }
+
+    fn take_in_with_own(
+        &self,
+        control: &mut Control,
+        spec: &PortSpec,
+        choice: AttachChoice,
+        zero_copy: bool,
+    ) -> Result<PortReport, DataplaneError> {
+        let (own, sockets) = self.make_own(control, spec, zero_copy)?;
+        if let Err(error) = self.take_in(control, spec.clone(), choice, own.store.id(), sockets) {
+            self.retire(control, &own);
+            return Err(error);
+        }
+        let port = control.ports.get_mut(&spec.index).ok_or(DataplaneError::NoPort(spec.index.0))?;
+        port.report.memory = own.told();
+        port.own = Some(own);
+        Ok(port.report.clone())
+    }
+
+    /// Puts the sockets of a port, bound to one memory, to work, and the program in front of them.
+    fn take_in(
+        &self,
+        control: &mut Control,
+        spec: PortSpec,
+        choice: AttachChoice,
+        memory: MemoryId,
+        sockets: Vec<XskSocket>,
+    ) -> Result<PortReport, DataplaneError> {
+        let ifindex = index_of(&spec.device)?;
         let queues = sockets.len() as u32;
-        let least = sockets.iter().map(XskSocket::least).sum();
-        let (needed, memory) = (control.needed() + least, control.umem.chunks() as usize / 2);
-        if needed > memory {
+        let of_shared = sockets.iter().filter(|_| memory == MemoryId::SHARED);
+        let least = of_shared.map(XskSocket::least).sum();
+        let (needed, half) = (control.needed() + least, control.umem.chunks() as usize / 2);
+        if needed > half {
             tracing::warn!(
                 device = spec.device,
                 needed,
-                memory,
+                memory = half,
                 "packet memory is small for the ports there are: of their large packets some will be lost; lower the MTU of pods (--local-mtu)"
             );
         }
@@ -71,6 +138,7 @@ impl Dataplane {
             statistics.push((worker, Arc::clone(&numbers)));
             let answer = self.ask(worker, |done| Command::Add {
                 port: spec.index,
+                memory,
                 sockets,
                 statistics: numbers,
                 done,
@@ -94,13 +162,14 @@ impl Dataplane {
                 control.steer.disown(ifindex);
                 for (worker, _) in statistics {
                     // The first error is the one to tell.
-                    let _ = self.take_back(worker, spec.index);
+                    let _ = self.take_back(worker, spec.index, memory);
                 }
                 return Err(error);
             }
         };
-        let report = PortReport { ifindex, mode, queues, worker: owner(0).0 };
-        let state = PortState { spec, report: report.clone(), least, statistics };
+        let report =
+            PortReport { ifindex, mode, queues, worker: owner(0).0, memory: PortMemory::Shared };
+        let state = PortState { spec, report: report.clone(), least, own: None, statistics };
         control.ports.insert(state.spec.index, state);
         Ok(report)
     }
@@ -118,27 +187,37 @@ impl Dataplane {
     ///
     /// Errors: no such port; a silent worker.
     pub fn remove_port(&self, index: PortIndex) -> Result<(), DataplaneError> {
-        let mut guard = self.control();
-        let control = &mut *guard;
+        self.let_go(&mut self.control(), index)
+    }
+
+    fn let_go(&self, control: &mut Control, index: PortIndex) -> Result<(), DataplaneError> {
         let port = control.ports.get(&index).ok_or(DataplaneError::NoPort(index.0))?;
+        let memory = port.own.as_ref().map_or(MemoryId::SHARED, |own| own.store.id());
         control.steer.disown(port.report.ifindex);
         for (worker, _) in &port.statistics {
-            self.take_back(*worker, index)?;
+            self.take_back(*worker, index, memory)?;
         }
-        control.ports.remove(&index);
+        if let Some(own) = control.ports.remove(&index).and_then(|port| port.own) {
+            self.retire(control, &own);
+        }
         self.ledger().forget(index);
         Ok(())
     }
 
-    /// Takes a port's sockets from a worker and closes them here, where waiting for the kernel hurts nobody.
-    fn take_back(&self, worker: WorkerIndex, index: PortIndex) -> Result<(), DataplaneError> {
+    /// Takes a port's sockets, on this memory, from a worker and closes them here, where waiting for the kernel hurts nobody.
+    fn take_back(
+        &self,
+        worker: WorkerIndex,
+        index: PortIndex,
+        memory: MemoryId,
+    ) -> Result<(), DataplaneError> {
         let sockets = self.ask(worker, |taken| Command::Remove { port: index, taken })?;
         let closed = |(socket, slot): (XskSocket, SocketSlot)| {
             drop(socket);
             slot
         };
         let slots = sockets.into_iter().map(closed).collect();
-        self.tell(worker, Command::Reclaim { slots })
+        self.tell(worker, Command::Reclaim { memory, slots })
     }
 
     /// Puts a program on a device that drops everything, and pins it under `pin`: what the CNI plug-in wants before it sets a pod's
@@ -225,7 +304,7 @@ fn index_of(device: &str) -> Result<u32, DataplaneError> {
 }
 
 /// Binds the queues that the port is to have: as many as asked for, or one after another until the device has no more.
-fn bind_all(
+pub(super) fn bind_all(
     umem: &UmemHandle,
     spec: &PortSpec,
     patience: Duration,

@@ -13,7 +13,8 @@ use margay_core::worker::{Captured, FlowRecord, TapFilter, TapId};
 use margay_core::{Counters, Nanos, PacketEvent, PortIndex, WorkerIndex};
 
 use super::{Dataplane, Hand};
-use crate::spec::{DataplaneError, FrameReport, MemoryReport, PortCounters, PortReport, PortSpec};
+use crate::rings::MemoryId;
+use crate::spec::{DataplaneError, FrameReport, MemoryBook, MemoryReport, PortCounters, PortReport, PortSpec};
 use crate::thread::{self, Command, SharedCounters};
 use crate::xsk::RING_SIZE;
 
@@ -69,6 +70,8 @@ impl Dataplane {
                 sum.tx_packets += from.tx_packets.load(Relaxed);
                 sum.tx_bytes += from.tx_bytes.load(Relaxed);
                 sum.tx_failed += from.tx_failed.load(Relaxed);
+                sum.copied_packets += from.copied_packets.load(Relaxed);
+                sum.copied_bytes += from.copied_bytes.load(Relaxed);
                 sum.refused += from.refused.load(Relaxed);
                 sum.gone |= from.gone.load(Relaxed);
             }
@@ -174,12 +177,22 @@ impl Dataplane {
     pub fn memory(&self) -> Result<MemoryReport, DataplaneError> {
         let (chunks, _) = self.ask(HOST_KEEPER, |reply| Command::Census { reply })?;
         let control = self.control();
-        let sockets: u32 = control.ports.values().map(|p| p.report.queues).sum();
+        let mut report = MemoryReport { umem_bytes: control.umem.bytes(), chunks, ..MemoryReport::default() };
+        for port in control.ports.values() {
+            let sockets = port.report.queues;
+            report.sockets += sockets;
+            let umem = port.own.as_ref().map_or(&control.umem, |own| &own.umem);
+            report.kernel_bytes +=
+                KERNEL_BYTES_PER_CHUNK_AND_SOCKET * u64::from(umem.chunks()) * u64::from(sockets);
+            if let Some(own) = &port.own {
+                report.umem_bytes += own.umem.bytes();
+                report.own_umem_bytes += own.umem.bytes();
+                report.chunks += own.store.census();
+            }
+        }
         // Two rings of 16-byte and two of 8-byte entries.
-        let ring_bytes = u64::from(sockets) * u64::from(RING_SIZE) * 48;
-        let kernel_bytes =
-            KERNEL_BYTES_PER_CHUNK_AND_SOCKET * u64::from(control.umem.chunks()) * u64::from(sockets);
-        Ok(MemoryReport { umem_bytes: control.umem.bytes(), ring_bytes, kernel_bytes, sockets, chunks })
+        report.ring_bytes = u64::from(report.sockets) * u64::from(RING_SIZE) * 48;
+        Ok(report)
     }
 
     /// Returns where the frames are, by two books that agree when nothing is under way and no frame was ever lost.
@@ -187,19 +200,34 @@ impl Dataplane {
     /// Errors: a silent worker.
     pub fn frames(&self) -> Result<FrameReport, DataplaneError> {
         let mut report = FrameReport::default();
+        let mut memories: BTreeMap<MemoryId, MemoryBook> = BTreeMap::new();
         for worker in self.workers() {
             let own = self.ask(worker, |reply| Command::Frames { reply })?;
-            report.listed += own.at_hand;
             report.spares += own.spares;
             report.waiting += own.waiting;
-            for (port, filled, in_flight) in own.rings {
+            for (memory, free) in own.at_hand {
+                memories.entry(memory).or_default().listed += free;
+            }
+            for (port, memory, filled, in_flight) in own.rings {
                 let sum = report.rings.entry(port).or_default();
                 *sum = (sum.0 + filled, sum.1 + in_flight);
+                let book = memories.entry(memory).or_default();
+                (book.fill, book.transmit) = (book.fill + filled, book.transmit + in_flight);
             }
         }
         let (table, in_depot) = self.ask(HOST_KEEPER, |reply| Command::Census { reply })?;
-        report.table = table;
-        report.listed += in_depot;
+        let mut tables = vec![(MemoryId::SHARED, table, in_depot)];
+        let mut control = self.control();
+        tables.extend(control.own_stores().map(|store| (store.id(), store.census(), store.in_depot())));
+        drop(control);
+        for (memory, table, in_depot) in tables {
+            let mut book = memories.remove(&memory).unwrap_or_default();
+            book.table = table;
+            book.listed += in_depot;
+            report.table += table;
+            report.listed += book.listed;
+            report.memories.insert(memory, book);
+        }
         Ok(report)
     }
 

@@ -19,7 +19,7 @@ use crate::publish;
 use crate::spec::{DataplaneConfig, DataplaneError};
 use crate::steer::{Steer, mount_bpffs};
 use crate::thread::{self, Birth, SharedCounters};
-use crate::xsk::{Pool, Store, UmemFrame, UmemHandle};
+use crate::xsk::{Pool, Pools, Store, UmemFrame, UmemHandle};
 
 /// Panics that may wait to be written down.
 const TOLD_PANICS: usize = 64;
@@ -87,12 +87,12 @@ impl Dataplane {
                 if let Some(cpu) = cpu {
                     stay_on(cpu);
                 }
-                let pool = Pool::of(&umem, store);
+                let pools = Pools::new(Pool::of(&umem, store));
                 let make = |now| make(index, now);
                 let mut engine = Engine::new(make(thread::now()), drops);
                 let own = Arc::clone(&inboxes[usize::from(index.0)]);
                 if workers > 1 {
-                    let exchange = Inboxes::new(index, inboxes, std::rc::Rc::clone(&pool));
+                    let exchange = Inboxes::new(index, inboxes, std::rc::Rc::clone(&pools));
                     engine.join(workers.into(), Box::new(exchange));
                 }
                 let birth = Birth {
@@ -100,7 +100,7 @@ impl Dataplane {
                     workers,
                     inbox: own,
                     poll,
-                    pool,
+                    pools,
                     heartbeat,
                     commands: inbox,
                     snapshots: snapshot_reader,
@@ -121,7 +121,15 @@ impl Dataplane {
         // The keeper ends when the last worker does.
         drop(panics_in);
         let (told, told_panics) = bounded(TOLD_PANICS);
-        let control = Control { steer, umem, ports: BTreeMap::new(), topology: None, encryption: None };
+        let control = Control {
+            steer,
+            umem,
+            ports: BTreeMap::new(),
+            retired: Vec::new(),
+            memories: 0,
+            topology: None,
+            encryption: None,
+        };
         let keeper = Keeper {
             control: Arc::new(Mutex::new(control)),
             hands: hands.into(),

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use margay_core::{Frame, Nanos, PortIndex};
 
 use super::{BURST, Engine, Processor, RESERVE};
-use crate::rings::{LEAST, Rings};
+use crate::rings::{Crossings, LEAST, MemoryId, Rings};
 
 /// A port without traffic for this long is polled no more until its event comes.
 pub(super) const ACTIVE_FOR: Nanos = Nanos::from_millis(1);
@@ -30,8 +30,12 @@ pub struct PortStatistics {
     pub tx_packets: AtomicU64,
     /// Bytes handed to the kernel for sending.
     pub tx_bytes: AtomicU64,
-    /// Frames not sent: the transmit ring stayed full, or the device was gone.
+    /// Frames not sent: the transmit ring or the memory for copies stayed full, or the device was gone.
     pub tx_failed: AtomicU64,
+    /// Packets that were copied to be sent, as they came in another memory.
+    pub copied_packets: AtomicU64,
+    /// Bytes of these.
+    pub copied_bytes: AtomicU64,
     /// Descriptors of the kernel that were refused.
     pub refused: AtomicU64,
     /// Whether the device went away under us.
@@ -61,7 +65,54 @@ pub(super) struct Line<R: Rings> {
     pub(super) last_traffic: Nanos,
 }
 
+/// One packet memory, as far as this engine's rings are on it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Memory {
+    pub(super) id: MemoryId,
+    /// All frames of it.
+    pub(super) total: usize,
+    /// A line on it, and how many there are.
+    pub(super) line: usize,
+    lines: usize,
+}
+
+impl Memory {
+    /// Returns the part of each line in a quarter of the memory, which `sharers` engines have.
+    fn share(&self, sharers: usize) -> usize {
+        self.total / (4 * self.lines * sharers)
+    }
+
+    /// Returns how many frames an idle line may hold. In the shared memory, with many ports, less than usual, so that most of it stays for
+    /// traffic; a memory that one port has for itself serves nothing else. A port that may get large packets has [`Rings::least`] of them in
+    /// any case.
+    pub(super) fn idle_fill(&self, sharers: usize) -> usize {
+        let most = if self.id == MemoryId::SHARED { IDLE_FILL } else { BUSY_FILL };
+        most.min(self.share(sharers)).max(LEAST)
+    }
+}
+
 impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
+    /// Counts anew which memories there are.
+    fn survey(&mut self) {
+        self.memories.clear();
+        for (at, line) in self.lines.iter().enumerate() {
+            let Some(line) = line else { continue };
+            let id = line.rings.memory();
+            match self.memories.iter_mut().find(|memory| memory.id == id) {
+                Some(memory) => memory.lines += 1,
+                None => {
+                    let total = line.rings.pool().1;
+                    self.memories.push(Memory { id, total, line: at, lines: 1 });
+                }
+            }
+        }
+    }
+
+    /// Returns a memory, if a line is on it.
+    pub(super) fn memory(&self, id: MemoryId) -> Option<Memory> {
+        self.memories.iter().find(|memory| memory.id == id).copied()
+    }
+
     /// Takes nothing more from a port, until [`Engine::open`]. What is sent to it goes on.
     pub fn close(&mut self, port: PortIndex) {
         for (at, line) in self.lines.iter_mut().enumerate() {
@@ -136,8 +187,11 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
             self.first.resize(index + 1, None);
         }
         self.first[index].get_or_insert(at);
-        let idle = self.idle_fill();
+        self.survey();
         if let Some(line) = &mut self.lines[at] {
+            let id = line.rings.memory();
+            let memory = self.memories.iter().find(|memory| memory.id == id);
+            let idle = memory.map_or(LEAST, |memory| memory.idle_fill(self.sharers));
             line.target = idle.max(line.rings.least());
             line.rings.refill(line.target);
         }
@@ -157,6 +211,7 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
         if let Some(first) = self.first.get_mut(usize::from(port.0)) {
             *first = None;
         }
+        self.survey();
         taken
     }
 
@@ -181,26 +236,16 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
         Some(line.port)
     }
 
-    /// The part of each port in a quarter of the memory.
-    fn share(&self) -> usize {
-        let total = self.lines.iter().flatten().next().map_or(0, |line| line.rings.pool().1);
-        total / (4 * self.lines.iter().flatten().count().max(1) * self.sharers)
-    }
-
-    /// Frames that an idle port may hold: with many ports less than usual, so that most of the memory stays for traffic. A port that may
-    /// get large packets has [`Rings::least`] of them in any case.
-    pub(super) fn idle_fill(&self) -> usize {
-        IDLE_FILL.min(self.share()).max(LEAST)
-    }
-
     /// After a burst: a port that used up more than half of what it had to receive into gets more, up to its share of the memory, or to
     /// [`FAIR_FILL`] where that is more.
     ///
     /// What a port has on its fill ring comes back through traffic only, so a port that was busy once keeps it. Hence the cap, and none
     /// takes more than an eighth of what is free beyond the reserve: whoever comes later finds some as well.
     pub(super) fn grow(&mut self, at: usize) {
-        let share = self.share().clamp(FAIR_FILL, BUSY_FILL);
         let Some(line) = self.lines[at].as_mut() else { return };
+        let id = line.rings.memory();
+        let memory = self.memories.iter().find(|memory| memory.id == id);
+        let share = memory.map_or(0, |memory| memory.share(self.sharers)).clamp(FAIR_FILL, BUSY_FILL);
         let (free, total) = line.rings.pool();
         let filled = line.rings.filled();
         if line.rings.unused() < line.target / 2 {
@@ -228,6 +273,7 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
 /// Sends a line's outbox. A ring that stays full after a wake-up loses the rest: queues are the kernel's and the sender's business.
 pub(super) fn send<R: Rings>(line: &mut Line<R>) {
     let mut failed = 0;
+    let crossed = line.rings.crossings();
     line.rings.complete();
     // A device that stands still: it may have as much as is free beside it, and not the last frame of the others.
     let in_flight = line.rings.in_flight();
@@ -260,7 +306,24 @@ pub(super) fn send<R: Rings>(line: &mut Line<R>) {
     }
     failed += line.outbox.len() as u64;
     line.outbox.clear();
+    let across = line.rings.crossings();
+    if across != crossed {
+        failed += count_crossings(&line.statistics, crossed, across);
+    }
     if failed > 0 {
         add(&line.statistics.tx_failed, failed);
     }
+}
+
+/// Counts what crossed between two looks; returns how many packets were too large to, and so were not sent though they were taken.
+#[cold]
+fn count_crossings(statistics: &PortStatistics, before: Crossings, now: Crossings) -> u64 {
+    let too_large = now.too_large - before.too_large;
+    // Counted as sent with the others that were taken from the outbox.
+    let sent = |counter: &AtomicU64, less: u64| counter.store(counter.load(Relaxed) - less, Relaxed);
+    sent(&statistics.tx_packets, too_large);
+    sent(&statistics.tx_bytes, now.too_large_bytes - before.too_large_bytes);
+    add(&statistics.copied_packets, now.packets - before.packets);
+    add(&statistics.copied_bytes, now.bytes - before.bytes);
+    too_large
 }

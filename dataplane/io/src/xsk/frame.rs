@@ -4,11 +4,11 @@ use std::rc::Rc;
 
 use margay_core::Frame;
 
+use super::MAX_FRAMES;
 use super::queue::FrameDesc;
 use super::store::Pool;
 use super::sys::TX_METADATA;
-use super::{HELD, MAX_FRAMES};
-use crate::exchange::Pass;
+use crate::rings::MemoryId;
 
 /// The continuation chunks of a packet, and how many bytes are in them.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +52,13 @@ impl UmemFrame {
         rest.count += 1;
         rest.bytes += descriptor.len();
         true
+    }
+
+    /// Appends the chunk of a packet of the same memory that has one. One too many is freed, and its bytes are not in the packet.
+    pub(super) fn take_in(&mut self, mut piece: Self) {
+        if self.append(piece.descriptor) {
+            piece.pool = None;
+        }
     }
 
     /// Gives up the packet without freeing its chunks, which are appended to `to` in order.
@@ -106,23 +113,30 @@ impl Drop for UmemFrame {
 
 /// A packet on its way from one worker to another. Its chunks stay *held*; whoever drops this instead of fastening it loses them.
 #[derive(Debug)]
-pub struct LooseFrame(FrameDesc, Option<Box<Rest>>);
+pub struct LooseFrame {
+    memory: MemoryId,
+    descriptor: FrameDesc,
+    rest: Option<Box<Rest>>,
+}
 
-impl Pass for Rc<Pool> {
-    type Frame = UmemFrame;
-    type Loose = LooseFrame;
-
-    fn loosen(&self, mut frame: UmemFrame) -> LooseFrame {
-        frame.pool = None;
-        LooseFrame(frame.descriptor, frame.rest.take())
+impl LooseFrame {
+    /// Takes a packet off its pool.
+    pub(super) fn of(mut frame: UmemFrame) -> Self {
+        let memory = frame.pool.take().map_or(MemoryId::SHARED, |pool| pool.id());
+        Self { memory, descriptor: frame.descriptor, rest: frame.rest.take() }
     }
 
-    fn fasten(&self, loose: LooseFrame) -> UmemFrame {
-        UmemFrame { descriptor: loose.0, rest: loose.1, pool: Some(Rc::clone(self)) }
+    /// Returns which memory its chunks are of.
+    pub(super) fn memory(&self) -> MemoryId {
+        self.memory
     }
 
-    fn spare(&self) -> Option<UmemFrame> {
-        Some(UmemFrame::new(self.take(HELD)?, self))
+    /// Makes it a packet of another worker's pool of that memory; without one it is empty.
+    pub(super) fn fasten(self, pool: Option<Rc<Pool>>) -> UmemFrame {
+        match pool {
+            Some(_) => UmemFrame { descriptor: self.descriptor, rest: self.rest, pool },
+            None => UmemFrame { descriptor: FrameDesc::default(), rest: None, pool },
+        }
     }
 }
 

@@ -22,7 +22,11 @@
 //! sum belongs into the 24 bytes before the packet, and the kernel takes the packet as one that never left the machine. That room is asked
 //! for when the memory is registered; kernels before 6.8 have none, and sums are completed in software. See docs/decisions/0027.
 //!
-//! **Workers.** One UMEM serves them all. Each has a [`Pool`]: its way to the table, and a small stack of free chunks. A frame belongs to
+//! **Memories.** One UMEM serves all ports but uplinks whose driver has zero-copy: each of these has its own, as the kernel gives all sockets of
+//! a UMEM one mode. A packet that is sent by rings of another memory than its own is copied there as it is given to them; what is said
+//! here holds for each memory by itself. See docs/decisions/0028.
+//!
+//! **Workers.** A UMEM serves them all. Each has a [`Pool`]: its way to the table, and a small stack of free chunks. A frame belongs to
 //! one worker's pool (`Rc`) and changes worker as a [`LooseFrame`]. A chunk's place has one writer at a time, namely whoever holds it or
 //! the worker of the socket that has it, so places need no more than relaxed atomics: what passes a chunk on (a queue, a ring) is what
 //! orders them. Free chunks beyond a few hundred go to the depot 64 at a time, and come from there when a stack is empty; so one worker
@@ -40,8 +44,10 @@
 //! [`Rings::submit_tx`]: crate::rings::Rings::submit_tx
 //! [`Rings::take_spare`]: crate::rings::Rings::take_spare
 
+mod border;
 mod dry_run;
 mod frame;
+mod pools;
 mod queue;
 mod ring;
 mod store;
@@ -54,6 +60,7 @@ use crate::rings::LEAST;
 
 pub use dry_run::dry_run;
 pub use frame::{LooseFrame, UmemFrame};
+pub use pools::Pools;
 pub use ring::XskRings;
 pub use store::{Census, Pool, Store};
 pub use umem::{Chunks, SocketStatistics, UmemHandle, XskSocket};

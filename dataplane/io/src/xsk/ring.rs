@@ -7,14 +7,14 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use margay_core::Frame;
 
+use super::border::{self, Refusal};
 use super::queue::FrameDesc;
 use super::sys;
 use super::{
-    BATCH, HELD, Pool, RING_SIZE, SocketSlot, SocketStatistics, UmemFrame, XskSocket, filled_by, least_for,
-    sent_by,
+    BATCH, HELD, MAX_FRAMES, Pool, RING_SIZE, SocketSlot, SocketStatistics, UmemFrame, XskSocket, filled_by,
+    least_for, sent_by,
 };
-use crate::exchange::Pass;
-use crate::rings::{PortGone, Rings};
+use crate::rings::{Crossings, MemoryId, PortGone, Rings};
 
 /// Descriptors that one `sendto` sends at most (the kernel's `TX_BATCH_SIZE`).
 const KERNEL_BATCH: usize = 32;
@@ -38,6 +38,7 @@ pub struct XskRings {
     open: Option<UmemFrame>,
     /// Whether the frames up to the end of a packet are to be dropped, as one before them was refused.
     skipping: bool,
+    crossings: Crossings,
 }
 
 impl XskRings {
@@ -59,6 +60,7 @@ impl XskRings {
             dropped: 0,
             open: None,
             skipping: false,
+            crossings: Crossings::default(),
         }
     }
 
@@ -86,11 +88,53 @@ impl XskRings {
         })
     }
 
+    /// Tells a driver that stopped for want of chunks to receive into that there are some. Only with zero-copy does it take them itself.
+    fn wake_receiver(&mut self) {
+        if self.socket.zero_copy && self.socket.queues.fill.needs_wakeup() {
+            sys::wake_receiver(self.socket.socket.as_fd());
+        }
+    }
+
     /// Drops the packet that is being taken, up to its end.
     #[cold]
     fn abandon(&mut self, more: bool) {
         self.open = None;
         self.skipping = more;
+    }
+
+    fn is_ours(&self, packet: &UmemFrame) -> bool {
+        packet.pool.as_ref().is_some_and(|pool| Rc::ptr_eq(pool, &self.pool))
+    }
+
+    /// Replaces the packets of other memories among the first `room` by copies in this one. Returns how many from the front are ours now,
+    /// and how many were dropped as too large.
+    #[cold]
+    fn bring_across(&mut self, packets: &mut Vec<UmemFrame>, room: usize) -> (usize, usize) {
+        let most = if self.socket.several { MAX_FRAMES } else { 1 };
+        let (mut at, mut dropped) = (0, 0);
+        while at < packets.len().min(room) {
+            if self.is_ours(&packets[at]) {
+                at += 1;
+                continue;
+            }
+            let bytes = packets[at].packet_len() as u64;
+            match border::copy(&packets[at], &self.pool, most) {
+                Ok(copy) => {
+                    packets[at] = copy;
+                    self.crossings.packets += 1;
+                    self.crossings.bytes += bytes;
+                    at += 1;
+                }
+                Err(Refusal::Full) => break,
+                Err(Refusal::TooLarge) => {
+                    packets.remove(at);
+                    dropped += 1;
+                    self.crossings.too_large += 1;
+                    self.crossings.too_large_bytes += bytes;
+                }
+            }
+        }
+        (at, dropped)
     }
 
     /// Counts a refused descriptor, and frees its chunk when at least the chunk was the kernel's to give.
@@ -158,19 +202,18 @@ impl Rings for XskRings {
     fn submit_tx(&mut self, frames: &mut Vec<UmemFrame>) -> usize {
         // Whole packets only, as many as the ring and the scratch room hold.
         let room = (self.socket.queues.tx.room(BATCH as u32) as usize).min(BATCH);
+        let (ours, dropped) = match frames.iter().take(room).all(|frame| self.is_ours(frame)) {
+            true => (room, 0),
+            false => self.bring_across(frames, room),
+        };
         let mut needed = 0;
         let fits = |frame: &&UmemFrame| {
             needed += frame.frames();
             needed <= room
         };
-        let count = frames.iter().take_while(fits).count();
-        let ours = |frame: &UmemFrame| frame.pool.as_ref().is_some_and(|pool| Rc::ptr_eq(pool, &self.pool));
+        let count = frames.iter().take(ours).take_while(fits).count();
         let mut ready = 0;
         for frame in frames.drain(..count) {
-            // A frame of another UMEM must not reach these rings; it goes back to its own pool.
-            if !ours(&frame) {
-                continue;
-            }
             let (pool, scratch, place) = (&self.pool, &mut self.scratch, sent_by(self.slot));
             frame.into_descriptors(|mut descriptor| {
                 descriptor.set_options(descriptor.options() | MORE_FOLLOW);
@@ -189,7 +232,7 @@ impl Rings for XskRings {
             self.refuse(Some(index));
         }
         self.in_flight += sent;
-        count
+        count + dropped
     }
 
     fn complete(&mut self) -> usize {
@@ -239,6 +282,7 @@ impl Rings for XskRings {
                 break;
             }
         }
+        self.wake_receiver();
         total
     }
 
@@ -291,6 +335,18 @@ impl Rings for XskRings {
 
     fn pool(&self) -> (usize, usize) {
         (self.pool.available(), self.pool.store.places.len())
+    }
+
+    fn memory(&self) -> MemoryId {
+        self.pool.id()
+    }
+
+    fn memory_of(frame: &UmemFrame) -> MemoryId {
+        frame.pool.as_ref().map_or(MemoryId::SHARED, |pool| pool.id())
+    }
+
+    fn crossings(&self) -> Crossings {
+        self.crossings
     }
 
     fn take_spare(&mut self) -> Option<UmemFrame> {

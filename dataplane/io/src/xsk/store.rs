@@ -9,8 +9,9 @@ use crossbeam::queue::ArrayQueue;
 
 use super::queue::FrameDesc;
 use super::umem::Umem;
-use super::{Chunks, FREE, HELD, SocketSlot, UmemHandle, filled_by, sent_by};
+use super::{Chunks, FREE, HELD, SocketSlot, UmemFrame, UmemHandle, filled_by, sent_by};
 use crate::panics::Witness;
+use crate::rings::MemoryId;
 
 /// Free chunks that change workers together.
 const MAGAZINE: usize = 64;
@@ -26,6 +27,7 @@ struct Magazine {
 /// The chunks of one UMEM, where each of them is, and the free ones that no worker has at hand.
 #[derive(Debug)]
 pub struct Store {
+    id: MemoryId,
     pub(super) chunk_size: usize,
     /// The descriptor of each chunk as the UMEM's maker gave it.
     descriptors: Box<[FrameDesc]>,
@@ -34,8 +36,13 @@ pub struct Store {
 }
 
 impl Store {
-    /// Returns the table with every chunk free.
+    /// Returns the table of the shared memory, with every chunk free.
     pub fn new(handle: &UmemHandle, chunks: Chunks) -> Arc<Self> {
+        Self::of(MemoryId::SHARED, handle, chunks)
+    }
+
+    /// Returns the table of the memory `id`, with every chunk free.
+    pub fn of(id: MemoryId, handle: &UmemHandle, chunks: Chunks) -> Arc<Self> {
         let count = chunks.0.len() as u32;
         // Workers give back full magazines only, so one more than these is never there.
         let depot = ArrayQueue::new(count as usize / MAGAZINE + 1);
@@ -49,11 +56,41 @@ impl Store {
             let _ = depot.push(magazine);
         }
         Arc::new(Self {
+            id,
             chunk_size: handle.chunk_size as usize,
             descriptors: chunks.0.into_boxed_slice(),
             places: (0..count).map(|_| AtomicU16::new(FREE)).collect(),
             depot,
         })
+    }
+
+    /// Returns which memory it is.
+    pub fn id(&self) -> MemoryId {
+        self.id
+    }
+
+    /// Returns how many chunks are free, held, given to the kernel to receive into, and given to it to send: all workers' together.
+    pub fn census(&self) -> Census {
+        let mut census = Census::default();
+        for place in &self.places {
+            match place.load(Relaxed) {
+                FREE => census.free += 1,
+                HELD => census.held += 1,
+                kernel if kernel % 2 == 0 => census.fill += 1,
+                _ => census.transmit += 1,
+            }
+        }
+        census
+    }
+
+    /// Returns how many free chunks are at no worker's hand; of a number of chunks that is no multiple of 64, up to 63 more than there are.
+    pub fn in_depot(&self) -> usize {
+        self.depot.len() * MAGAZINE
+    }
+
+    /// Returns whether nobody has a chunk any more.
+    pub fn is_at_rest(&self) -> bool {
+        self.places.iter().all(|place| place.load(Relaxed) == FREE)
     }
 }
 
@@ -63,7 +100,7 @@ pub struct Pool {
     pub(super) umem: Umem,
     pub(super) store: Arc<Store>,
     free: RefCell<Vec<u32>>,
-    pub(super) witness: Witness,
+    pub(super) witness: Rc<Witness>,
 }
 
 impl Pool {
@@ -74,8 +111,27 @@ impl Pool {
 
     /// Returns a worker's pool over the chunks of `handle`'s UMEM.
     pub fn of(handle: &UmemHandle, store: Arc<Store>) -> Rc<Self> {
+        Self::with(handle, store, Rc::default())
+    }
+
+    /// Returns the same worker's pool over the chunks of another memory.
+    pub fn beside(&self, handle: &UmemHandle, store: Arc<Store>) -> Rc<Self> {
+        Self::with(handle, store, Rc::clone(&self.witness))
+    }
+
+    fn with(handle: &UmemHandle, store: Arc<Store>, witness: Rc<Witness>) -> Rc<Self> {
         let free = RefCell::new(Vec::with_capacity(KEPT + 1));
-        Rc::new(Self { umem: handle.umem.clone(), store, free, witness: Witness::default() })
+        Rc::new(Self { umem: handle.umem.clone(), store, free, witness })
+    }
+
+    /// Returns which memory its chunks are of.
+    pub fn id(&self) -> MemoryId {
+        self.store.id
+    }
+
+    /// Takes a free chunk as an empty frame.
+    pub fn spare(self: &Rc<Self>) -> Option<UmemFrame> {
+        Some(UmemFrame::new(self.take(HELD)?, self))
     }
 
     /// Returns what frames of this worker saw of a panic since the last call.
@@ -83,18 +139,9 @@ impl Pool {
         &self.witness
     }
 
-    /// Returns how many chunks are free, held, given to the kernel to receive into, and given to it to send: all workers' together.
+    /// As [`Store::census`].
     pub fn census(&self) -> Census {
-        let mut census = Census::default();
-        for place in &self.store.places {
-            match place.load(Relaxed) {
-                FREE => census.free += 1,
-                HELD => census.held += 1,
-                kernel if kernel % 2 == 0 => census.fill += 1,
-                _ => census.transmit += 1,
-            }
-        }
-        census
+        self.store.census()
     }
 
     /// Frees the chunks that a closed socket had to receive into. Call it after the socket is closed, not before.
@@ -165,14 +212,19 @@ impl Pool {
         self.store.chunk_size - descriptor.addr() % self.store.chunk_size
     }
 
+    /// Returns how many bytes of a packet each of its free chunks takes.
+    pub(super) fn room_of_each(&self) -> usize {
+        self.store.descriptors.first().map_or(0, |chunk| self.room(chunk))
+    }
+
     /// Returns how many free chunks this worker keeps to itself.
     pub fn at_hand(&self) -> usize {
         self.free.borrow().len()
     }
 
-    /// Returns how many free chunks are at no worker's hand; of a number of chunks that is no multiple of 64, up to 63 more than there are.
+    /// As [`Store::in_depot`].
     pub fn in_depot(&self) -> usize {
-        self.store.depot.len() * MAGAZINE
+        self.store.in_depot()
     }
 
     /// Returns about how many chunks are free for this worker to take.
@@ -192,4 +244,13 @@ pub struct Census {
     pub fill: usize,
     /// With the kernel, to be sent.
     pub transmit: usize,
+}
+
+impl std::ops::AddAssign for Census {
+    fn add_assign(&mut self, other: Self) {
+        self.free += other.free;
+        self.held += other.held;
+        self.fill += other.fill;
+        self.transmit += other.transmit;
+    }
 }

@@ -233,6 +233,20 @@ pub(super) fn statistics(socket: BorrowedFd<'_>) -> io::Result<libc::xdp_statist
     unsafe { get(socket, libc::XDP_STATISTICS) }
 }
 
+/// Asks whether the driver receives into and sends from the memory of a bound socket itself (`XDP_OPTIONS`).
+pub(super) fn copies_nothing(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    // SAFETY: all that the kernel may write is a valid number.
+    let options: u32 = unsafe { get(socket, libc::XDP_OPTIONS) }?;
+    Ok(options & libc::XDP_OPTIONS_ZEROCOPY != 0)
+}
+
+/// Tells the driver of a socket without a copy that there is memory to receive into. One that cannot be woken says that it wants to be once
+/// more, so the answer does not matter.
+pub(super) fn wake_receiver(socket: BorrowedFd<'_>) {
+    // SAFETY: no buffer is given, so nothing is written.
+    unsafe { libc::recv(socket.as_raw_fd(), std::ptr::null_mut(), 0, libc::MSG_DONTWAIT) };
+}
+
 /// Sets how many bytes of what it sends may be under way, beyond the machine's limit.
 pub(super) fn send_buffer(socket: BorrowedFd<'_>, bytes: libc::c_int) -> io::Result<()> {
     set(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &bytes)

@@ -129,6 +129,7 @@ pub struct UmemHandle {
     pub(super) umem: Umem,
     pub(super) chunk_size: u32,
     chunks: u32,
+    zero_copy: bool,
     /// Whether packets of several frames are asked for, and what the first bind made of it.
     wants_several: bool,
     takes_several: Arc<OnceLock<bool>>,
@@ -171,7 +172,7 @@ impl UmemHandle {
         let first = |chunk: u32| u64::from(chunk) * u64::from(chunk_size) + u64::from(HEADROOM);
         let descriptors = (0..chunks).map(|chunk| FrameDesc::at(first(chunk))).collect();
         let takes_several = Arc::new(OnceLock::new());
-        let handle = Self { umem, chunk_size, chunks, wants_several: true, takes_several };
+        let handle = Self { umem, chunk_size, chunks, zero_copy: false, wants_several: true, takes_several };
         tracing::info!(
             chunks,
             chunk_size,
@@ -191,6 +192,17 @@ impl UmemHandle {
     pub fn of_single_frames(mut self) -> Self {
         self.wants_several = false;
         self
+    }
+
+    /// Has the sockets of this memory bound without a copy, or not at all. Say so before the first bind.
+    pub fn of_zero_copy(mut self) -> Self {
+        self.zero_copy = true;
+        self
+    }
+
+    /// Returns whether its sockets are bound without a copy.
+    pub fn is_zero_copy(&self) -> bool {
+        self.zero_copy
     }
 
     /// Returns whether packets of several frames come and go through the sockets of this memory: from Linux 6.6 on. `false` before the
@@ -247,6 +259,10 @@ impl UmemHandle {
                             "the first device of this packet memory is gone; restart the agent"
                         }
                         Some(libc::EPERM) => "run with CAP_NET_RAW and CAP_BPF",
+                        Some(libc::EOPNOTSUPP) => "the device's driver has no zero-copy",
+                        Some(libc::EMSGSIZE) => {
+                            "with zero-copy the driver has packets of one frame, and the MTU needs several"
+                        }
                         Some(libc::EINVAL) => "the device has no such queue, or cannot take AF_XDP sockets",
                         _ => "check that the device exists in this network namespace",
                     };
@@ -262,6 +278,9 @@ impl UmemHandle {
             let bound = self.bind_as(device, queue, self.takes_several_frames())?;
             self.takes_several.get_or_init(|| false);
             return Ok(bound);
+        }
+        if self.zero_copy {
+            return self.bind_first_without_copy(device, queue);
         }
         let refused = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
         let mut first = self.bind_as(device, queue, true);
@@ -288,9 +307,28 @@ impl UmemHandle {
         Ok(bound)
     }
 
+    /// As the driver is: several frames, one frame where that is enough for the device's MTU, or not at all.
+    fn bind_first_without_copy(&self, device: &str, queue: u32) -> io::Result<XskSocket> {
+        match self.bind_as(device, queue, true) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {}
+            bound => {
+                let bound = bound?;
+                self.takes_several.get_or_init(|| true);
+                return Ok(bound);
+            }
+        }
+        let bound = self.bind_as(device, queue, false)?;
+        if mtu_of(device)? + LINK_HEADERS > self.chunk_size.saturating_sub(HEADROOM) {
+            return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+        }
+        self.takes_several.get_or_init(|| false);
+        Ok(bound)
+    }
+
     fn bind_as(&self, device: &str, queue: u32, several: bool) -> io::Result<XskSocket> {
         let index = nix::net::if_::if_nametoindex(device)?;
-        let mut flags = libc::XDP_COPY | libc::XDP_USE_NEED_WAKEUP;
+        let copy = if self.zero_copy { libc::XDP_ZEROCOPY } else { libc::XDP_COPY };
+        let mut flags = copy | libc::XDP_USE_NEED_WAKEUP;
         if several {
             flags |= libc::XDP_USE_SG;
         }
@@ -300,7 +338,8 @@ impl UmemHandle {
             false => LEAST,
         };
         make_room(socket.as_fd());
-        Ok(XskSocket { queues, socket, several, least, _umem: self.umem.clone() })
+        let zero_copy = sys::copies_nothing(socket.as_fd())?;
+        Ok(XskSocket { queues, socket, several, zero_copy, least, _umem: self.umem.clone() })
     }
 }
 
@@ -354,6 +393,8 @@ pub struct XskSocket {
     pub(super) socket: Arc<OwnedFd>,
     /// Whether it takes packets of several frames.
     pub(super) several: bool,
+    /// Whether the driver receives into and sends from our memory itself.
+    pub(super) zero_copy: bool,
     /// How few chunks to receive into still take every packet of its device; see [`Rings::least`](crate::rings::Rings::least).
     pub(super) least: usize,
     /// The memory outlives what the kernel does to it.
@@ -361,6 +402,11 @@ pub struct XskSocket {
 }
 
 impl XskSocket {
+    /// Returns whether the driver receives into and sends from our memory itself, as the kernel says.
+    pub fn is_zero_copy(&self) -> bool {
+        self.zero_copy
+    }
+
     /// Returns how many chunks it needs to receive into, even while it is silent.
     pub fn least(&self) -> usize {
         self.least
