@@ -21,7 +21,7 @@ mod start;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::AtomicU32;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -33,15 +33,14 @@ use margay_policy_engine::snapshot::Snapshot;
 use crate::engine::PortStatistics;
 use crate::panics::{Ledger, WorkerPanic};
 use crate::publish::Publisher;
-use crate::rings::MemoryId;
 pub use crate::spec::{
     DataplaneConfig, DataplaneError, FrameReport, MemoryBook, MemoryChoice, MemoryReport, PortCounters,
     PortMemory, PortReport, PortSpec,
 };
 use crate::steer::Steer;
 use crate::thread::{Command, SharedCounters};
-use crate::xsk::{Store, UmemHandle};
-use memories::OwnMemory;
+use crate::xsk::UmemHandle;
+use memories::{OwnMemory, Retired};
 
 /// How long an answer of the worker may take; it answers within a burst, so longer means that it hangs.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -73,7 +72,7 @@ struct Control {
     umem: UmemHandle,
     ports: BTreeMap<PortIndex, PortState>,
     /// Memories of ports that are gone, for as long as workers know them.
-    retired: Vec<(MemoryId, Weak<Store>)>,
+    retired: Vec<Retired>,
     /// How many memories ports have had for themselves; the last one's number.
     memories: u32,
     /// What was published last; workers get both in one.

@@ -234,7 +234,9 @@ pub enum DataplaneError {
     #[error("there is no port {0}; it was removed, or never added")]
     NoPort(u16),
     /// Some queues have zero-copy, and this one not.
-    #[error("queue {queue} of {device} has no zero-copy, though those before it have; the port is in copy mode")]
+    #[error(
+        "queue {queue} of {device} has no zero-copy, though those before it have; the port is in copy mode"
+    )]
     QueueCopies {
         /// The device.
         device: String,

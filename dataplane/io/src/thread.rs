@@ -36,7 +36,8 @@ use crate::publish::Subscriber;
 use crate::rings::{MemoryId, Rings};
 use crate::steer::Heartbeat;
 use crate::xsk::{
-    Census, LooseFrame, Pools, SocketSlot, SocketStatistics, Store, UmemFrame, UmemHandle, XskRings, XskSocket,
+    Census, LooseFrame, Pools, SocketSlot, SocketStatistics, Store, UmemFrame, UmemHandle, XskRings,
+    XskSocket,
 };
 
 pub use counters::SharedCounters;
@@ -395,7 +396,8 @@ impl<P: Processor<UmemFrame>> Loop<P> {
         statistics: &Arc<PortStatistics>,
         time: Nanos,
     ) -> std::io::Result<()> {
-        let pool = self.birth.pools.of(memory).ok_or_else(|| std::io::Error::other("unknown packet memory"))?;
+        let pool =
+            self.birth.pools.of(memory).ok_or_else(|| std::io::Error::other("unknown packet memory"))?;
         for socket in sockets {
             let slot = self.free_slot().ok_or_else(|| std::io::Error::other("too many sockets"))?;
             let rings = XskRings::new(socket, Rc::clone(&pool), slot);

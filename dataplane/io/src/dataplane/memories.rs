@@ -1,7 +1,7 @@
 //! Packet memory that a port has for itself: made with the port, known to every worker, retired after it (docs/decisions/0028).
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use super::ports::bind_all;
 use super::{Control, Dataplane};
@@ -50,30 +50,55 @@ impl Dataplane {
             let (umem, store) = (own.umem.clone(), Arc::clone(&own.store));
             let known = self.ask(worker, |done| Command::Know { umem, store, done });
             if let Err(error) = known {
-                self.retire(control, &own);
+                self.retire(control, own);
                 return Err(error);
             }
         }
         Ok((own, sockets))
     }
 
-    /// Has every worker forget a memory, now that its sockets are closed.
-    pub(super) fn retire(&self, control: &mut Control, own: &OwnMemory) {
+    /// Has every worker forget a memory, now that its sockets are given back.
+    ///
+    /// The first of them stays bound as long as the memory is there; so the memory is kept here until the last worker has forgotten it, and
+    /// closed here, where waiting for the kernel hurts nobody.
+    pub(super) fn retire(&self, control: &mut Control, own: OwnMemory) {
         let memory = own.store.id();
-        control.retired.push((memory, Arc::downgrade(&own.store)));
+        control.retired.push(Retired { _umem: own.umem, store: Arc::downgrade(&own.store) });
+        drop(own.store);
         for worker in self.workers() {
             // A worker that has ended knows nothing.
             let _ = self.tell(worker, Command::Retire { memory });
         }
     }
+
+    /// Waits until retired memories are closed, no longer than `patience`: what waits in a worker may keep one.
+    pub(super) fn settle(&self, control: &mut Control, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        while !control.bury() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+/// The memory of a port that is gone, for as long as workers know it.
+#[derive(Debug)]
+pub(super) struct Retired {
+    _umem: UmemHandle,
+    store: Weak<Store>,
 }
 
 impl Control {
+    /// Closes the retired memories that no worker knows any more. Returns whether that were all.
+    pub(super) fn bury(&mut self) -> bool {
+        self.retired.retain(|retired| retired.store.strong_count() > 0);
+        self.retired.is_empty()
+    }
+
     /// Returns the tables of memories that ports have for themselves, or had and workers still know.
     pub(super) fn own_stores(&mut self) -> impl Iterator<Item = Arc<Store>> {
-        self.retired.retain(|(_, store)| store.strong_count() > 0);
+        self.bury();
         let living = self.ports.values().filter_map(|port| Some(Arc::clone(&port.own.as_ref()?.store)));
-        let retired = self.retired.iter().filter_map(|(_, store)| store.upgrade());
+        let retired = self.retired.iter().filter_map(|retired| retired.store.upgrade());
         living.chain(retired)
     }
 }

@@ -65,7 +65,11 @@ impl Dataplane {
             Ok(report) => return Ok(report),
             Err(error) => error.to_string(),
         };
-        tracing::warn!(device = spec.device, why, "no packet memory of its own for this port: its packets are copied");
+        tracing::warn!(
+            device = spec.device,
+            why,
+            "no packet memory of its own for this port: its packets are copied"
+        );
         let index = spec.index;
         let sockets = bind_all(&control.umem, &spec, self.config.bind_patience)?;
         self.take_in(control, spec, choice, MemoryId::SHARED, sockets)?;
@@ -167,8 +171,7 @@ impl Dataplane {
                 return Err(error);
             }
         };
-        let report =
-            PortReport { ifindex, mode, queues, worker: owner(0).0, memory: PortMemory::Shared };
+        let report = PortReport { ifindex, mode, queues, worker: owner(0).0, memory: PortMemory::Shared };
         let state = PortState { spec, report: report.clone(), least, own: None, statistics };
         control.ports.insert(state.spec.index, state);
         Ok(report)

@@ -14,7 +14,9 @@ use margay_core::{Counters, Nanos, PacketEvent, PortIndex, WorkerIndex};
 
 use super::{Dataplane, Hand};
 use crate::rings::MemoryId;
-use crate::spec::{DataplaneError, FrameReport, MemoryBook, MemoryReport, PortCounters, PortReport, PortSpec};
+use crate::spec::{
+    DataplaneError, FrameReport, MemoryBook, MemoryReport, PortCounters, PortReport, PortSpec,
+};
 use crate::thread::{self, Command, SharedCounters};
 use crate::xsk::RING_SIZE;
 
