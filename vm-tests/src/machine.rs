@@ -85,7 +85,8 @@ impl<'k> Machine<'k> {
             "-netdev".into(),
             format!("stream,id=wire,server={server},addr.type=unix,addr.path={}", path.display()),
             "-device".into(),
-            format!("virtio-net-pci,netdev=wire,mac={mac}"),
+            // With the platform's addresses the driver maps memory for the device itself, which zero-copy builds on.
+            format!("virtio-net-pci,netdev=wire,mac={mac},disable-legacy=on,iommu_platform=on"),
         ]
     }
 

@@ -226,7 +226,7 @@ fn render_status(report: &StatusReport) -> String {
         ports.row(vec![
             port.name.clone(),
             port.kind.clone(),
-            port.mode.clone(),
+            port.crossing(),
             port.manner.polling.clone(),
             port.manner.multi_buffer.clone(),
             port.queues.to_string(),

@@ -175,10 +175,20 @@ pub struct PortReport {
     pub rx_packets: u64,
     /// Packets sent to the port.
     pub tx_packets: u64,
+    /// Those of them that were copied, as they came in another packet memory than the port's.
+    pub copied_packets: u64,
     /// Packets that the kernel could not hand over or take.
     pub ring_drops: u64,
     /// Nothing is taken from it: its frames ended workers again and again. `margay release` ends that.
     pub quarantined: bool,
+}
+
+impl PortReport {
+    /// Returns how its packets are taken and sent, in a few words: `native, zero-copy`.
+    pub fn crossing(&self) -> String {
+        let zero_copy = if self.manner.zero_copy == "used" { ", zero-copy" } else { "" };
+        format!("{}{zero_copy}", self.mode)
+    }
 }
 
 /// How packets cross a port.
@@ -190,7 +200,7 @@ pub struct MannerReport {
     pub polling: String,
     /// How long the pod's end gathers segments of a stream, in microseconds.
     pub gather_micros: u64,
-    /// Whether its driver could do without copies: `none`, `offered` or `unknown`. It is not made use of: all ports share one memory.
+    /// Whether its driver does without copies: `used`; `offered` and switched off; `refused`, which `why` tells; `none`; or `unknown`.
     pub zero_copy: String,
     /// Whether its packets may have several frames, and so be larger than one holds: `on`, `off` or `unknown`.
     pub multi_buffer: String,
@@ -222,6 +232,8 @@ pub struct MemoryReport {
     pub resident_bytes: u64,
     /// Packet memory shared with the kernel, part of the resident set.
     pub umem_bytes: u64,
+    /// The part of it that uplinks with zero-copy have for themselves.
+    pub own_umem_bytes: u64,
     /// The kernel's own bookkeeping for our sockets, estimated; outside the resident set.
     pub kernel_bytes: u64,
 }

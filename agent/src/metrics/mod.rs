@@ -206,6 +206,12 @@ pub fn render(status: &StatusReport) -> Result<String, std::fmt::Error> {
     );
     counters_by(
         &mut registry,
+        "port_copied_packets",
+        "Packets sent to a port that were copied, as they came in another packet memory than the port's",
+        of_port(|port| port.copied_packets),
+    );
+    counters_by(
+        &mut registry,
         "port_ring_lost_packets",
         "Packets lost between the kernel and a port's rings",
         of_port(|port| port.ring_drops),
@@ -256,13 +262,14 @@ pub fn render(status: &StatusReport) -> Result<String, std::fmt::Error> {
     let memory = [
         ("resident", status.memory.resident_bytes),
         ("packets", status.memory.umem_bytes),
+        ("packets_own", status.memory.own_umem_bytes),
         ("kernel", status.memory.kernel_bytes),
     ];
     let memory = memory.into_iter().map(|(area, bytes)| (vec![("area", area.to_owned())], bytes));
     gauges_by(
         &mut registry,
         "memory_bytes",
-        "Memory in use; packets is part of resident, kernel is outside",
+        "Memory in use; packets is part of resident, packets_own (uplinks with zero-copy) of packets, kernel is outside",
         memory,
     );
     let objects = status.objects.iter().map(|(kind, count)| (vec![("kind", kind.clone())], *count));

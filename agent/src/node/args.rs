@@ -9,6 +9,8 @@ use margay_core::worker::{EndpointToHost, PolicyChangeFlowAction};
 use margay_core::{Nanos, WorkerConfig};
 use margay_io::AttachChoice;
 
+use super::zero_copy::ZeroCopy;
+
 /// Runs the node agent.
 #[derive(Args, Clone, Debug)]
 #[command(
@@ -95,6 +97,10 @@ pub struct AgentArgs {
     /// run left keeps its way.
     #[arg(long, value_enum, default_value = "auto")]
     pub xdp_mode: XdpModeArg,
+    /// Whether an uplink whose driver can receives into and sends from packet memory of its own without a copy, for 32 MiB, or shares
+    /// the memory of all ports as it does elsewhere.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub xdp_zero_copy: ZeroCopy,
     /// Who polls pods' interfaces: whoever sends, threads of the kernel, or what a probe at the start finds the cheaper.
     #[arg(long, value_enum, default_value = "auto")]
     pub polling: Polling,

@@ -9,11 +9,12 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use margay_io::{AttachChoice, AttachMode};
+use margay_io::{AttachChoice, AttachMode, PortMemory, PortReport};
 
 use super::args::{AgentArgs, MultiBuffer, Polling};
 use super::offloads;
 use super::probe::{Finding, Question, Way, ask};
+use super::zero_copy;
 use crate::admin::report::MannerReport;
 use crate::endpoints::EndpointRecord;
 use crate::net::napi::{self, Napi};
@@ -96,7 +97,8 @@ impl Manner {
         MannerReport {
             polling: polling.to_owned(),
             gather_micros: u64::try_from(gather.as_micros()).unwrap_or(u64::MAX),
-            zero_copy: zero_copy(Some(PAIR)).to_owned(),
+            // A pair's driver has none.
+            zero_copy: "none".to_owned(),
             multi_buffer: multi_buffer(Some(PAIR), mode, several_frames).to_owned(),
             need_wakeup: true,
             why: self.why.clone(),
@@ -119,18 +121,23 @@ pub fn why_several_frames(told: MultiBuffer, mode: AttachMode, several: bool) ->
 
 /// Returns what is told of a port that is no pod's, whose driver says `features`, and whether threads of the kernel receive for it.
 pub fn report_other(
+    port: &PortReport,
     features: Option<XdpFeatures>,
-    mode: AttachMode,
     several_frames: bool,
     threaded: bool,
 ) -> MannerReport {
+    let (zero_copy, why) = zero_copy::told(&port.memory, features);
+    let several_frames = match port.memory {
+        PortMemory::ZeroCopy { several_frames } => several_frames,
+        _ => several_frames,
+    };
     MannerReport {
         polling: if threaded { "threaded" } else { "driver" }.to_owned(),
         gather_micros: 0,
-        zero_copy: zero_copy(features).to_owned(),
-        multi_buffer: multi_buffer(features, mode, several_frames).to_owned(),
+        zero_copy: zero_copy.to_owned(),
+        multi_buffer: multi_buffer(features, port.mode, several_frames).to_owned(),
         need_wakeup: true,
-        why: String::new(),
+        why,
     }
 }
 
@@ -140,16 +147,6 @@ pub fn features(ifindex: u32) -> Option<XdpFeatures> {
         tracing::debug!(ifindex, %error, "what the driver can do is not known");
         None
     })
-}
-
-/// Whether packets are received into and sent from packet memory without a copy. One memory serves all ports, and pods' pairs copy always;
-/// so a NIC copies too, whatever its driver could.
-fn zero_copy(features: Option<XdpFeatures>) -> &'static str {
-    match features {
-        Some(driver) if driver.zero_copy => "offered",
-        Some(_) => "none",
-        None => "unknown",
-    }
 }
 
 /// Whether a packet that comes in by a port may have several frames: sockets have to take them, and the driver has to hand them to our

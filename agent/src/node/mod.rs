@@ -23,6 +23,7 @@ pub mod threads;
 mod unheeded;
 pub mod uplinks;
 mod view;
+pub mod zero_copy;
 
 pub use conflist::{FILE as CONFLIST, PLUGIN, replace_file};
 pub use host_port::{KERNEL_END, OUR_END};
@@ -173,7 +174,10 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
             (AttachChoice::Generic, _) => AttachChoice::Generic,
             (_, told) => told,
         };
-        let report = dataplane.add_port_as(spec, choice)?;
+        let features = manner::features(link.index);
+        let memory = zero_copy::choose(args.xdp_zero_copy, choice, features);
+        let report = dataplane.add_port_in(spec, choice, memory)?;
+        zero_copy::log(&link.name, &report.memory, features);
         if !uplink.why.is_empty() {
             let (name, nics) = (&link.name, uplink.nics.join(", "));
             tracing::info!(uplink = name, %nics, why = uplink.why, "the uplink's program stands above its NICs");

@@ -22,7 +22,7 @@ pub const OWNER: &str = "margay-node";
 /// Returns the annotations of a node in this state.
 pub fn notes(status: &StatusReport) -> BTreeMap<String, Note> {
     let uplinks = status.ports.iter().filter(|port| port.kind == "uplink");
-    let uplinks: Vec<String> = uplinks.map(|port| format!("{}: {}", port.name, port.mode)).collect();
+    let uplinks: Vec<String> = uplinks.map(|port| format!("{}: {}", port.name, port.crossing())).collect();
     let state = match (status.ready, status.stale) {
         (false, _) => "not ready",
         (true, true) => "stale",
@@ -39,7 +39,7 @@ pub fn notes(status: &StatusReport) -> BTreeMap<String, Note> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::report::{PortReport, WorkerReport};
+    use crate::admin::report::{MannerReport, PortReport, WorkerReport};
 
     #[test]
     fn a_node_says_what_it_is_and_no_number_that_moves() {
@@ -54,7 +54,10 @@ mod tests {
             ready: true,
             ports: vec![
                 port("mgy1", "host", "generic"),
-                port("eth0", "uplink", "native, zero-copy"),
+                PortReport {
+                    manner: MannerReport { zero_copy: "used".to_owned(), ..MannerReport::default() },
+                    ..port("eth0", "uplink", "native")
+                },
                 port("eth1", "uplink", "generic"),
                 port("mgya", "pod", "native"),
             ],

@@ -226,16 +226,12 @@ impl NodeView for View {
                 manner: match port.kind {
                     PortKind::Pod { .. } => self.manner.report_pod(&port.name, report.mode, several_frames),
                     PortKind::Host { .. } => {
-                        manner::report_other(Some(manner::PAIR), report.mode, several_frames, false)
+                        manner::report_other(report, Some(manner::PAIR), several_frames, false)
                     }
                     PortKind::Uplink => {
                         let driver = self.drivers.get(&port.name).copied().flatten();
-                        manner::report_other(
-                            driver,
-                            report.mode,
-                            several_frames,
-                            self.threaded.contains(&port.name),
-                        )
+                        let threaded = self.threaded.contains(&port.name);
+                        manner::report_other(report, driver, several_frames, threaded)
                     }
                 },
                 queues: report.queues,
@@ -244,6 +240,7 @@ impl NodeView for View {
                 route_mtu: route_mtus.get(index).copied().unwrap_or(port.mtu),
                 rx_packets: numbers.rx_packets,
                 tx_packets: numbers.tx_packets,
+                copied_packets: numbers.copied_packets,
                 ring_drops: numbers.tx_failed + numbers.kernel.rx_dropped + numbers.kernel.rx_ring_full,
                 quarantined: quarantined.contains(index),
             }
@@ -284,6 +281,7 @@ impl NodeView for View {
             memory: MemoryReport {
                 resident_bytes: resident_bytes(),
                 umem_bytes: memory.umem_bytes,
+                own_umem_bytes: memory.own_umem_bytes,
                 kernel_bytes: memory.kernel_bytes + memory.ring_bytes,
             },
             objects: board.objects,

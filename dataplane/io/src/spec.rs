@@ -99,7 +99,10 @@ pub enum PortMemory {
     /// That of all ports, though another was wanted; this is why.
     Refused(String),
     /// One of its own, without a copy between it and the device.
-    ZeroCopy,
+    ZeroCopy {
+        /// Whether its packets may have several frames.
+        several_frames: bool,
+    },
     /// One of its own in copy mode.
     OwnWithCopy,
 }

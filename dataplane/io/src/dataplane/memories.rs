@@ -20,7 +20,12 @@ pub(super) struct OwnMemory {
 impl OwnMemory {
     /// Returns what is told of it.
     pub(super) fn told(&self) -> PortMemory {
-        if self.umem.is_zero_copy() { PortMemory::ZeroCopy } else { PortMemory::OwnWithCopy }
+        let several_frames = self.umem.takes_several_frames();
+        if self.umem.is_zero_copy() {
+            PortMemory::ZeroCopy { several_frames }
+        } else {
+            PortMemory::OwnWithCopy
+        }
     }
 }
 

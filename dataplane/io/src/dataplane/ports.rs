@@ -65,7 +65,7 @@ impl Dataplane {
             Ok(report) => return Ok(report),
             Err(error) => error.to_string(),
         };
-        tracing::warn!(
+        tracing::info!(
             device = spec.device,
             why,
             "no packet memory of its own for this port: its packets are copied"
