@@ -62,6 +62,12 @@ impl<'k> Machine<'k> {
         self
     }
 
+    /// Sets the number of processors.
+    pub fn processors(mut self, processors: u32) -> Self {
+        self.processors = processors;
+        self
+    }
+
     /// Sets the time after which the machine is stopped.
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
