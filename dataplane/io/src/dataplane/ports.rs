@@ -16,6 +16,9 @@ use crate::steer::{AttachChoice, AttachMode, EgressMode, Role};
 use crate::thread::Command;
 use crate::xsk::{SocketSlot, UmemHandle, XskError, XskSocket};
 
+/// How long the end of a port waits for workers to forget its memory.
+const SETTLED: Duration = Duration::from_millis(300);
+
 impl Dataplane {
     /// Takes a device in: sockets on its queues, then the program. The device may be down. Until this returns, the device is closed
     /// (when [`Dataplane::attach_closed`] stands on it) or untouched.
@@ -48,6 +51,10 @@ impl Dataplane {
         }
         // Else a bind would say so, less well.
         index_of(&spec.device)?;
+        if spec.role == Role::Uplink {
+            // Its queue may still be that of the memory it had before.
+            self.settle(control, self.config.bind_patience);
+        }
         let zero_copy = match memory {
             MemoryChoice::Shared => {
                 let sockets = bind_all(&control.umem, &spec, self.config.bind_patience)?;
@@ -65,6 +72,7 @@ impl Dataplane {
             Ok(report) => return Ok(report),
             Err(error) => error.to_string(),
         };
+        self.settle(control, self.config.bind_patience);
         tracing::info!(
             device = spec.device,
             why,
@@ -87,7 +95,7 @@ impl Dataplane {
     ) -> Result<PortReport, DataplaneError> {
         let (own, sockets) = self.make_own(control, spec, zero_copy)?;
         if let Err(error) = self.take_in(control, spec.clone(), choice, own.store.id(), sockets) {
-            self.retire(control, &own);
+            self.retire(control, own);
             return Err(error);
         }
         let port = control.ports.get_mut(&spec.index).ok_or(DataplaneError::NoPort(spec.index.0))?;
@@ -201,7 +209,8 @@ impl Dataplane {
             self.take_back(*worker, index, memory)?;
         }
         if let Some(own) = control.ports.remove(&index).and_then(|port| port.own) {
-            self.retire(control, &own);
+            self.retire(control, own);
+            self.settle(control, SETTLED);
         }
         self.ledger().forget(index);
         Ok(())

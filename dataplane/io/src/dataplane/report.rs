@@ -178,7 +178,8 @@ impl Dataplane {
     /// Errors: a silent worker.
     pub fn memory(&self) -> Result<MemoryReport, DataplaneError> {
         let (chunks, _) = self.ask(HOST_KEEPER, |reply| Command::Census { reply })?;
-        let control = self.control();
+        let mut control = self.control();
+        control.bury();
         let mut report = MemoryReport { umem_bytes: control.umem.bytes(), chunks, ..MemoryReport::default() };
         for port in control.ports.values() {
             let sockets = port.report.queues;
