@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use margay_core::handover::{Errand, Handover};
+use margay_core::handover::{Errand, Gist, Handover};
 use margay_core::worker::FlowRecord;
 use margay_core::{Counters, Frame, Nanos, Output, PortIndex, View, WorkerIndex};
 use margay_io::engine::Processor;
@@ -95,7 +95,7 @@ impl<F: Frame> Processor<F> for Round {
                 continue;
             }
             let next = WorkerIndex((self.index.0 + 1) % self.workers);
-            out.handovers.push((next, Handover { frame, port, errand: Errand::Take }));
+            out.handovers.push((next, Handover { frame, port, errand: Errand::Take, gist: Gist::default() }));
         }
     }
 
@@ -106,7 +106,7 @@ impl<F: Frame> Processor<F> for Round {
         parcels: &mut Vec<Handover<F>>,
         out: &mut Output<F>,
     ) {
-        for Handover { frame, port, errand } in parcels.drain(..) {
+        for Handover { frame, port, errand, .. } in parcels.drain(..) {
             while self.still.load(SeqCst) {
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -118,7 +118,10 @@ impl<F: Frame> Processor<F> for Round {
             if worker == self.index {
                 out.transmit.push((to, frame));
             } else {
-                out.handovers.push((worker, Handover { frame, port: to, errand: Errand::Send }));
+                out.handovers.push((
+                    worker,
+                    Handover { frame, port: to, errand: Errand::Send, gist: Gist::default() },
+                ));
             }
         }
     }
