@@ -56,7 +56,7 @@ impl UmemFrame {
 
     /// Appends the chunk of a packet of the same memory that has one. One too many is freed, and its bytes are not in the packet.
     pub(super) fn take_in(&mut self, mut piece: Self) {
-        if self.append(piece.descriptor) {
+        if self.append_chunk(piece.descriptor) {
             piece.pool = None;
         }
     }
