@@ -30,6 +30,9 @@ use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use super::NetError;
 
+/// The queueing discipline of [`Netlink::set_queue`].
+pub const QUEUE: &str = "pfifo";
+
 /// A network device, as far as we ask about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
@@ -483,7 +486,7 @@ impl Netlink {
         message.header.index = i32::try_from(index).unwrap_or_default();
         message.header.parent = TcHandle::ROOT;
         let done = if queue {
-            message.attributes.push(TcAttribute::Kind("pfifo".to_owned()));
+            message.attributes.push(TcAttribute::Kind(QUEUE.to_owned()));
             let message = RouteNetlinkMessage::NewQueueDiscipline(message);
             self.request(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE)
         } else {

@@ -347,7 +347,8 @@ impl AgentArgs {
             adoption_window: Nanos(u64::try_from(self.flow_adoption_window.as_nanos()).unwrap_or(u64::MAX)),
             max_flows: self.max_flows,
             hash_seed: seed,
-            lro: self.lro == Switch::On,
+            // What is joined has several frames.
+            lro: self.lro == Switch::On && self.multi_buffer != MultiBuffer::Off,
             ..WorkerConfig::default()
         }
     }

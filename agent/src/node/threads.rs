@@ -13,9 +13,11 @@ use std::collections::BTreeMap;
 use super::args::UplinkPolling;
 use super::uplinks::Uplink;
 use crate::net::napi::{self, Napi};
+use crate::net::netlink::QUEUE;
 use crate::net::{NetError, Netlink};
 
-/// The uplinks that threads receive for, until this is dropped: then they are as they were found.
+/// The uplinks that threads receive for, until this is dropped: then they are as they were found. What an agent that was killed left on a
+/// veth is taken for its doing.
 #[derive(Debug, Default)]
 pub struct Threads {
     /// How each was found.
@@ -24,9 +26,10 @@ pub struct Threads {
 
 #[derive(Clone, Copy, Debug)]
 struct Before {
+    index: u32,
     napi: Napi,
-    /// The index of a device that has got a queue.
-    queued: Option<u32>,
+    /// Whether the queue is ours.
+    queued: bool,
 }
 
 impl Threads {
@@ -56,14 +59,31 @@ impl Threads {
 
 /// Has a thread receive for an uplink, and its senders wait.
 fn begin(uplink: &Uplink) -> Result<Before, NetError> {
-    let napi = napi::read(None, &uplink.name)?;
-    napi::set(None, &uplink.name, Napi { threaded: true, ..napi })?;
     let mut netlink = Netlink::open()?;
     let index = netlink.existing(&uplink.name)?.index;
-    let bare = uplink.is_veth && netlink.root_discipline(index)?.is_some_and(|name| name == "noqueue");
-    // Without it more is lost, and nothing else changes.
-    let queued = bare && netlink.set_queue(index, true).is_ok();
-    Ok(Before { napi, queued: queued.then_some(index) })
+    let discipline = netlink.root_discipline(index)?;
+    let found = napi::read(None, &uplink.name)?;
+    napi::set(None, &uplink.name, Napi { threaded: true, ..found })?;
+    let napi = Napi { threaded: found.threaded && !uplink.is_veth, ..found };
+    let queued = uplink.is_veth
+        && match discipline.as_deref() {
+            // Without it more is lost, and nothing else changes.
+            Some("noqueue") => netlink.set_queue(index, true).is_ok(),
+            other => other == Some(QUEUE),
+        };
+    Ok(Before { index, napi, queued })
+}
+
+/// Puts an uplink back, whatever its name is now.
+fn end(before: &Before) -> Result<(), NetError> {
+    let mut netlink = Netlink::open()?;
+    let Some(link) = netlink.links()?.into_iter().find(|link| link.index == before.index) else {
+        return Ok(());
+    };
+    if before.queued && netlink.root_discipline(link.index)?.as_deref() == Some(QUEUE) {
+        netlink.set_queue(link.index, false)?;
+    }
+    napi::set(None, &link.name, before.napi)
 }
 
 fn wants(wanted: UplinkPolling, is_veth: bool, processors: usize) -> bool {
@@ -77,10 +97,8 @@ fn wants(wanted: UplinkPolling, is_veth: bool, processors: usize) -> bool {
 impl Drop for Threads {
     fn drop(&mut self) {
         for (name, before) in &self.before {
-            let queue = before.queued.map(|index| Netlink::open()?.set_queue(index, false));
-            let restored = napi::set(None, name, before.napi).and(queue.unwrap_or(Ok(())));
-            if let Err(error) = restored {
-                tracing::debug!(uplink = name, %error, "the uplink stays as it was set");
+            if let Err(error) = end(before) {
+                tracing::warn!(uplink = name, %error, "the uplink stays as the agent set it");
             }
         }
     }

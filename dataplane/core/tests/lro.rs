@@ -5,11 +5,13 @@ mod node;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use margay_core::frame::MemoryFrame;
+use margay_core::handover::Errand;
 use margay_core::worker::EndpointToHost;
-use margay_core::{DropReason, Nanos, PortIndex, WorkerConfig};
+use margay_core::{DropReason, Nanos, PortIndex, View, WorkerConfig};
 use margay_wire::parse::{Packet, Transport, tcp_flags};
 use margay_wire::{IpHeaders, build, checksum, icmp, parse, protocol};
-use node::{Node, POD_A, POD_B, UPLINK, ip};
+use node::{HOST, Node, POD_A, POD_B, UPLINK, ip};
 use proptest::prelude::*;
 
 const REMOTE: [&str; 2] = ["10.0.2.9", "fd00:2::9"];
@@ -194,7 +196,7 @@ fn plain(said: &[Said], mtu: u32) -> Vec<(PortIndex, Vec<u8>)> {
 
 #[test]
 fn nothing_becomes_larger_than_the_receiver_takes() {
-    for (mtu, packets) in [(1_400u32, 20), (1_500, 20), (3_000, 10), (10_000, 3), (60_000, 1), (1 << 20, 1)] {
+    for (mtu, packets) in [(1_400u32, 20), (9_216, 20), (16_000, 2), (60_000, 1), (1 << 20, 1)] {
         let mut node = node(true, mtu);
         begin(&mut node, 0, 4000);
         let said: Vec<Said> = (0..20).map(|nth| Said::new(4000, nth * 1_360, vec![9; 1_360])).collect();
@@ -252,7 +254,8 @@ fn a_pod_that_routes_what_it_gets_is_spared_from_then_on() {
             5,
             "the sender says it all again, and it comes as it is"
         );
-        // An error about what its sender did send is the sender's business.
+        // An error about what its sender did send is the sender's business, and so is every later one.
+        assert_eq!(node.send(POD_B, &report(&whole, 1_500)).expect("passed on").len(), 1);
         let single = frames(5_000).remove(0);
         assert_eq!(node.send(POD_B, &report(&single, 1_300)).expect("passed on").len(), 1);
         // Another pod at the same port is another pod.
@@ -266,6 +269,45 @@ fn a_pod_that_routes_what_it_gets_is_spared_from_then_on() {
         node.rebuild();
         assert_eq!(node.burst(UPLINK, &frames(0)).len(), 1);
     }
+}
+
+#[test]
+fn other_workers_packets_are_joined_only_where_they_come_from_uplinks() {
+    let mut node = node(true, 60_000);
+    begin(&mut node, 0, 4000);
+    let (host, b) = (ip("192.168.0.1"), ip(B[0]));
+    let of_host = |sequence: u32, flags: u8, payload: &[u8]| {
+        let mut frame = build::tcp(Node::macs(HOST), (host, 6000), (b, 80), flags, payload);
+        frame[38..42].copy_from_slice(&sequence.to_be_bytes());
+        forbid_fragments(&mut frame);
+        write_sum(&mut frame);
+        frame
+    };
+    node.forward(HOST, &of_host(0, tcp_flags::SYN, b""));
+    let back = build::tcp(Node::macs(POD_B), (b, 80), (host, 6000), tcp_flags::SYN | ACK, b"");
+    node.forward(POD_B, &back);
+    let from_uplink = |nth: u32| (UPLINK, Said::new(4000, nth * 100, vec![1; 100]).frame());
+    let from_host = |nth: u32| (HOST, of_host(nth * 100, ACK, &[2; 100]));
+    let given = [
+        from_uplink(0),
+        from_uplink(1),
+        from_host(0),
+        from_host(1),
+        from_uplink(2),
+        from_host(2),
+        from_uplink(3),
+        from_uplink(4),
+    ];
+    let parcel = |(port, bytes): (PortIndex, Vec<u8>)| {
+        margay_core::handover::Handover::new(MemoryFrame::new(&bytes), port, Errand::Take)
+    };
+    let mut parcels: Vec<_> = given.into_iter().map(parcel).collect();
+    let view = View { snapshot: node.snapshot.as_deref(), topology: &node.topology };
+    node.worker.handle_handovers(view, node.now, &mut parcels, &mut node.out);
+    let sent: Vec<usize> = node.out.transmit.iter().map(|(_, frame)| frame.to_vec().len() - 54).collect();
+    assert_eq!(sent, [200, 100, 100, 100, 100, 200]);
+    let counters = node.worker.counters();
+    assert_eq!((counters.joined, counters.beginnings()), (2, counters.endings()));
 }
 
 #[test]
@@ -340,7 +382,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
 
     #[test]
-    fn pods_hear_the_same(said in any_said(), mtu in prop_oneof![Just(1_400u32), Just(4_000), Just(60_000)]) {
+    fn pods_hear_the_same(said in any_said(), mtu in prop_oneof![Just(1_400u32), Just(16_000), Just(60_000)]) {
         let mut node = node(true, mtu);
         let mut ports: Vec<_> = said.iter().map(|it| (it.family, it.port)).collect();
         ports.sort_unstable();

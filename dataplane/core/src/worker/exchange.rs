@@ -107,8 +107,8 @@ impl<F: Frame> Worker<F> {
         out: &mut Output<F>,
     ) {
         self.name_anew(view.topology);
-        let first = out.transmit.len();
-        let may_join = self.config.lro && parcels.iter().any(|parcel| super::is_uplink(view, parcel.port));
+        // Where what came from uplinks, one parcel after the other, begins in the output: only that is joined.
+        let mut first = None;
         let burst = fast::Burst::taken(view, now);
         let mut plain = std::mem::take(&mut self.ahead);
         plain.resize(BURST, fast::Plain::NONE);
@@ -127,6 +127,13 @@ impl<F: Frame> Worker<F> {
             for (parcel, read) in parcels.drain(..count).zip(&plain) {
                 let Handover { mut frame, port, errand, gist } = parcel;
                 self.at_hand = Some(port);
+                if self.config.lro {
+                    match (errand != Errand::Send && super::is_uplink(view, port), first) {
+                        (true, None) => first = Some(out.transmit.len()),
+                        (false, Some(_)) => self.join_from(view, first.take(), out),
+                        _ => {}
+                    }
+                }
                 match errand {
                     Errand::Send => {
                         out.transmit.push((port, frame));
@@ -157,7 +164,13 @@ impl<F: Frame> Worker<F> {
             }
         }
         self.ahead = plain;
-        if may_join {
+        self.join_from(view, first, out);
+    }
+
+    /// Joins segments from the output's position `first` on.
+    #[inline]
+    pub(super) fn join_from(&mut self, view: View<'_>, first: Option<usize>, out: &mut Output<F>) {
+        if let Some(first) = first {
             self.counters.joined += self.lro.join(view.topology, first, out);
         }
     }

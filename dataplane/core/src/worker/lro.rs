@@ -14,9 +14,9 @@
 //! zero is the sum of its payload. So no payload is read, and one that was damaged makes the whole wrong: the pod drops it, and the sender
 //! sends again.
 //!
-//! **Who gets them**: pods whose interface takes packets larger than a wire's, but for one that has routed such a packet on and found it too
-//! large for where it went (a container engine in the pod). Its ICMP error quotes a packet that nobody sent: it ends here, and the pod's
-//! packets come as they are from then on.
+//! **Who gets them**: pods whose interface takes packets larger than any wire's, but for one that has routed a packet on and found it too
+//! large for where it went (a container engine in the pod). From its first ICMP error on, the pod's packets come as they are; if that error
+//! quotes a packet larger than its sender could have sent, it ends here.
 
 use std::net::IpAddr;
 
@@ -33,6 +33,8 @@ use crate::topology::{Port, PortIndex, PortKind, Topology};
 const STREAMS: usize = 8;
 /// Pods that route what they get; one more is forgotten, and reports again.
 const ROUTERS: usize = 256;
+/// Pods with an interface of at least this MTU get joined packets: more than any wire's, jumbo frames' 9,216 included.
+const LARGE: u32 = 16_000;
 /// A TCP header without options.
 const TCP_LEN: usize = 20;
 
@@ -263,7 +265,7 @@ impl<F: Frame> Lro<F> {
         let PortKind::Pod { pod_mac, .. } = port.kind else { return None };
         let is_router = self.routers.contains(&(port.index, pod_mac));
         // The length field of an IP header.
-        (!is_router).then(|| (port.mtu as usize).min(65_535))
+        (port.mtu >= LARGE && !is_router).then(|| (port.mtu as usize).min(65_535))
     }
 
     /// Joins a packet to one before it, or puts it behind all. Returns how many were joined.
@@ -306,16 +308,19 @@ impl<F: Frame> Lro<F> {
         0
     }
 
-    /// Notes that a pod routes what it gets, and that what was joined was too large for where it went.
+    /// Notes that a pod routes what it gets, and that something was too large for where it went. Returns whether that is news: then it may
+    /// have been joined.
     #[cold]
-    pub(super) fn spare(&mut self, port: &Port) {
-        let PortKind::Pod { pod_mac, .. } = port.kind else { return };
-        self.routers.retain(|(index, mac)| *index != port.index || *mac == pod_mac);
+    pub(super) fn spare(&mut self, port: &Port) -> bool {
+        let PortKind::Pod { pod_mac, .. } = port.kind else { return false };
+        if self.routers.contains(&(port.index, pod_mac)) {
+            return false;
+        }
+        self.routers.retain(|(index, _)| *index != port.index);
         if self.routers.len() == ROUTERS {
             self.routers.remove(0);
         }
-        if !self.routers.contains(&(port.index, pod_mac)) {
-            self.routers.push((port.index, pod_mac));
-        }
+        self.routers.push((port.index, pod_mac));
+        true
     }
 }

@@ -225,7 +225,7 @@ impl<F: Frame> Worker<F> {
         out: &mut Output<F>,
     ) {
         self.name_anew(view.topology);
-        let first = out.transmit.len();
+        let first = (self.config.lro && is_uplink(view, port)).then_some(out.transmit.len());
         let burst = fast::Burst::new(view, now, port);
         let may_be_sealed = view.topology.encryption().is_some();
         let mut plain = std::mem::take(&mut self.ahead);
@@ -255,9 +255,7 @@ impl<F: Frame> Worker<F> {
             }
         }
         self.ahead = plain;
-        if self.config.lro && is_uplink(view, port) {
-            self.counters.joined += self.lro.join(view.topology, first, out);
-        }
+        self.join_from(view, first, out);
     }
 
     /// Lets go of what was remembered by name when the topology is another one.

@@ -1,7 +1,7 @@
 //! ICMP errors belong to the flow that they quote.
 
 use margay_wire::parse::parse_quoted;
-use margay_wire::{Fragment, icmp};
+use margay_wire::{Fragment, icmp, protocol};
 
 use super::{Dropped, Ending, Passing, Worker, finish, path};
 use crate::flow::FlowKey;
@@ -47,13 +47,17 @@ impl<F: Frame> Worker<F> {
         if from_pod && !self.pod_errors.take(port.index, now) {
             return Err(DropReason::IcmpRateLimited.into());
         }
+        // Only who routes says so, of a packet that may be several joined ones.
+        let is_news = self.config.lro
+            && icmp::is_too_big(ip)
+            && quoted.protocol == protocol::TCP
+            && self.lro.spare(port);
         icmp::clamp_mtu_in_place(frame.data_mut(), ip);
         match path::resolve(view.topology, self.config.index, port, ip.source, ip.destination)? {
             // Larger than anything that comes from there: its sender never sent that, we did.
             path::Next::Ready(path) | path::Next::Unresolved(path, _)
-                if from_pod && icmp::is_too_big(ip) && quoted.total_len > path.mtu =>
+                if is_news && quoted.total_len > path.mtu =>
             {
-                self.lro.spare(port);
                 Err(DropReason::IcmpUnrelated.into())
             }
             path::Next::Ready(path) => self.leave(passing, &path, Errand::Take, frame, out),
