@@ -106,7 +106,7 @@ impl Said {
         let at = usize::from(headers(&frame).transport_offset);
         frame[at + 4..at + 8].copy_from_slice(&self.sequence.to_be_bytes());
         frame[at + 8..at + 12].copy_from_slice(&self.acknowledged.to_be_bytes());
-        frame[at + 12] = ((20 + options) / 4 << 4) as u8;
+        frame[at + 12] = ((20 + options) as u8 / 4) << 4;
         frame[at + 14..at + 16].copy_from_slice(&self.window.to_be_bytes());
         forbid_fragments(&mut frame);
         write_sum(&mut frame);
@@ -126,10 +126,12 @@ fn begin(node: &mut Node, family: usize, port: u16) {
 }
 
 type Stream = (IpAddr, u16);
+/// Sequence number, the byte that it stands for, acknowledgement, window, time stamp.
+type Word = (u32, Option<u8>, u32, u16, u32);
 
 /// Everything that arrives, stream by stream, in order: each byte with its sequence number, what is said beside it, and whether the packet
 /// that carried it sums up.
-fn heard(sent: &[(PortIndex, Vec<u8>)]) -> BTreeMap<Stream, Vec<(u32, Option<u8>, u32, u16, u32)>> {
+fn heard(sent: &[(PortIndex, Vec<u8>)]) -> BTreeMap<Stream, Vec<Word>> {
     let mut heard: BTreeMap<Stream, Vec<_>> = BTreeMap::new();
     for (port, frame) in sent {
         assert_eq!(*port, POD_B);
