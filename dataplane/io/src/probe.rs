@@ -5,14 +5,12 @@
 //! packet memory and programs of its own, and belongs to the thread that made it.
 
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use margay_core::worker::FlowRecord;
 use margay_core::{Counters, Frame, Nanos, Output, PortIndex, Topology, View};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
@@ -151,21 +149,7 @@ impl Processor<UmemFrame> for Mirror {
         }
     }
 
-    fn handle_timeout(&mut self, _: View<'_>, _: Nanos, _: &mut Output<UmemFrame>) {}
-
-    fn wanted_neighbours(&self) -> Vec<(PortIndex, IpAddr)> {
-        Vec::new()
-    }
-
-    fn is_waiting(&self) -> bool {
-        false
-    }
-
     fn counters(&self) -> &Counters {
         &self.0
-    }
-
-    fn flows(&self, _: View<'_>, _: Nanos, _: usize, _: usize) -> (Vec<FlowRecord>, Option<usize>) {
-        (Vec::new(), None)
     }
 }

@@ -2,12 +2,10 @@
 
 mod support;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use margay_core::worker::FlowRecord;
 use margay_core::{Counters, Frame, Nanos, Output, PortIndex, View};
 use margay_io::engine::Processor;
 use margay_io::{Dataplane, DataplaneConfig, Role};
@@ -50,22 +48,8 @@ impl<F: Frame> Processor<F> for Joining {
         out.transmit.extend(whole.map(|whole| (PortIndex(2), whole)));
     }
 
-    fn handle_timeout(&mut self, _: View<'_>, _: Nanos, _: &mut Output<F>) {}
-
-    fn wanted_neighbours(&self) -> Vec<(PortIndex, IpAddr)> {
-        Vec::new()
-    }
-
-    fn is_waiting(&self) -> bool {
-        false
-    }
-
     fn counters(&self) -> &Counters {
         &self.counters
-    }
-
-    fn flows(&self, _: View<'_>, _: Nanos, _: usize, _: usize) -> (Vec<FlowRecord>, Option<usize>) {
-        (Vec::new(), None)
     }
 }
 

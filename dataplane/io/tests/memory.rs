@@ -2,13 +2,12 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crossbeam::channel::bounded;
-use margay_core::worker::{FlowRecord, TapFilter, TapId};
+use margay_core::worker::{TapFilter, TapId};
 use margay_core::{Counters, DropReason, Frame, Nanos, Output, PacketEvent, PortIndex, Topology, View};
 use margay_io::engine::{Engine, Losses, PortStatistics, Processor};
 use margay_io::memory::{MemoryPool, MemoryRings, PooledFrame, Wire};
@@ -83,10 +82,6 @@ impl Processor<PooledFrame> for Switch {
         self.counters.held = 0;
     }
 
-    fn wanted_neighbours(&self) -> Vec<(PortIndex, IpAddr)> {
-        Vec::new()
-    }
-
     fn is_waiting(&self) -> bool {
         !self.held.is_empty()
     }
@@ -97,10 +92,6 @@ impl Processor<PooledFrame> for Switch {
 
     fn set_tap(&mut self, _: TapId, filter: Option<TapFilter>) {
         self.watched.set(self.watched.get() + u64::from(filter.is_some()));
-    }
-
-    fn flows(&self, _: View<'_>, _: Nanos, _: usize, _: usize) -> (Vec<FlowRecord>, Option<usize>) {
-        (Vec::new(), None)
     }
 }
 

@@ -4,14 +4,12 @@
 
 mod support;
 
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use margay_core::handover::{Errand, Gist, Handover};
-use margay_core::worker::FlowRecord;
 use margay_core::{Counters, Frame, Nanos, Output, PortIndex, View, WorkerIndex};
 use margay_io::engine::Processor;
 use margay_io::{
@@ -126,22 +124,8 @@ impl<F: Frame> Processor<F> for Round {
         }
     }
 
-    fn handle_timeout(&mut self, _: View<'_>, _: Nanos, _: &mut Output<F>) {}
-
-    fn wanted_neighbours(&self) -> Vec<(PortIndex, IpAddr)> {
-        Vec::new()
-    }
-
-    fn is_waiting(&self) -> bool {
-        false
-    }
-
     fn counters(&self) -> &Counters {
         &self.counters
-    }
-
-    fn flows(&self, _: View<'_>, _: Nanos, _: usize, _: usize) -> (Vec<FlowRecord>, Option<usize>) {
-        (Vec::new(), None)
     }
 }
 

@@ -3,7 +3,6 @@
 
 mod support;
 
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -11,7 +10,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use margay_core::handover::{Errand, Handover};
-use margay_core::worker::FlowRecord;
 use margay_core::{Counters, DropReason, Frame, Nanos, Output, PortIndex, View, WorkerIndex};
 use margay_io::engine::Processor;
 use margay_io::{Dataplane, DataplaneConfig, DataplaneError, PortCounters, Role};
@@ -317,22 +315,8 @@ impl<F: Frame> Processor<F> for Relay {
         self.counters.drops[DropReason::HandoverFull as usize] += count;
     }
 
-    fn handle_timeout(&mut self, _: View<'_>, _: Nanos, _: &mut Output<F>) {}
-
-    fn wanted_neighbours(&self) -> Vec<(PortIndex, IpAddr)> {
-        Vec::new()
-    }
-
-    fn is_waiting(&self) -> bool {
-        false
-    }
-
     fn counters(&self) -> &Counters {
         &self.counters
-    }
-
-    fn flows(&self, _: View<'_>, _: Nanos, _: usize, _: usize) -> (Vec<FlowRecord>, Option<usize>) {
-        (Vec::new(), None)
     }
 }
 

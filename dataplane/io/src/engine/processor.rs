@@ -29,14 +29,18 @@ pub trait Processor<F> {
     /// Is told that so many packets which were to be judged elsewhere found no room there; see [`Worker::handover_refused`].
     fn handover_refused(&mut self, _: u64) {}
 
-    /// Does what time demands; see [`Worker::handle_timeout`].
-    fn handle_timeout(&mut self, view: View<'_>, now: Nanos, out: &mut Output<F>);
+    /// Does what time demands; see [`Worker::handle_timeout`]. A processor that keeps nothing has nothing to do.
+    fn handle_timeout(&mut self, _: View<'_>, _: Nanos, _: &mut Output<F>) {}
 
     /// Returns the neighbours that packets wait for.
-    fn wanted_neighbours(&self) -> Vec<(PortIndex, IpAddr)>;
+    fn wanted_neighbours(&self) -> Vec<(PortIndex, IpAddr)> {
+        Vec::new()
+    }
 
     /// Returns whether packets wait for a neighbour, so that time is to pass in small steps.
-    fn is_waiting(&self) -> bool;
+    fn is_waiting(&self) -> bool {
+        false
+    }
 
     /// Returns the counters.
     fn counters(&self) -> &Counters;
@@ -59,14 +63,16 @@ pub trait Processor<F> {
         (0, Vec::new())
     }
 
-    /// Returns a piece of the flow table; see [`Worker::flows`].
+    /// Returns a piece of the flow table; see [`Worker::flows`]. A processor without flows has none to tell.
     fn flows(
         &self,
-        view: View<'_>,
-        now: Nanos,
-        cursor: usize,
-        limit: usize,
-    ) -> (Vec<FlowRecord>, Option<usize>);
+        _: View<'_>,
+        _: Nanos,
+        _cursor: usize,
+        _limit: usize,
+    ) -> (Vec<FlowRecord>, Option<usize>) {
+        (Vec::new(), None)
+    }
 }
 
 impl<F: Frame> Processor<F> for Worker<F> {

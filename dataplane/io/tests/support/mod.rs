@@ -5,7 +5,6 @@
 #![allow(dead_code)]
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,7 +12,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use margay_core::worker::FlowRecord;
 use margay_core::{Counters, Frame, Nanos, Output, PortIndex, View};
 use margay_io::engine::Processor;
 use margay_io::{DataplaneConfig, PortSpec, Role};
@@ -210,22 +208,8 @@ impl<F: Frame> Processor<F> for Patch {
         }
     }
 
-    fn handle_timeout(&mut self, _: View<'_>, _: Nanos, _: &mut Output<F>) {}
-
-    fn wanted_neighbours(&self) -> Vec<(PortIndex, IpAddr)> {
-        Vec::new()
-    }
-
-    fn is_waiting(&self) -> bool {
-        false
-    }
-
     fn counters(&self) -> &Counters {
         &self.counters
-    }
-
-    fn flows(&self, _: View<'_>, _: Nanos, _: usize, _: usize) -> (Vec<FlowRecord>, Option<usize>) {
-        (Vec::new(), None)
     }
 }
 
