@@ -112,6 +112,10 @@ impl HostTables {
     }
 }
 
+/// All that a table can tell of the ports of a packet. See [`Snapshot::port_classes`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortClasses([u32; 2]);
+
 /// An immutable, numbered compilation of the Model for the endpoints of this node.
 #[derive(Clone, Default)]
 pub struct Snapshot {
@@ -191,6 +195,20 @@ impl Snapshot {
         let identities = [known(source, packet.source), known(destination, packet.destination)];
         let table = self.endpoints.table(endpoint, direction)?;
         Some(judgement(table, self.judged(table, packet, table.far_of(identities), || identities)))
+    }
+
+    /// Returns what a leg's table can tell of a packet's ports: of packets between the same identities, of one family and with the same
+    /// protocol, TCP or UDP, those for which this is equal get equal judgements. `None` where the table knows ports that mean something at
+    /// some addresses only, and for an unknown endpoint. Classes of different tables have nothing to do with each other.
+    #[inline]
+    pub fn port_classes(
+        &self,
+        endpoint: EndpointId,
+        direction: Direction,
+        source: u16,
+        destination: u16,
+    ) -> Option<PortClasses> {
+        self.endpoints.table(endpoint, direction)?.program.port_classes(source, destination).map(PortClasses)
     }
 
     /// Returns the Log rules that the packet passes on its way to the verdict, in order (policy model 14.4).

@@ -63,6 +63,37 @@ fn in_one_go(judge: &Judge, packets: &[PacketTuple]) -> Result<(), TestCaseError
     Ok(())
 }
 
+/// Packets that differ in ports of which a table cannot tell the difference are judged alike.
+fn by_classes_of_ports(judge: &Judge, packets: &[PacketTuple]) -> Result<(), TestCaseError> {
+    let ports = |packet: &PacketTuple| packet.source_port.zip(packet.destination_port);
+    let plain = || packets.iter().filter(|packet| matches!(packet.protocol, 6 | 17));
+    let numbers: Vec<_> = plain().filter_map(ports).flat_map(|(one, other)| [one, other]).collect();
+    for (at, packet) in plain().enumerate() {
+        let Some((source, destination)) = ports(packet) else { continue };
+        for (endpoint, direction) in judge
+            .snapshot
+            .endpoints()
+            .into_iter()
+            .flat_map(|endpoint| [(endpoint, Ingress), (endpoint, Egress)])
+        {
+            let classes =
+                |source, destination| judge.snapshot.port_classes(endpoint, direction, source, destination);
+            for step in 0..6 {
+                let drawn = |more: usize| numbers[(7 * at + 2 * step + more) % numbers.len()];
+                let others = if step < 3 { [drawn(0), drawn(1)] } else { [source, drawn(step) ^ 1] };
+                let known = classes(source, destination);
+                if known.is_some() && known == classes(others[0], others[1]) {
+                    let [source_port, destination_port] = others.map(Some);
+                    let other = PacketTuple { source_port, destination_port, ..*packet };
+                    let judged = |packet| judge.snapshot.judge(endpoint, direction, packet);
+                    prop_assert_eq!(judged(packet), judged(&other), "{:?} {:?}", packet, other);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 fn engine_of(changes: &[Change]) -> Engine {
     let mut engine = Engine::new();
     changes.iter().cloned().for_each(|change| engine.apply(change));
@@ -91,6 +122,7 @@ proptest! {
         let packets: Vec<PacketTuple> = (0..PACKETS).map(|_| chance.packet()).collect();
         decisions(&judge, &packets);
         in_one_go(&judge, &packets)?;
+        by_classes_of_ports(&judge, &packets)?;
     }
 }
 

@@ -129,6 +129,8 @@ pub(crate) struct Program {
     pub(crate) points: Vec<Point>,
     /// Some step only logs.
     pub(crate) has_logs: bool,
+    /// Some rule means ports only together with an address.
+    joins_ports: bool,
 }
 
 impl Program {
@@ -211,6 +213,14 @@ impl Program {
         self.points.iter().enumerate().find_map(verdict).unwrap_or((last, HostVerdict::Deny))
     }
 
+    /// Returns numbers of what this tells of source and destination port; `None` where that is not all that matters of them.
+    #[inline]
+    pub(crate) fn port_classes(&self, source: u16, destination: u16) -> Option<[u32; 2]> {
+        let class = |rows: Option<&PortRows>, port| rows.map_or(0, |rows| rows.number(Some(port)));
+        let (sources, destinations) = (self.source_port.as_deref(), self.destination_port.as_ref());
+        (!self.joins_ports).then(|| [class(sources, source), class(destinations, destination)])
+    }
+
     /// Where verdicts can change.
     pub(crate) fn boundaries(&self) -> Boundaries {
         let rules = || self.points.iter().filter_map(|point| point.rule.as_deref());
@@ -268,9 +278,10 @@ impl Program {
                 confirm: rule.is_some_and(CompiledRule::needs_confirmation),
             })
             .collect();
+        let joins_ports = known().any(|rule| rule.source.is_joint() || rule.destination.is_joint());
         let has_logs = steps.iter().any(|step| matches!(step.outcome, Outcome::Log));
         let (source_port, icmp) = (source_port.map(Box::new), icmp.map(Box::new));
-        Self { points, steps, shape, protocol, source_port, destination_port, icmp, has_logs }
+        Self { points, steps, shape, protocol, source_port, destination_port, icmp, has_logs, joins_ports }
     }
 }
 

@@ -299,8 +299,9 @@ impl PortRows {
         head.first as usize + usize::from(head.before[word]) + upto.count_ones() as usize - 1
     }
 
+    /// Returns the number of the row of a port; equal numbers are equal rows.
     #[inline]
-    fn number(&self, port: Option<u16>) -> u32 {
+    pub(crate) fn number(&self, port: Option<u16>) -> u32 {
         port.map_or(self.none, |port| self.numbers[self.place(port)])
     }
 

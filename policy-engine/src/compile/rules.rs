@@ -166,7 +166,7 @@ impl Side {
     }
 
     /// Whether address and port must be looked at together.
-    fn is_joint(&self) -> bool {
+    pub(crate) fn is_joint(&self) -> bool {
         !self.ports.named.is_empty() || !self.not_ports.named.is_empty() || self.service.is_some()
     }
 
