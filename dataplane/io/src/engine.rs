@@ -3,7 +3,7 @@
 //!
 //! Two rules keep it calm. *Only active ports are polled*: a port that was silent for a millisecond leaves the list and comes back when
 //! its event does, so 250 idle ports cost nothing. *Fill rings are elastic*: an idle port holds few frames of the shared memory, a busy
-//! one many; they are given back as traffic uses them up.
+//! one many; it needs fewer from second to second when it is busy no more, and they are given back as traffic uses them up.
 //!
 //! Nobody takes the memory from the others. *What a device does not send* is never more than what is free beside it, so with any number
 //! of devices that stand still some memory stays free. *What another worker does not take* ends here as soon as less than an eighth is
@@ -21,12 +21,12 @@ use std::cell::Cell;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crossbeam::channel::{Sender, TrySendError};
-use margay_core::handover::{Errand, Handover};
+use margay_core::handover::{Errand, Handover, Parcels};
 use margay_core::worker::{Captured, TapFilter, TapId};
 use margay_core::{Frame, Nanos, Output, PacketEvent, View};
 
 use crate::exchange::{Alone, Exchange};
-use crate::rings::{LEAST, MemoryId, Rings};
+use crate::rings::{MemoryId, Rings};
 use backlog::Backlog;
 use interruption::Inside;
 pub(crate) use interruption::head_of;
@@ -71,7 +71,7 @@ pub struct Engine<R: Rings, P> {
     batch: Vec<R::Frame>,
     out: Output<R::Frame>,
     exchange: Box<dyn Exchange<R::Frame>>,
-    parcels: Vec<Handover<R::Frame>>,
+    parcels: Parcels<R::Frame>,
     refused: Vec<Handover<R::Frame>>,
     /// How many engines share the memory.
     sharers: usize,
@@ -106,7 +106,7 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
             batch: Vec::with_capacity(BURST),
             out: Output::new(),
             exchange: Box::new(Alone),
-            parcels: Vec::new(),
+            parcels: Parcels::default(),
             refused: Vec::new(),
             sharers: 1,
             next_feed: Nanos(0),
@@ -132,6 +132,7 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
     /// number of frames received and taken.
     pub fn turn(&mut self, view: View<'_>, now: Nanos) -> usize {
         let mut received = 0;
+        self.exchange.ask(BATCHES);
         for position in 0..self.active.len() {
             let at = self.active[position];
             let Some(line) = self.lines[at].as_mut() else { continue };
@@ -173,11 +174,7 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
         self.inside.set(None);
         self.flush();
         self.feed(now);
-        let (lines, memories, sharers) = (&mut self.lines, &self.memories, self.sharers);
-        let idle = |id| {
-            let memory = memories.iter().find(|memory| memory.id == id);
-            memory.map_or(LEAST, |memory| memory.idle_fill(sharers))
-        };
+        let lines = &mut self.lines;
         for line in lines.iter_mut().flatten() {
             if line.gone {
                 continue;
@@ -189,9 +186,6 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
                     line.gone = true;
                     line.statistics.gone.store(true, Relaxed);
                 }
-            }
-            if now - line.last_traffic > ACTIVE_FOR {
-                line.target = idle(line.rings.memory()).max(line.rings.least());
             }
             // With nothing missing too: a device may have to be told of what is there.
             line.rings.refill(line.target.saturating_sub(line.rings.filled()));
@@ -304,8 +298,7 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
     /// Refuses what lies in one memory to the other workers.
     #[cold]
     fn keep_back(&mut self, memory: MemoryId) {
-        let kept = self.out.handovers.extract_if(.., |(_, parcel)| R::memory_of(&parcel.frame) == memory);
-        self.refused.extend(kept.map(|(_, parcel)| parcel));
+        self.refused.extend(self.out.handovers.extract(|frame| R::memory_of(frame) == memory));
     }
 
     /// Returns how many empty frames are kept for packets of the worker's own.

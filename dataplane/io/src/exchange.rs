@@ -5,15 +5,17 @@
 //!  worker c ──batch──▶ └────────────┘      (drains a batch a turn; asleep? whoever posts wakes it)
 //! ```
 //!
-//! An inbox is a bounded lock-free queue of batches, so its shared counters are written once for up to [`BATCH`] packets. A batch that
+//! An inbox is a bounded lock-free queue of batches, so its shared counters are written once for up to [`BATCH`] packets. What is said of
+//! them changes hands by pointer, as it was written; their frames are taken off one memory and fastened to the other. A batch that
 //! finds no room comes back to its sender, who counts its packets as dropped and keeps their frames. Emptied batches serve for what their
 //! new owner sends itself.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crossbeam::queue::ArrayQueue;
-use margay_core::handover::Handover;
+use margay_core::handover::{Handover, Handovers, Parcels};
 use margay_core::{Frame, WorkerIndex};
 
 use crate::doze::Doze;
@@ -44,7 +46,7 @@ pub trait Pass {
     }
 }
 
-type Batch<L> = Vec<Handover<L>>;
+type Batch<L> = Parcels<L>;
 
 /// Wakes a worker from its sleep.
 pub type Call = Box<dyn Fn() + Send + Sync>;
@@ -87,7 +89,11 @@ impl<L> Inbox<L> {
 /// One worker's side: its own inbox and the way into the others'. Without others there is nothing to it.
 pub trait Exchange<F> {
     /// Posts what is in `handovers` and empties it. What found no room is appended to `refused`.
-    fn give(&mut self, handovers: &mut Vec<(WorkerIndex, Handover<F>)>, refused: &mut Vec<Handover<F>>);
+    fn give(&mut self, handovers: &mut Handovers<F>, refused: &mut Vec<Handover<F>>);
+
+    /// Asks for up to `batches` batches that wait in the inbox, so that they come from their givers' caches while there is other work;
+    /// [`Exchange::take`] follows.
+    fn ask(&mut self, _batches: usize) {}
 
     /// Takes a free frame, empty: a worker without ports has no other way to one.
     fn spare(&mut self) -> Option<F> {
@@ -95,7 +101,7 @@ pub trait Exchange<F> {
     }
 
     /// Takes up to `batches` batches out of the inbox; returns how many packets were appended to `parcels`.
-    fn take(&mut self, parcels: &mut Vec<Handover<F>>, batches: usize) -> usize;
+    fn take(&mut self, parcels: &mut Parcels<F>, batches: usize) -> usize;
 }
 
 /// The exchange of the only worker: nobody to give to.
@@ -103,11 +109,11 @@ pub trait Exchange<F> {
 pub struct Alone;
 
 impl<F> Exchange<F> for Alone {
-    fn give(&mut self, handovers: &mut Vec<(WorkerIndex, Handover<F>)>, refused: &mut Vec<Handover<F>>) {
-        refused.extend(handovers.drain(..).map(|(_, parcel)| parcel));
+    fn give(&mut self, handovers: &mut Handovers<F>, refused: &mut Vec<Handover<F>>) {
+        refused.extend(handovers.drain().map(|(_, parcel)| parcel));
     }
 
-    fn take(&mut self, _: &mut Vec<Handover<F>>, _: usize) -> usize {
+    fn take(&mut self, _: &mut Parcels<F>, _: usize) -> usize {
         0
     }
 }
@@ -117,25 +123,30 @@ pub struct Inboxes<P: Pass> {
     pass: P,
     inboxes: Vec<Arc<Inbox<P::Loose>>>,
     me: usize,
-    /// Batches being filled, by receiver.
-    open: Vec<Batch<P::Loose>>,
+    /// What was asked for, and is taken next.
+    asked: VecDeque<Batch<P::Loose>>,
     spare: Vec<Batch<P::Loose>>,
 }
 
 impl<P: Pass> Inboxes<P> {
     /// Returns the side of worker `me`; `inboxes` are all workers', in order, and `pass` is its own memory.
     pub fn new(me: WorkerIndex, inboxes: Vec<Arc<Inbox<P::Loose>>>, pass: P) -> Self {
-        let open = inboxes.iter().map(|_| Vec::with_capacity(BATCH)).collect();
-        Self { pass, inboxes, me: usize::from(me.0), open, spare: Vec::with_capacity(SPARE) }
+        Self {
+            pass,
+            inboxes,
+            me: usize::from(me.0),
+            asked: VecDeque::new(),
+            spare: Vec::with_capacity(SPARE),
+        }
     }
 
-    fn post(&mut self, to: usize, refused: &mut Vec<Handover<P::Frame>>) {
-        let fresh = self.spare.pop().unwrap_or_else(|| Vec::with_capacity(BATCH));
-        let batch = std::mem::replace(&mut self.open[to], fresh);
-        if let Err(mut batch) = self.inboxes[to].post(batch) {
-            refused.extend(batch.drain(..).map(|parcel| fastened(&self.pass, parcel)));
-            self.keep(batch);
-        }
+    /// Takes the next batch out of the inbox. All of it lies in the giver's cache: asked for at once, it comes in the time of one line. To
+    /// write, because the emptied batch is filled here next.
+    fn next(&self) -> Option<Batch<P::Loose>> {
+        let queue = &self.inboxes[self.me].queue;
+        // Asking first costs nothing; taking what is not there costs a fence.
+        let batch = if queue.is_empty() { None } else { queue.pop() };
+        batch.inspect(Batch::prefetch)
     }
 
     fn keep(&mut self, batch: Batch<P::Loose>) {
@@ -145,33 +156,31 @@ impl<P: Pass> Inboxes<P> {
     }
 }
 
-fn fastened<P: Pass>(pass: &P, parcel: Handover<P::Loose>) -> Handover<P::Frame> {
-    let Handover { frame, port, errand, gist } = parcel;
-    Handover { frame: pass.fasten(frame), port, errand, gist }
-}
-
 impl<P: Pass> Exchange<P::Frame> for Inboxes<P> {
-    fn give(
-        &mut self,
-        handovers: &mut Vec<(WorkerIndex, Handover<P::Frame>)>,
-        refused: &mut Vec<Handover<P::Frame>>,
-    ) {
-        for (to, Handover { frame, port, errand, gist }) in handovers.drain(..) {
-            let to = usize::from(to.0);
-            let Some(open) = self.open.get_mut(to) else {
-                refused.push(Handover { frame, port, errand, gist });
+    fn give(&mut self, handovers: &mut Handovers<P::Frame>, refused: &mut Vec<Handover<P::Frame>>) {
+        for (to, parcels) in handovers.each_mut() {
+            let Some(inbox) = self.inboxes.get(usize::from(to.0)) else {
+                refused.extend(parcels.drain());
                 continue;
             };
-            let frame = self.pass.loosen(frame);
-            margay_accel::push_made(open, || Handover { frame, port, errand, gist });
-            if open.len() == BATCH {
-                self.post(to, refused);
+            while !parcels.is_empty() {
+                let mut batch = self.spare.pop().unwrap_or_else(|| Batch::with_capacity(BATCH));
+                parcels.move_to(&mut batch, BATCH, |frame| self.pass.loosen(frame));
+                if let Err(mut batch) = inbox.post(batch) {
+                    let mut back = Parcels::default();
+                    batch.move_to(&mut back, BATCH, |frame| self.pass.fasten(frame));
+                    refused.extend(back.drain());
+                    self.spare.push(batch);
+                }
             }
         }
-        for to in 0..self.open.len() {
-            if !self.open[to].is_empty() {
-                self.post(to, refused);
-            }
+        handovers.clear();
+    }
+
+    fn ask(&mut self, batches: usize) {
+        while self.asked.len() < batches {
+            let Some(batch) = self.next() else { break };
+            self.asked.push_back(batch);
         }
     }
 
@@ -179,21 +188,11 @@ impl<P: Pass> Exchange<P::Frame> for Inboxes<P> {
         self.pass.spare()
     }
 
-    fn take(&mut self, parcels: &mut Vec<Handover<P::Frame>>, batches: usize) -> usize {
+    fn take(&mut self, parcels: &mut Parcels<P::Frame>, batches: usize) -> usize {
         let before = parcels.len();
         for _ in 0..batches {
-            // Asking first costs nothing; taking what is not there costs a fence.
-            if self.inboxes[self.me].queue.is_empty() {
-                break;
-            }
-            let Some(mut batch) = self.inboxes[self.me].queue.pop() else { break };
-            // All of it lies in the giver's cache: asked for at once, it comes in the time of one line. To write, because the emptied
-            // batch is filled here next.
-            margay_accel::prefetch_items_to_write(&batch);
-            parcels.reserve(batch.len());
-            for parcel in batch.drain(..) {
-                margay_accel::push_made(parcels, || fastened(&self.pass, parcel));
-            }
+            let Some(mut batch) = self.asked.pop_front().or_else(|| self.next()) else { break };
+            batch.move_to(parcels, BATCH, |loose| self.pass.fasten(loose));
             self.keep(batch);
         }
         parcels.len() - before
@@ -203,7 +202,7 @@ impl<P: Pass> Exchange<P::Frame> for Inboxes<P> {
 impl<P: Pass> Drop for Inboxes<P> {
     /// What is left in the inbox is fastened once more, so that its memory is free again.
     fn drop(&mut self) {
-        let mut left = Vec::new();
+        let mut left = Parcels::default();
         while self.take(&mut left, BATCH) > 0 {
             left.clear();
         }

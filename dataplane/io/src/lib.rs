@@ -27,7 +27,7 @@
 #![deny(unsafe_code)]
 
 mod atomics {
-    pub use std::sync::atomic::{AtomicBool, Ordering, fence};
+    pub use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 }
 mod shared {
     pub use arc_swap::ArcSwapOption;
@@ -37,6 +37,7 @@ mod shared {
     pub type Cache<T> = arc_swap::Cache<Arc<ArcSwapOption<T>>, Option<Arc<T>>>;
 }
 pub mod dataplane;
+mod depot;
 pub mod doze;
 pub mod engine;
 pub mod exchange;

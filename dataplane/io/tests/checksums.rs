@@ -17,7 +17,7 @@ use margay_io::{Dataplane, DataplaneConfig, Role};
 use margay_policy_engine::engine::{Change, Engine, LocalEndpoint};
 use margay_policy_engine::model::{Namespace, NamespacedName, Object, Pod};
 use margay_policy_engine::packet::EndpointId;
-use margay_wire::{ETHERNET_LEN, IpHeaders, MacAddr, Packet, build, checksum, parse};
+use margay_wire::{ETHERNET_LEN, IpHeaders, MacAddr, Packet, build, checksum, parse, protocol};
 use nix::sched::{CloneFlags, setns, unshare};
 use support::{Far, config, in_namespaces, ip, spec, veth};
 
@@ -239,11 +239,19 @@ fn sum(frame: &[u8]) -> Sum {
     if checksum::fold(checksum::add(pseudo, segment)) == 0xffff { Sum::Right } else { Sum::Wrong }
 }
 
-/// Returns the next frame to `to` that an ear hears, longer than `more` bytes.
+/// Returns the next segment to `to` that an ear hears, in a frame longer than `more` bytes.
 fn next(ear: &Far, to: IpAddr, more: usize) -> Vec<u8> {
+    next_of(ear, protocol::TCP, to, more)
+}
+
+/// As [`next`], the next datagram: the last answer of a stream before it, whose sum its kernel makes itself, is none.
+fn next_datagram(ear: &Far, to: IpAddr, more: usize) -> Vec<u8> {
+    next_of(ear, protocol::UDP, to, more)
+}
+
+fn next_of(ear: &Far, protocol: u8, to: IpAddr, more: usize) -> Vec<u8> {
     let wanted = |frame: &[u8]| {
-        frame.len() > more
-            && headers(frame).is_some_and(|ip| ip.destination == to && matches!(ip.protocol, 6 | 17))
+        frame.len() > more && headers(frame).is_some_and(|ip| ip.destination == to && ip.protocol == protocol)
     };
     ear.receive_where(SOON, wanted).expect("a frame")
 }
@@ -274,7 +282,7 @@ fn sums_stay_left_between_pods_and_their_kernels_take_them() {
                 let mut taken = vec![0; 65_536];
                 let count = server.recv(&mut taken).unwrap();
                 assert!(taken[..count] == bytes, "{len} bytes to {to}");
-                assert_eq!(sum(&next(&ear, to, len)), Sum::Partial, "{len} bytes to {to}");
+                assert_eq!(sum(&next_datagram(&ear, to, len)), Sum::Partial, "{len} bytes to {to}");
             }
         }
         assert_eq!(world.b.damaged(), (0, 0));
@@ -293,8 +301,12 @@ fn sums_are_completed_beyond_the_node() {
             let to: IpAddr = text.parse().unwrap();
             for len in [1usize, 64, 1400] {
                 world.datagram(SocketAddr::new(to, 9), &vec![7; len]);
-                assert_eq!(sum(&next(&from, to, len)), Sum::Partial, "as the pod's kernel leaves it");
-                assert_eq!(sum(&next(&world.wire, to, len)), Sum::Right, "{len} bytes to {to}");
+                assert_eq!(
+                    sum(&next_datagram(&from, to, len)),
+                    Sum::Partial,
+                    "as the pod's kernel leaves it"
+                );
+                assert_eq!(sum(&next_datagram(&world.wire, to, len)), Sum::Right, "{len} bytes to {to}");
             }
         }
     });
@@ -317,7 +329,7 @@ fn what_was_damaged_stays_damaged() {
             let before = world.b.damaged().1;
             for (sent, is) in [(&whole, Sum::Right), (&damaged, Sum::Wrong)] {
                 from.send(sent);
-                let arrived = next(&ear, to, 0);
+                let arrived = next_datagram(&ear, to, 0);
                 assert_eq!(sum(&arrived), is);
                 assert!(arrived[ETHERNET_LEN + 20..] == sent[ETHERNET_LEN + 20..], "nothing is written");
             }

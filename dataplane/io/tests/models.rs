@@ -1,10 +1,13 @@
-//! What crosses threads, under a model checker that tries every order of steps: the sleep of a worker and the hand-over of a snapshot. The
+//! What crosses threads, under a model checker that tries every order of steps: the sleep of a worker, the hand-over of a snapshot, free
+//! chunks. The
 //! very files of the crate are compiled here a second time, over the checker's atomics instead of the processor's.
 
 mod atomics {
-    pub use loom::sync::atomic::{AtomicBool, Ordering, fence};
+    pub use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 }
 
+#[path = "../src/depot.rs"]
+mod depot;
 #[path = "../src/doze.rs"]
 mod doze;
 
@@ -63,6 +66,7 @@ mod publish;
 
 use std::cell::Cell;
 
+use depot::Depot;
 use doze::Doze;
 use loom::sync::Arc;
 use loom::sync::Mutex;
@@ -151,5 +155,49 @@ fn snapshots_reach_the_worker_whole_and_end_at_the_publisher() {
         assert!(!freed_by_worker.load(std::sync::atomic::Ordering::SeqCst), "the worker freed a snapshot");
         assert_eq!(reader.load().0.map(|numbered| numbered.value().0), Some(2));
         assert_eq!(publisher.collect_retired(), 0, "nothing is kept for ever");
+    });
+}
+
+/// Two workers that take free chunks and give them back, in other magazines than they came in: none is had by both, none is lost.
+#[test]
+fn a_free_chunk_is_had_by_one_worker() {
+    const CHUNKS: u32 = 5;
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(|| {
+        let depot = Arc::new(Depot::new(CHUNKS));
+        for magazine in [[0, 1], [2, 3]] {
+            depot.push(&magazine);
+        }
+        depot.push(&[4]);
+        let had: Arc<Vec<AtomicUsize>> = Arc::new((0..CHUNKS).map(|_| AtomicUsize::new(0)).collect());
+        let work = |depot: Arc<Depot>, had: Arc<Vec<AtomicUsize>>| {
+            let mut chunks = Vec::new();
+            depot.pop(&mut chunks);
+            depot.pop(&mut chunks);
+            for chunk in &chunks {
+                assert_eq!(had[*chunk as usize].fetch_add(1, Ordering::Relaxed), 0, "had by both");
+            }
+            for chunk in &chunks {
+                had[*chunk as usize].fetch_sub(1, Ordering::Relaxed);
+            }
+            // What was on top first is below now, and on top of it another beginning.
+            chunks.reverse();
+            let (some, rest) = chunks.split_at(chunks.len() / 2);
+            depot.push(some);
+            depot.push(rest);
+        };
+        let other = {
+            let (depot, had) = (Arc::clone(&depot), Arc::clone(&had));
+            thread::spawn(move || work(depot, had))
+        };
+        work(Arc::clone(&depot), had);
+        other.join().expect("no panic");
+        let mut all = Vec::new();
+        assert_eq!(depot.held(), CHUNKS as usize);
+        while depot.pop(&mut all) > 0 {}
+        all.sort_unstable();
+        assert_eq!(all, (0..CHUNKS).collect::<Vec<_>>());
+        assert_eq!(depot.held(), 0);
     });
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use margay_core::handover::{Errand, Gist, Handover};
+use margay_core::handover::{Errand, Gist, Handover, Parcels};
 use margay_core::{Counters, Frame, Nanos, Output, PortIndex, View, WorkerIndex};
 use margay_io::engine::Processor;
 use margay_io::{
@@ -97,14 +97,8 @@ impl<F: Frame> Processor<F> for Round {
         }
     }
 
-    fn handle_handovers(
-        &mut self,
-        _: View<'_>,
-        _: Nanos,
-        parcels: &mut Vec<Handover<F>>,
-        out: &mut Output<F>,
-    ) {
-        for Handover { frame, port, errand, .. } in parcels.drain(..) {
+    fn handle_handovers(&mut self, _: View<'_>, _: Nanos, parcels: &mut Parcels<F>, out: &mut Output<F>) {
+        for Handover { frame, port, errand, .. } in parcels.drain() {
             while self.still.load(SeqCst) {
                 std::thread::sleep(Duration::from_millis(1));
             }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::Receiver;
-use margay_core::handover::{Errand, Handover};
+use margay_core::handover::{Errand, Handover, Parcels};
 use margay_core::topology::{Port, PortKind, TopologyBuilder};
 use margay_core::worker::FlowRecord;
 use margay_core::{
@@ -84,10 +84,10 @@ impl<P: Processor<UmemFrame>> Processor<UmemFrame> for Fused<P> {
         &mut self,
         _: View<'_>,
         _: Nanos,
-        parcels: &mut Vec<Handover<UmemFrame>>,
+        parcels: &mut Parcels<UmemFrame>,
         out: &mut Output<UmemFrame>,
     ) {
-        for Handover { frame, port, .. } in parcels.drain(..) {
+        for Handover { frame, port, .. } in parcels.drain() {
             self.at_hand = Some(port);
             assert!(!is_fatal(frame.data()), "this parcel is too much");
             self.counters.taken += 1;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use margay_core::handover::{Errand, Handover};
+use margay_core::handover::{Errand, Handover, Parcels};
 use margay_core::{Counters, DropReason, Frame, Nanos, Output, PortIndex, View, WorkerIndex};
 use margay_io::engine::Processor;
 use margay_io::{Dataplane, DataplaneConfig, DataplaneError, PortCounters, Role};
@@ -292,15 +292,9 @@ impl<F: Frame> Processor<F> for Relay {
         }
     }
 
-    fn handle_handovers(
-        &mut self,
-        _: View<'_>,
-        _: Nanos,
-        parcels: &mut Vec<Handover<F>>,
-        out: &mut Output<F>,
-    ) {
+    fn handle_handovers(&mut self, _: View<'_>, _: Nanos, parcels: &mut Parcels<F>, out: &mut Output<F>) {
         assert_eq!(self.index, WorkerIndex(0));
-        for Handover { frame, .. } in parcels.drain(..) {
+        for Handover { frame, .. } in parcels.drain() {
             while self.still.load(SeqCst) {
                 std::thread::sleep(Duration::from_millis(1));
             }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use margay_core::frame::MemoryFrame;
 use margay_core::topology::{Port, PortKind, TopologyBuilder};
 use margay_core::{
-    DropReason, Nanos, Output, PortIndex, Spread, Topology, View, Worker, WorkerConfig, WorkerIndex,
+    DropReason, Nanos, Output, Parcels, PortIndex, Spread, Topology, View, Worker, WorkerConfig, WorkerIndex,
 };
 use margay_io::exchange::{Exchange, INBOX, Inbox, Inboxes, Pass};
 use margay_io::publish::{Subscriber, channel};
@@ -154,7 +154,7 @@ impl Soak {
         };
         let mut worker: Worker<MemoryFrame> = Worker::new(config, Nanos(0));
         let mut exchange = Inboxes::new(WorkerIndex(index), self.inboxes.clone(), Owned);
-        let (mut out, mut parcels, mut refused) = (Output::new(), Vec::new(), Vec::new());
+        let (mut out, mut parcels, mut refused) = (Output::new(), Parcels::default(), Vec::new());
         let (mut number, mut generations, mut done) = (0u64, 0u64, false);
         let started = Instant::now();
         loop {

@@ -51,7 +51,7 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
     /// What was finished before leaves now, as it would have.
     pub fn interrupted(&mut self, back: u64) -> Option<Interrupted> {
         let inside = self.inside.take()?;
-        let left = self.batch.iter().chain(self.parcels.iter().map(|parcel| &parcel.frame));
+        let left = self.batch.iter().chain(self.parcels.frames());
         let not_taken_up: Vec<_> = left.map(head_of).collect();
         let mut counters = self.processor.counters().clone();
         let (port, not_begun, taken) = match inside {
@@ -59,9 +59,7 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
                 (Some(port), given.saturating_sub(counters.received - begun), false)
             }
             Inside::Handovers { given } => {
-                let mut ports = self.parcels.iter().map(|parcel| parcel.port);
-                let first = ports.next();
-                let only = first.filter(|first| ports.all(|port| port == *first));
+                let only = self.parcels.only_port();
                 // Not told apart here: what was only to be sent. It has ended in the giver's books and ends in ours once more.
                 let open = counters.beginnings().saturating_sub(counters.endings());
                 let lost = (back + not_taken_up.len() as u64).min(given);

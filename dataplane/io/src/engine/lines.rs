@@ -16,7 +16,7 @@ const IDLE_FILL: usize = 64;
 const BUSY_FILL: usize = 1024;
 /// As many a busy port may have, however many ports there are.
 const FAIR_FILL: usize = 256;
-/// Time between two looks for silent ports whose packets are lost.
+/// Time between two looks at how much ports need to receive into.
 const FEED: Nanos = Nanos::from_millis(100);
 
 /// What a port did, written by its worker, read by anyone.
@@ -58,6 +58,8 @@ pub(super) struct Line<R: Rings> {
     pub(super) outbox: Vec<R::Frame>,
     pub(super) statistics: Arc<PortStatistics>,
     pub(super) target: usize,
+    /// The most of it that was in use after a burst, since the last look.
+    used: usize,
     pub(super) active: bool,
     pub(super) gone: bool,
     /// Nothing is taken from it; see [`Engine::close`].
@@ -171,6 +173,7 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
             outbox: Vec::new(),
             statistics,
             target: 0,
+            used: 0,
             active: true,
             gone: false,
             closed: false,
@@ -248,7 +251,9 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
         let share = memory.map_or(0, |memory| memory.share(self.sharers)).clamp(FAIR_FILL, BUSY_FILL);
         let (free, total) = line.rings.pool();
         let filled = line.rings.filled();
-        if line.rings.unused() < line.target / 2 {
+        let unused = line.rings.unused();
+        line.used = line.used.max(line.target.saturating_sub(unused));
+        if unused < line.target / 2 {
             let beyond_reserve = free.saturating_sub(total / RESERVE);
             let most = share.min(beyond_reserve / 8);
             line.target = line.target.max((line.target * 2).min(most));
@@ -256,13 +261,21 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
         line.rings.refill(line.target.saturating_sub(filled));
     }
 
-    /// Looks for silent ports whose packets find too few frames: nothing of these shows on a ring.
+    /// Looks at what ports need: one that used less than a quarter of what it may have gets by with half of that, down to an idle one's; one that
+    /// is silent because its packets find too few frames, which shows on no ring, gets what they need.
+    ///
+    /// Slowly, since a sender that pauses comes back with a burst: it finds what the one before it needed.
     pub(super) fn feed(&mut self, now: Nanos) {
         if now < self.next_feed {
             return;
         }
         self.next_feed = now + FEED;
+        let (memories, sharers) = (&self.memories, self.sharers);
         for line in self.lines.iter_mut().flatten().filter(|line| !line.gone) {
+            let memory = memories.iter().find(|memory| memory.id == line.rings.memory());
+            let idle = memory.map_or(LEAST, |memory| memory.idle_fill(sharers)).max(line.rings.least());
+            let used = std::mem::take(&mut line.used);
+            line.target = if used < line.target / 4 { line.target / 2 } else { line.target }.max(idle);
             if line.rings.starved() {
                 line.target = line.target.max(line.rings.least());
             }

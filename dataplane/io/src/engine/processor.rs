@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use margay_core::handover::Handover;
+use margay_core::handover::Parcels;
 use margay_core::tunnel::PeerReport;
 use margay_core::worker::{FlowRecord, TapFilter, TapId};
 use margay_core::{Counters, Frame, Nanos, Output, PortIndex, View, Worker};
@@ -22,7 +22,7 @@ pub trait Processor<F> {
     /// Takes packets from other workers to their ends and leaves `parcels` empty; see [`Worker::handle_handovers`].
     ///
     /// A processor that gives nothing to others gets nothing from them; it may leave this to the default, which ends such packets.
-    fn handle_handovers(&mut self, _: View<'_>, _: Nanos, parcels: &mut Vec<Handover<F>>, _: &mut Output<F>) {
+    fn handle_handovers(&mut self, _: View<'_>, _: Nanos, parcels: &mut Parcels<F>, _: &mut Output<F>) {
         parcels.clear();
     }
 
@@ -91,7 +91,7 @@ impl<F: Frame> Processor<F> for Worker<F> {
         &mut self,
         view: View<'_>,
         now: Nanos,
-        parcels: &mut Vec<Handover<F>>,
+        parcels: &mut Parcels<F>,
         out: &mut Output<F>,
     ) {
         Worker::handle_handovers(self, view, now, parcels, out);

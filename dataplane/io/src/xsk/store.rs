@@ -5,11 +5,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 
-use crossbeam::queue::ArrayQueue;
-
 use super::queue::FrameDesc;
 use super::umem::Umem;
 use super::{Chunks, FREE, HELD, SocketSlot, UmemFrame, UmemHandle, filled_by, sent_by};
+use crate::depot::Depot;
 use crate::panics::Witness;
 use crate::rings::MemoryId;
 
@@ -17,12 +16,6 @@ use crate::rings::MemoryId;
 const MAGAZINE: usize = 64;
 /// Free chunks that a worker keeps to itself.
 const KEPT: usize = 4 * MAGAZINE;
-
-#[derive(Debug)]
-struct Magazine {
-    chunks: [u32; MAGAZINE],
-    len: usize,
-}
 
 /// The chunks of one UMEM, where each of them is, and the free ones that no worker has at hand.
 #[derive(Debug)]
@@ -32,7 +25,7 @@ pub struct Store {
     /// The descriptor of each chunk as the UMEM's maker gave it.
     descriptors: Box<[FrameDesc]>,
     pub(super) places: Box<[AtomicU16]>,
-    depot: ArrayQueue<Magazine>,
+    depot: Depot,
 }
 
 impl Store {
@@ -44,16 +37,11 @@ impl Store {
     /// Returns the table of the memory `id`, with every chunk free.
     pub fn of(id: MemoryId, handle: &UmemHandle, chunks: Chunks) -> Arc<Self> {
         let count = chunks.0.len() as u32;
-        // Workers give back full magazines only, so one more than these is never there.
-        let depot = ArrayQueue::new(count as usize / MAGAZINE + 1);
-        for first in (0..count).step_by(MAGAZINE) {
-            let len = ((count - first) as usize).min(MAGAZINE);
-            let mut magazine = Magazine { chunks: [0; MAGAZINE], len };
-            for (chunk, number) in magazine.chunks.iter_mut().zip(first..count) {
-                *chunk = number;
-            }
-            // There is room for all.
-            let _ = depot.push(magazine);
+        let depot = Depot::new(count);
+        // The first chunk is taken first.
+        let all: Vec<u32> = (0..count).rev().collect();
+        for magazine in all.chunks(MAGAZINE) {
+            depot.push(magazine);
         }
         Arc::new(Self {
             id,
@@ -83,9 +71,9 @@ impl Store {
         census
     }
 
-    /// Returns how many free chunks are at no worker's hand; of a number of chunks that is no multiple of 64, up to 63 more than there are.
+    /// Returns how many free chunks are at no worker's hand.
     pub fn in_depot(&self) -> usize {
-        self.depot.len() * MAGAZINE
+        self.depot.held()
     }
 
     /// Returns whether nobody has a chunk any more.
@@ -170,12 +158,9 @@ impl Pool {
         let mut free = self.free.borrow_mut();
         free.push(index as u32);
         if free.len() > KEPT {
-            let mut magazine = Magazine { chunks: [0; MAGAZINE], len: MAGAZINE };
-            let from = free.len() - MAGAZINE;
-            magazine.chunks.copy_from_slice(&free[from..]);
-            if self.store.depot.push(magazine).is_ok() {
-                free.truncate(from);
-            }
+            // Those that were used longest ago go.
+            self.store.depot.push(&free[..MAGAZINE]);
+            free.drain(..MAGAZINE);
         }
     }
 
@@ -188,8 +173,7 @@ impl Pool {
     pub(super) fn take(&self, place: u16) -> Option<FrameDesc> {
         let mut free = self.free.borrow_mut();
         if free.is_empty() {
-            let magazine = self.store.depot.pop()?;
-            free.extend(magazine.chunks[..magazine.len].iter().rev());
+            self.store.depot.pop(&mut free);
         }
         let index = free.pop()? as usize;
         self.store.places[index].store(place, Relaxed);
@@ -252,5 +236,25 @@ impl std::ops::AddAssign for Census {
         self.held += other.held;
         self.fill += other.fill;
         self.transmit += other.transmit;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_pushed_last_is_popped_first_and_in_order() {
+        let depot = Depot::new(10);
+        depot.push(&[7, 3, 9]);
+        depot.push(&[]);
+        depot.push(&[4]);
+        assert_eq!(depot.held(), 4);
+        let mut popped = vec![1];
+        assert_eq!(depot.pop(&mut popped), 1);
+        depot.push(&[0, 2]);
+        assert_eq!((depot.pop(&mut popped), depot.pop(&mut popped)), (2, 3));
+        assert_eq!(popped, [1, 4, 0, 2, 7, 3, 9]);
+        assert_eq!((depot.pop(&mut popped), depot.held()), (0, 0));
     }
 }
