@@ -3,12 +3,19 @@
 //! A packet changes hands at most once to be judged: whoever takes it judges what is left to judge and sends it by a queue of its own.
 //! Sealing and opening are the business of the worker that has the peer, so these are changes of hands of their own. What was
 //! read of a plain IPv4 packet goes with it, so that the taker can ask for its own flow before it has the frame.
+//!
+//! All that is said of a packet is four words, its [`Slip`]. It is written once, by the giver, where the taker will read it: packets for one
+//! worker gather in [`Parcels`], whose slips change hands as a whole, and only the frames are looked at on the way ([`Parcels::move_to`]).
 
-use margay_policy_engine::packet::Generation;
+mod parcels;
+mod slip;
 
 use crate::flow::State;
 use crate::topology::PortIndex;
 use crate::tunnel::{Addressee, PeerId};
+
+pub use parcels::{Handovers, Parcels};
+pub use slip::{Gist, Slip};
 
 /// What the first leg says of its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,8 +24,8 @@ pub struct FirstLeg {
     pub forward: bool,
     /// Connection state, this packet included.
     pub state: State,
-    /// The snapshot that the first leg was judged under.
-    pub generation: Generation,
+    /// The snapshot that the first leg was judged under: the low half of its generation, of which no packet on its way sees 2^32.
+    pub generation: u32,
 }
 
 /// What the taker is to do.
@@ -34,21 +41,6 @@ pub enum Errand {
     Seal(PeerId),
     /// It came in sealed, and its peer is the taker's. Found under the plan with this number (its low half).
     Open(Addressee, u32),
-}
-
-/// What the giver has read of a plain IPv4 packet, in three words: all that its taker needs to know of its headers. The frame's bytes stay
-/// as they were read, because whoever holds the frame is the only one that has it.
-///
-/// Words, because they are written and copied as such: a copy that gathers what was just stored in smaller pieces waits for every store
-/// before it, those to memory that another processor has among them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Gist {
-    /// Source and destination address.
-    pub(crate) addresses: u64,
-    /// Source and destination port, length of the IP packet, TTL, TCP flags; zero when nothing was read.
-    pub(crate) rest: u64,
-    /// The hash of its flow's key in the giver's table. A hint: who has another secret only looks in the wrong place.
-    pub(crate) hash: u64,
 }
 
 /// A packet that changes hands.
@@ -68,5 +60,11 @@ impl<F> Handover<F> {
     /// Returns a packet of which nothing is told but what is to be done.
     pub fn new(frame: F, port: PortIndex, errand: Errand) -> Self {
         Self { frame, port, errand, gist: Gist::default() }
+    }
+
+    /// Returns the packet that a slip tells of.
+    #[inline(always)]
+    pub(crate) fn of(frame: F, slip: &Slip) -> Self {
+        Self { frame, port: slip.port(), errand: slip.errand(), gist: slip.gist() }
     }
 }

@@ -24,7 +24,7 @@ pub mod verdict;
 pub mod worker;
 
 pub use frame::Frame;
-pub use handover::Handover;
+pub use handover::{Handover, Parcels};
 pub use output::{Output, PacketEvent, What};
 pub use spread::{Spread, WorkerIndex};
 pub use time::Nanos;

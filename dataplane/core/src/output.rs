@@ -5,8 +5,7 @@ use std::net::IpAddr;
 use margay_policy_engine::packet::Verdict;
 use margay_policy_engine::snapshot::Attribution;
 
-use crate::handover::Handover;
-use crate::spread::WorkerIndex;
+use crate::handover::Handovers;
 use crate::topology::PortIndex;
 use crate::verdict::DropReason;
 use crate::worker::Captured;
@@ -48,8 +47,8 @@ pub struct PacketEvent {
 pub struct Output<F> {
     /// Frames to send, in order, each with its port.
     pub transmit: Vec<(PortIndex, F)>,
-    /// Packets for other workers, in order.
-    pub handovers: Vec<(WorkerIndex, Handover<F>)>,
+    /// Packets for other workers, in order for each.
+    pub handovers: Handovers<F>,
     /// Frames that ended here; their memory is free again.
     pub recycle: Vec<F>,
     /// Empty frames that the worker may take to make packets of its own (fragments). The shell keeps a few here.
@@ -71,7 +70,7 @@ impl<F> Output<F> {
     pub fn new() -> Self {
         Self {
             transmit: Vec::with_capacity(256),
-            handovers: Vec::new(),
+            handovers: Handovers::default(),
             recycle: Vec::with_capacity(256),
             spare: Vec::new(),
             events: Vec::with_capacity(Self::MAX_EVENTS),

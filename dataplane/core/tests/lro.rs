@@ -303,7 +303,7 @@ fn other_workers_packets_are_joined_only_where_they_come_from_uplinks() {
     let parcel = |(port, bytes): (PortIndex, Vec<u8>)| {
         margay_core::handover::Handover::new(MemoryFrame::new(&bytes), port, Errand::Take)
     };
-    let mut parcels: Vec<_> = given.into_iter().map(parcel).collect();
+    let mut parcels: margay_core::Parcels<_> = given.into_iter().map(parcel).collect();
     let view = View { snapshot: node.snapshot.as_deref(), topology: &node.topology };
     node.worker.handle_handovers(view, node.now, &mut parcels, &mut node.out);
     let sent: Vec<usize> = node.out.transmit.iter().map(|(_, frame)| frame.to_vec().len() - 54).collect();

@@ -4,8 +4,8 @@ mod node;
 
 use margay_core::topology::PortKind;
 use margay_core::worker::EndpointToHost;
-use margay_core::{DropReason, Nanos, What, WorkerConfig};
-use margay_policy_engine::model::Action;
+use margay_core::{DropReason, Nanos, View, What, WorkerConfig};
+use margay_policy_engine::model::{Action, Entity, PortMatch, Rule};
 use margay_policy_engine::packet::Verdict;
 use margay_wire::parse::{Packet, tcp_flags};
 use margay_wire::{MacAddr, build, checksum, parse, protocol};
@@ -592,6 +592,35 @@ fn a_new_flow_between_known_addresses_is_judged_by_the_policy_of_its_time() {
 }
 
 #[test]
+fn a_port_is_judged_by_itself_whatever_was_approved_between_its_addresses() {
+    let mut node = Node::new();
+    let of = |first, last| Entity { ports: vec![PortMatch::Range { first, last }], ..Entity::default() };
+    let [in_ports, out_ports] = [of(50, 59), of(20, 29)];
+    let ingress = Rule { destination: in_ports, ..rule(Action::Allow, Some(protocol::UDP)) };
+    let egress = Rule { source: out_ports, ..rule(Action::Allow, Some(protocol::UDP)) };
+    node.apply(policy("b-in", "b", Some(vec![ingress]), None));
+    node.apply(policy("a-out", "a", None, Some(vec![egress])));
+    let (near, far) = (ip("10.0.1.2"), ip("10.0.1.3"));
+    // By both legs, by one, by the other; again after an approval, which the tables tell apart from all of these.
+    for (from, to, passes) in [
+        (20, 50, true),
+        (21, 59, true),
+        (21, 60, false),
+        (30, 51, false),
+        (29, 52, true),
+        (19, 49, false),
+        (22, 53, true),
+    ] {
+        let frame = build::udp(Node::macs(POD_A), (near, from), (far, to), b"x");
+        assert_eq!(node.burst(POD_A, &[frame]).len(), usize::from(passes), "{from} to {to}");
+        let syn = build::tcp(Node::macs(POD_A), (near, from), (far, to), SYN, b"");
+        assert!(node.burst(POD_A, &[syn]).is_empty(), "what was approved of UDP says nothing about TCP");
+    }
+    let counters = node.worker.counters();
+    assert_eq!((counters.flow_misses, counters.flows), (14, 4), "what was refused left no trace");
+}
+
+#[test]
 fn pods_are_closed_before_the_first_snapshot() {
     let mut node = Node::new();
     node.snapshot = None;
@@ -664,7 +693,7 @@ mod properties {
     }
 }
 
-/// The short way of a burst and the long way of single frames decide and write the same.
+/// The short ways of a burst and the long way of single frames decide and write the same, and remember the same.
 mod both_ways {
     use super::*;
     use margay_core::PortIndex;
@@ -675,15 +704,18 @@ mod both_ways {
         forward: bool,
         v6: bool,
         ttl: u8,
+        number: u16,
         damage: Option<(usize, u8)>,
     ) -> (PortIndex, Vec<u8>) {
         let (near, far) = if v6 { ("fd00:1::2", "fd00:1::3") } else { ("10.0.1.2", "10.0.1.3") };
         let remote = if v6 { "fd00:2::9" } else { "10.0.2.9" };
+        // Of UDP the last is VXLAN, which pods may not send.
+        let (mine, theirs) = (4000 + number, if number == 5 { 4789 } else { 80 });
         let (port, from, to) = match (kind % 2, forward) {
-            (0, true) => (POD_A, (near, 4000), (far, 80)),
-            (0, false) => (POD_B, (far, 80), (near, 4000)),
-            (_, true) => (POD_A, (near, 4000), (remote, 80)),
-            (_, false) => (UPLINK, (remote, 80), (near, 4000)),
+            (0, true) => (POD_A, (near, mine), (far, theirs)),
+            (0, false) => (POD_B, (far, theirs), (near, mine)),
+            (_, true) => (POD_A, (near, mine), (remote, theirs)),
+            (_, false) => (UPLINK, (remote, theirs), (near, mine)),
         };
         let (from, to) = ((ip(from.0), from.1), (ip(to.0), to.1));
         let macs = Node::macs(port);
@@ -716,29 +748,61 @@ mod both_ways {
         #[test]
         fn agree(
             steps in prop::collection::vec(
-                (0u8..10, any::<bool>(), any::<bool>(), 0u8..4, prop::option::of((0usize..90, any::<u8>())), 0u8..12, 1usize..5),
+                (
+                    0u8..10,
+                    any::<bool>(),
+                    any::<bool>(),
+                    0u8..6,
+                    prop::option::of((0usize..90, any::<u8>())),
+                    0u8..12,
+                    1usize..5,
+                    0u16..6,
+                    any::<bool>(),
+                ),
                 1..40,
             ),
+            is_small in any::<bool>(),
         ) {
-            let (mut one, mut other) = (Node::new(), Node::new());
+            // A small table puts flows out, and is full at times.
+            let config = WorkerConfig {
+                endpoint_to_host: EndpointToHost::Accept,
+                adoption_window: Nanos(0),
+                max_flows: if is_small { 12 } else { 4096 },
+                ..WorkerConfig::default()
+            };
+            let (mut one, mut other) = (Node::with(config.clone()), Node::with(config));
             let deny = policy("deny", "b", Some(vec![rule(Action::Allow, Some(protocol::TCP))]), None);
-            for (kind, forward, v6, ttl, damage, event, repeat) in steps {
+            let unrelated = policy("unrelated", "nobody", Some(vec![]), None);
+            for (kind, forward, v6, ttl, damage, event, repeat, number, alike) in steps {
                 match event {
                     0 => [&mut one, &mut other].map(|node| node.apply(deny.clone())),
                     1 => [&mut one, &mut other].map(|node| node.delete(&deny)),
                     2 => [&mut one, &mut other].map(|node| node.rebuild()),
                     3 => [&mut one, &mut other].map(|node| drop(node.tick(Nanos::from_secs(25)))),
+                    4 => [&mut one, &mut other].map(|node| node.apply(unrelated.clone())),
+                    5 => [&mut one, &mut other].map(|node| node.delete(&unrelated)),
                     _ => [(), ()],
                 };
-                let (port, bytes) = packet(kind, forward, v6, [1, 2, 64, 255][usize::from(ttl)], damage);
+                let ttl = [1, 2, 64, 255, 64, 64][usize::from(ttl)];
+                let packets: Vec<_> = (0..repeat as u16)
+                    .map(|more| packet(kind, forward, v6, ttl, if alike { number } else { number + more }, damage))
+                    .collect();
+                let port = packets[0].0;
                 let mut single = Vec::new();
-                for _ in 0..repeat {
-                    single.extend(one.send(port, &bytes).unwrap_or_default());
+                for (_, bytes) in &packets {
+                    single.extend(one.send(port, bytes).unwrap_or_default());
                 }
-                let burst = other.burst(port, &vec![bytes.clone(); repeat]);
+                let packets: Vec<_> = packets.into_iter().map(|(_, bytes)| bytes).collect();
+                let burst = other.burst(port, &packets);
                 prop_assert_eq!(single, burst);
                 prop_assert_eq!(one.worker.counters(), other.worker.counters());
+                prop_assert_eq!(flows(&one), flows(&other));
             }
         }
+    }
+
+    fn flows(node: &Node) -> String {
+        let view = View { snapshot: node.snapshot.as_deref(), topology: &node.topology };
+        format!("{:?}", node.worker.flows(view, node.now, 0, usize::MAX))
     }
 }

@@ -5,7 +5,8 @@ mod node;
 use margay_core::frame::MemoryFrame;
 use margay_core::handover::{Errand, FirstLeg, Gist};
 use margay_core::{
-    DropReason, Frame, Handover, Nanos, Output, PortIndex, Spread, View, Worker, WorkerConfig, WorkerIndex,
+    DropReason, Frame, Handover, Nanos, Output, Parcels, PortIndex, Spread, View, Worker, WorkerConfig,
+    WorkerIndex,
 };
 use margay_policy_engine::model::Action;
 use margay_wire::build;
@@ -48,7 +49,7 @@ impl Two {
         self.workers[worker].handle_frame(view, self.node.now, port, frame, &mut self.out);
         self.books();
         self.out.recycle.clear();
-        self.out.handovers.drain(..).map(|(_, parcel)| parcel).collect()
+        self.out.handovers.drain().map(|(_, parcel)| parcel).collect()
     }
 
     /// As [`Two::send`], in a burst: known flows go the short way.
@@ -57,7 +58,7 @@ impl Two {
         let mut frames = vec![MemoryFrame::new(bytes)];
         self.workers[worker].handle_burst(view, self.node.now, port, &mut frames, &mut self.out);
         self.books();
-        self.out.handovers.drain(..).map(|(_, parcel)| parcel).collect()
+        self.out.handovers.drain().map(|(_, parcel)| parcel).collect()
     }
 
     /// Gives a worker what the other gave it; returns the ports that it sent by, or why it dropped it.
@@ -65,7 +66,12 @@ impl Two {
         let before = self.workers[worker].counters().clone();
         let view = Self::view(&self.node);
         let port = parcel.port;
-        self.workers[worker].handle_handovers(view, self.node.now, &mut vec![parcel], &mut self.out);
+        self.workers[worker].handle_handovers(
+            view,
+            self.node.now,
+            &mut Parcels::from_iter([parcel]),
+            &mut self.out,
+        );
         assert_eq!(self.workers[worker].at_hand(), Some(port), "whose packet it would have been");
         self.books();
         assert!(self.out.handovers.is_empty(), "a packet changes hands once");
@@ -132,7 +138,7 @@ fn what_was_read_changes_hands_and_a_taker_with_another_secret_reads_it_again() 
         }
         for round in 0..4 {
             let parcel = only(two.send_burst(0, POD_A, &udp(POD_A)));
-            assert_eq!(parcel.gist != Gist::default(), round > 0, "the first goes the long way");
+            assert_ne!(parcel.gist, Gist::default(), "packet {round}");
             assert_eq!(two.give(1, parcel), Ok(vec![POD_B]));
         }
         let counted = two.workers.iter().map(|w| (w.counters().flows, w.counters().flow_misses));

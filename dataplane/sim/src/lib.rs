@@ -28,7 +28,9 @@ use margay_core::handover::Errand;
 use margay_core::tunnel::plan::EncryptionPlan;
 use margay_core::tunnel::{Encryption, TunnelReport};
 use margay_core::worker::{FlowRecord, TapFilter, TapId};
-use margay_core::{Counters, DropReason, Frame, Nanos, PortIndex, View, Worker, WorkerConfig, WorkerIndex};
+use margay_core::{
+    Counters, DropReason, Frame, Nanos, Parcels, PortIndex, View, Worker, WorkerConfig, WorkerIndex,
+};
 use margay_policy_engine::engine::{Change, Engine};
 use margay_wire::MacAddr;
 
@@ -238,7 +240,7 @@ impl Cluster {
         let worker = busy[self.turns.below(busy.len() as u64) as usize];
         let at = &mut self.nodes[node].workers[worker];
         let count = 1 + self.turns.below(at.inbox.len() as u64) as usize;
-        let mut parcels: Vec<_> = at.inbox.drain(..count).collect();
+        let mut parcels: Parcels<_> = at.inbox.drain(..count).collect();
         let SimNode { topology, workers, .. } = &mut self.nodes[node];
         let SimWorker { worker: core, out, snapshot, .. } = &mut workers[worker];
         let view = View { snapshot: Some(snapshot), topology };
@@ -350,7 +352,7 @@ impl Cluster {
         if !at.out.spare.is_empty() {
             at.give_spares(&self.living);
         }
-        let handovers: Vec<_> = at.out.handovers.drain(..).collect();
+        let handovers: Vec<_> = at.out.handovers.drain().collect();
         for (to, parcel) in handovers {
             assert_ne!(usize::from(to.0), worker, "nobody hands over to himself");
             let inbox = &mut self.nodes[node].workers[usize::from(to.0)].inbox;

@@ -79,6 +79,13 @@ impl Index {
         (lanes != 0).then(|| (entry & SLOT_MASK).wrapping_sub(1))
     }
 
+    /// Returns whether no slot with `hash` is there for certain: none looks like it, and none went on.
+    #[inline(always)]
+    pub fn is_absent(&self, hash: u64) -> bool {
+        let bucket = &self.buckets[hash as usize & self.mask];
+        bucket.lanes(!SLOT_MASK, tag(hash)) == 0 && bucket.0[ENTRIES as usize] == 0
+    }
+
     /// Returns the slot among those with `hash` that `is_it` accepts.
     #[inline(always)]
     pub fn find(&self, hash: u64, is_it: impl Fn(u32) -> bool) -> Option<u32> {
@@ -169,6 +176,7 @@ mod tests {
                         let hash = there.get(&slot).copied().unwrap_or(u64::from(slot % 4));
                         let found = index.find(hash, |it| it == slot);
                         assert_eq!(found.is_some(), there.contains_key(&slot), "{slot} of {limit}");
+                        assert!(!(found.is_some() && index.is_absent(hash)), "{slot} of {limit}");
                         assert!(found.is_none() || index.likely(hash).is_some() || limit > 15);
                     }
                 }
@@ -176,7 +184,7 @@ mod tests {
             for (slot, hash) in there {
                 index.remove(hash, slot);
             }
-            assert!(index.is_empty());
+            assert!(index.is_empty() && index.is_absent(7));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What counts as one flow (policy model 13.3).
 
 use std::hash::{Hash, Hasher};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use margay_wire::quick::Quick;
 use margay_wire::{IpHeaders, Transport, protocol};
@@ -44,8 +44,9 @@ impl Hash for FlowKey {
     }
 }
 
+/// Returns the number that an address is in keys.
 #[inline]
-fn number(address: IpAddr) -> u128 {
+pub fn number(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(v4) => 0xffff_0000_0000 | u128::from(u32::from(v4)),
         IpAddr::V6(v6) => u128::from(v6),
@@ -56,6 +57,12 @@ fn number(address: IpAddr) -> u128 {
 pub fn address(number: u128) -> IpAddr {
     let v6 = Ipv6Addr::from(number);
     v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4)
+}
+
+/// Returns the address that `number` stands for, of the family that it is known to be of.
+#[inline(always)]
+pub fn address_of(number: u128, is_v4: bool) -> IpAddr {
+    if is_v4 { IpAddr::V4(Ipv4Addr::from(number as u32)) } else { IpAddr::V6(Ipv6Addr::from(number)) }
 }
 
 impl FlowKey {

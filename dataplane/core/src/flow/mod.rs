@@ -147,6 +147,12 @@ impl Tally {
         self.0 = [sum as u32, (sum >> 32) as u32, high.wrapping_add(carry.into())];
     }
 
+    /// One packet.
+    #[inline(always)]
+    fn of(bytes: u16) -> Self {
+        Self([bytes.into(), (Self::PACKET >> 32) as u32, 0])
+    }
+
     fn packets(self) -> u64 {
         u64::from(self.0[2]) << 8 | u64::from(self.0[1] >> 24)
     }
@@ -172,7 +178,7 @@ const SECOND: u8 = 4;
 const ICMP: u8 = 8;
 
 /// One flow, as its worker keeps it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub struct Flow {
     /// The last 32 bits of both addresses.
@@ -233,6 +239,26 @@ pub struct Opening {
     pub judged_by: JudgedBy,
 }
 
+/// How long a flow of UDP is remembered after its last packet (policy model 13.5).
+pub const UDP_LIFETIME: Nanos = Nanos::from_secs(60);
+
+/// What a flow that its first packet opens has for its own, beside others between the same addresses.
+#[derive(Clone, Copy, Debug)]
+pub struct Beginning {
+    /// Both ports, in the order of the key.
+    pub ports: [u16; 2],
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Connection state, the first packet included; not a settled one.
+    pub state: State,
+    /// When the first packet came.
+    pub now: Nanos,
+    /// How long the flow lives if no other follows.
+    pub lifetime: Nanos,
+    /// Length of the first packet, in bytes.
+    pub total_len: u16,
+}
+
 /// Returns whether both are IPv4 addresses.
 #[inline(always)]
 fn is_v4(addresses: &[u128; 2]) -> bool {
@@ -281,6 +307,16 @@ impl Flow {
             refused_by: NONE,
             icmp: icmp.map_or([0; 2], |(kind, code)| [kind, code]),
         }
+    }
+
+    /// Makes a copy of what flows between two addresses have in common one of them, which its opener's first packet began.
+    #[inline(always)]
+    fn begin(&mut self, beginning: &Beginning, hash: u64) {
+        let Beginning { ports, protocol, state, now, lifetime, total_len } = *beginning;
+        (self.ports, self.protocol, self.state) = (ports, protocol, state);
+        self.keep_hash(hash);
+        self.tallies[0] = Tally::of(total_len);
+        self.live_on(now, lifetime);
     }
 
     /// Returns both ends and the protocol.
@@ -482,6 +518,7 @@ mod tests {
         }
         assert_eq!((tally.packets(), tally.bytes()), (packets, bytes));
         assert!(bytes > u64::from(u32::MAX));
+        assert_eq!((Tally::of(1500).packets(), Tally::of(1500).bytes()), (1, 1500));
         let mut tally = Tally([u32::MAX, 0xffff_ffff, 0]);
         tally.add(0);
         assert_eq!(

@@ -20,7 +20,7 @@ use foldhash::fast::SeedableRandomState;
 use margay_accel::{advise_huge_pages, prefetch_item_lines};
 
 use super::index::{Index, MOST};
-use super::{Flow, FlowKey, LISTED, Opening};
+use super::{Beginning, Flow, FlowKey, LISTED, Opening};
 use crate::time::Nanos;
 use crate::topology::PortIndex;
 
@@ -122,11 +122,11 @@ impl FlowTable {
         self.index.prefetch(hash);
     }
 
-    /// Returns the slot that `hash` most likely means, and brings its flow near: as much of it as a packet with this key needs.
+    /// Returns the slot that `hash` most likely means, and brings its flow near: as much of it as a packet with this key needs, or `all`.
     #[inline(always)]
-    pub fn prefetch_flow(&self, key: &FlowKey, hash: u64) -> Option<u32> {
+    pub fn prefetch_flow(&self, key: &FlowKey, hash: u64, all: bool) -> Option<u32> {
         let slot = self.index.likely(hash)?;
-        prefetch_item_lines(&self.slab, slot as usize, if key.is_v4() { 1 } else { 2 });
+        prefetch_item_lines(&self.slab, slot as usize, if key.is_v4() && !all { 1 } else { 2 });
         Some(slot)
     }
 
@@ -188,6 +188,23 @@ impl FlowTable {
         self.slab[slot as usize] = Some(Flow::new(opening));
         self.keep_hash(slot, hash);
         self.enter(slot, hash, opening.port, opening.state.is_settled());
+        Some(slot)
+    }
+
+    /// Returns whether no flow whose key has this hash is here, for certain.
+    #[inline(always)]
+    pub fn is_absent(&self, hash: u64) -> bool {
+        self.index.is_absent(hash)
+    }
+
+    /// As [`FlowTable::open`], for a flow that is `like` another but for what it begins with, and not settled.
+    #[inline]
+    pub fn open_like(&mut self, like: &Flow, beginning: &Beginning, hash: u64) -> Option<u32> {
+        let slot = self.make_room(like.port, false)?;
+        // Copied as a whole from where it was written long ago, then completed in place: nothing waits for a store.
+        let flow = self.slab.get_mut(slot as usize)?.insert(*like);
+        flow.begin(beginning, hash);
+        self.enter(slot, hash, like.port, false);
         Some(slot)
     }
 

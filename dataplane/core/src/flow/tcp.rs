@@ -36,6 +36,18 @@ impl TcpState {
     /// State of a flow adopted in the middle: taken for one that both ends know, but not yet heard from either.
     pub const ADOPTED: Self = Self(ESTABLISHED | EITHER_UNHEARD);
 
+    /// Returns the state as a byte, for [`TcpState::of_byte`].
+    #[inline(always)]
+    pub(crate) fn byte(self) -> u8 {
+        self.0
+    }
+
+    /// Returns the state that a byte stands for.
+    #[inline(always)]
+    pub(crate) fn of_byte(byte: u8) -> Self {
+        Self(byte)
+    }
+
     /// Takes a segment from the opener (`direction` 0) or towards it (1).
     #[inline]
     pub fn observe(&mut self, direction: usize, flags: u8) {

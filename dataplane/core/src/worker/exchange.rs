@@ -19,7 +19,7 @@ use margay_wire::{IpHeaders, Packet, Parsed};
 use super::{BURST, Dropped, Ending, Passing, View, Worker, fast, finish, path};
 use crate::flow::{FlowKey, Path};
 use crate::frame::Frame;
-use crate::handover::{Errand, Handover};
+use crate::handover::{Errand, Handover, Parcels};
 use crate::output::Output;
 use crate::spread::WorkerIndex;
 use crate::time::Nanos;
@@ -103,7 +103,7 @@ impl<F: Frame> Worker<F> {
         &mut self,
         view: View<'_>,
         now: Nanos,
-        parcels: &mut Vec<Handover<F>>,
+        parcels: &mut Parcels<F>,
         out: &mut Output<F>,
     ) {
         self.name_anew(view.topology);
@@ -116,16 +116,17 @@ impl<F: Frame> Worker<F> {
             let count = parcels.len().min(BURST);
             self.at_hand = None;
             self.read_ahead(&mut plain[..count], |at| {
-                let parcel = &parcels[at];
-                margay_accel::prefetch_lines_to_write(parcel.frame.data(), 1);
-                match parcel.errand {
-                    Errand::Send | Errand::Seal(_) | Errand::Open(..) => fast::Plain::NONE,
-                    Errand::Take | Errand::Judge(_) => fast::Plain::told(&parcel.gist)
-                        .unwrap_or_else(|| fast::Plain::read(&parcel.frame, &self.flows)),
+                let (frame, slip) = (&parcels.frames()[at], &parcels.slips()[at]);
+                margay_accel::prefetch_lines_to_write(frame.data(), 1);
+                match slip.has_flow() {
+                    true => fast::Plain::told(&slip.gist())
+                        .unwrap_or_else(|| fast::Plain::read(frame, &self.flows)),
+                    false => fast::Plain::NONE,
                 }
             });
-            for (parcel, read) in parcels.drain(..count).zip(&plain) {
-                let Handover { mut frame, port, errand, gist } = parcel;
+            let (slips, frames) = parcels.take_first(count);
+            for ((mut frame, slip), read) in frames.zip(slips).zip(&plain) {
+                let (port, errand) = (slip.port(), slip.errand());
                 self.at_hand = Some(port);
                 if self.config.lro {
                     match (errand != Errand::Send && super::is_uplink(view, port), first) {
@@ -136,7 +137,7 @@ impl<F: Frame> Worker<F> {
                 }
                 match errand {
                     Errand::Send => {
-                        out.transmit.push((port, frame));
+                        margay_accel::push_pair(&mut out.transmit, port, frame);
                         continue;
                     }
                     Errand::Seal(peer) => {
@@ -159,7 +160,7 @@ impl<F: Frame> Worker<F> {
                 match exit {
                     Some(fast::Exit::Seal(peer)) => self.seal(view, now, port, peer, frame, out),
                     Some(exit) => exit.take(port, frame, read, out),
-                    None => self.take(view, now, Handover { frame, port, errand, gist }, read, out),
+                    None => self.take(view, now, Handover::of(frame, slip), read, out),
                 }
             }
         }

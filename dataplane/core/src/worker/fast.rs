@@ -5,21 +5,25 @@
 //! and Ethernet source have passed the sanity stage for it; the way out is known; size and TTL fit. Otherwise nothing has been changed
 //! and the packet goes the long way, which decides the same for the packets that this one takes: a test sends both ways and compares.
 
-use margay_accel::push_made;
-use margay_policy_engine::packet::Generation;
+mod begin;
+mod renew;
+
+use margay_accel::push_pair;
 use margay_wire::parse::tcp_flags;
 use margay_wire::quick::{self, Quick};
 use margay_wire::{ETHERNET_LEN, MacAddr, checksum, protocol};
 
-use super::{Prepared, View, Worker, finish, generation};
-use crate::flow::{Arrival, FlowKey, FlowTable, Side, tcp};
+use super::{Prepared, View, Worker, finish};
+use crate::flow::{Arrival, FlowKey, FlowTable, Path, Side, tcp};
 use crate::frame::Frame;
-use crate::handover::{Errand, FirstLeg, Gist, Handover};
+use crate::handover::{Errand, FirstLeg, Gist, Slip};
 use crate::output::Output;
 use crate::spread::WorkerIndex;
 use crate::time::Nanos;
 use crate::topology::PortIndex;
 use crate::tunnel::PeerId;
+
+pub(super) use begin::Begun;
 
 /// What is the same for every packet of a burst.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +31,6 @@ pub(super) struct Burst {
     /// Our address on the port; `None` when the port is gone.
     mac: Option<MacAddr>,
     port: PortIndex,
-    snapshot: Generation,
     /// As flows remember snapshot and topology.
     under: (u32, u32),
     now: Nanos,
@@ -38,14 +41,7 @@ pub(super) struct Burst {
 impl Burst {
     /// For packets that other workers gave us, from any port.
     pub(super) fn taken(view: View<'_>, now: Nanos) -> Self {
-        Self {
-            mac: None,
-            port: PortIndex(0),
-            snapshot: generation(view),
-            under: view.under(),
-            now,
-            begins: true,
-        }
+        Self { mac: None, port: PortIndex(0), under: view.under(), now, begins: true }
     }
 
     /// For packets that came out of datagrams.
@@ -57,7 +53,6 @@ impl Burst {
         Self {
             mac: view.topology.port(port).map(|port| port.mac),
             port,
-            snapshot: generation(view),
             under: view.under(),
             now,
             begins: true,
@@ -151,8 +146,10 @@ pub(super) enum Exit {
     Port(PortIndex),
     /// By the tunnel, to a peer of ours.
     Seal(PeerId),
-    /// By another worker's hands.
-    Worker(WorkerIndex, Errand, PortIndex),
+    /// By another worker's hands, which are to judge its second leg, or to seal it; the errand as a word.
+    Worker(WorkerIndex, u64),
+    /// By another worker's hands, finished, and only to be sent by this port.
+    Carrier(WorkerIndex, PortIndex),
 }
 
 impl Exit {
@@ -161,14 +158,13 @@ impl Exit {
     #[inline(always)]
     pub(super) fn take<F>(self, port: PortIndex, frame: F, read: &Plain, out: &mut Output<F>) {
         match self {
-            Exit::Port(to) => push_made(&mut out.transmit, || (to, frame)),
+            Exit::Port(to) => push_pair(&mut out.transmit, to, frame),
             Exit::Seal(_) => out.recycle.push(frame),
-            Exit::Worker(to, Errand::Send, by) => {
-                push_made(&mut out.handovers, || (to, Handover::new(frame, by, Errand::Send)));
+            Exit::Worker(to, word) => {
+                out.handovers.push_made(to, frame, || Slip::of_word(read.gist(), port, word));
             }
-            Exit::Worker(to, errand, _) => {
-                let gist = read.gist();
-                push_made(&mut out.handovers, || (to, Handover { frame, port, errand, gist }));
+            Exit::Carrier(to, by) => {
+                out.handovers.push_made(to, frame, || Slip::of_word(Gist::default(), by, Slip::send()));
             }
         }
     }
@@ -187,7 +183,7 @@ impl<F: Frame> Worker<F> {
             if let Some(read) = at.checked_sub(LAG).and_then(|at| plain.get_mut(at))
                 && read.quick.is_some()
             {
-                read.likely = self.flows.prefetch_flow(&read.key, read.hash);
+                read.likely = self.flows.prefetch_flow(&read.key, read.hash, self.renewing);
             }
         }
     }
@@ -231,7 +227,7 @@ impl<F: Frame> Worker<F> {
                     && Some(MacAddr([d0, d1, d2, d3, d4, d5])) == burst.mac
             }
             Some(Errand::Judge(first)) => {
-                first.forward == (direction == 0) && first.generation == burst.snapshot
+                first.forward == (direction == 0) && first.generation == burst.under.0
             }
             Some(Errand::Take) => true,
             Some(Errand::Send | Errand::Seal(_) | Errand::Open(..)) => false,
@@ -246,34 +242,18 @@ impl<F: Frame> Worker<F> {
             }
             flow.observe_parts(direction, quick.total_len, quick.protocol, quick.tcp_flags, burst.now);
             trim(frame, quick.end());
-            let first = FirstLeg { forward: direction == 0, state: flow.state, generation: burst.snapshot };
+            let first = FirstLeg { forward: direction == 0, state: flow.state, generation: burst.under.0 };
             self.counters.received += u64::from(burst.begins);
             self.counters.flow_hits += 1;
             self.counters.handed_over += 1;
-            return Some(Exit::Worker(path.worker, Errand::Judge(first), path.port));
+            return Some(Exit::Worker(path.worker, Slip::judge(first)));
         }
         if quick.total_len > path.mtu || (path.decrement_ttl && quick.ttl <= 1) {
             return None;
         }
         flow.observe_parts(direction, quick.total_len, quick.protocol, quick.tcp_flags, burst.now);
         trim(frame, quick.end());
-        let partial = quick::partial(frame.data(), quick);
-        finish::complete(frame, partial, path);
-        let head = frame.data_mut().first_chunk_mut::<{ ETHERNET_LEN + 20 }>()?;
-        if path.decrement_ttl {
-            if quick.v4 {
-                let old = u16::from_be_bytes([head[ETHERNET_LEN + 8], head[ETHERNET_LEN + 9]]);
-                let new = old - 0x0100;
-                let sum = u16::from_be_bytes([head[ETHERNET_LEN + 10], head[ETHERNET_LEN + 11]]);
-                head[ETHERNET_LEN + 8] = (new >> 8) as u8;
-                head[ETHERNET_LEN + 10..ETHERNET_LEN + 12]
-                    .copy_from_slice(&checksum::update(sum, old, new).to_be_bytes());
-            } else {
-                head[ETHERNET_LEN + 7] -= 1;
-            }
-        }
-        head[0..6].copy_from_slice(&path.destination_mac.0);
-        head[6..12].copy_from_slice(&path.source_mac.0);
+        send_on(frame, quick, path)?;
         match errand {
             None => self.counters.received += u64::from(burst.begins),
             Some(_) => self.counters.taken += 1,
@@ -284,15 +264,34 @@ impl<F: Frame> Worker<F> {
                 return Some(Exit::Seal(peer));
             }
             self.counters.handed_over += 1;
-            return Some(Exit::Worker(path.worker, Errand::Seal(peer), path.port));
+            return Some(Exit::Worker(path.worker, Slip::seal(peer)));
         }
         self.counters.forwarded += 1;
-        Some(if path.worker == me {
-            Exit::Port(path.port)
-        } else {
-            Exit::Worker(path.worker, Errand::Send, path.port)
-        })
+        Some(if path.worker == me { Exit::Port(path.port) } else { Exit::Carrier(path.worker, path.port) })
     }
+}
+
+/// Makes a packet that fits ready to leave by `path`; `None` for one that is shorter than it was when it was read.
+#[inline(always)]
+fn send_on(frame: &mut impl Frame, quick: &Quick, path: &Path) -> Option<()> {
+    let partial = quick::partial(frame.data(), quick);
+    finish::complete(frame, partial, path);
+    let head = frame.data_mut().first_chunk_mut::<{ ETHERNET_LEN + 20 }>()?;
+    if path.decrement_ttl {
+        if quick.v4 {
+            let old = u16::from_be_bytes([head[ETHERNET_LEN + 8], head[ETHERNET_LEN + 9]]);
+            let new = old - 0x0100;
+            let sum = u16::from_be_bytes([head[ETHERNET_LEN + 10], head[ETHERNET_LEN + 11]]);
+            head[ETHERNET_LEN + 8] = (new >> 8) as u8;
+            head[ETHERNET_LEN + 10..ETHERNET_LEN + 12]
+                .copy_from_slice(&checksum::update(sum, old, new).to_be_bytes());
+        } else {
+            head[ETHERNET_LEN + 7] -= 1;
+        }
+    }
+    head[0..6].copy_from_slice(&path.destination_mac.0);
+    head[6..12].copy_from_slice(&path.source_mac.0);
+    Some(())
 }
 
 /// Cuts what is behind the packet, where there is something: most frames end with it, and what is not written need not be waited for.

@@ -5,6 +5,7 @@
 use std::net::IpAddr;
 
 use margay_policy_engine::packet::{Direction, EndpointId, PacketTuple, Verdict};
+use margay_policy_engine::snapshot::PortClasses;
 use margay_wire::{IpHeaders, Transport};
 
 use super::{Dropped, EndpointToHost, View, WorkerConfig};
@@ -178,4 +179,20 @@ pub fn judge_by(
         return Err(DropReason::EndpointToHost.into());
     }
     Ok(())
+}
+
+/// Returns what the tables of all legs can tell of a packet's ports: of plain packets between two addresses, those of one protocol for which
+/// this is equal are judged alike under one snapshot. `None` where that cannot be said.
+#[inline]
+pub fn port_classes(
+    view: View<'_>,
+    by: &JudgedBy,
+    source: u16,
+    destination: u16,
+) -> Option<[PortClasses; 2]> {
+    let of = |leg: Option<Leg>, direction| match leg {
+        Some(leg) => view.snapshot?.port_classes(leg.endpoint, direction, source, destination),
+        None => Some(PortClasses::default()),
+    };
+    Some([of(by.egress, Direction::Egress)?, of(by.ingress, Direction::Ingress)?])
 }

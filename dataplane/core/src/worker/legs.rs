@@ -18,10 +18,8 @@ use margay_wire::parse::tcp_flags;
 use margay_wire::{Fragment, IpHeaders, Transport};
 
 use super::judge::Parties;
-use super::{
-    Dropped, Passing, PolicyChangeFlowAction, Prepared, View, Worker, generation, judge, other, pairs,
-};
-use crate::flow::{Flow, Opening, State, key, tcp};
+use super::{Dropped, Passing, PolicyChangeFlowAction, Prepared, View, Worker, judge, other, pairs};
+use crate::flow::{Flow, Opening, State, UDP_LIFETIME, key, tcp};
 use crate::frame::Frame;
 use crate::output::Output;
 use crate::time::Nanos;
@@ -59,7 +57,7 @@ impl<F: Frame> Worker<F> {
             }
         };
         if let Some(told) = passing.told()
-            && told.generation != generation(passing.view)
+            && told.generation != passing.view.under().0
             && !(live && self.config.policy_change == PolicyChangeFlowAction::Keep)
         {
             self.judge_first_leg_too(passing.view, found.0)?;
@@ -154,8 +152,8 @@ impl<F: Frame> Worker<F> {
         let Prepared { key, side, hash, .. } = *prepared;
         let known = known.filter(|slot| self.flows.is(*slot, &key));
         let tuple = judge::tuple(ip);
-        let pairs::Pair { parties: all, by, path, .. } =
-            *self.pairs.meet(view, port.index, ip.source, ip.destination);
+        let &mut pairs::Pair { parties: all, by, path, .. } =
+            self.pairs.meet(view, port.index, ip.source, ip.destination);
         let parties = all.at(me);
         let evidence = |parties: &Parties| match &by {
             Some(by) => Ok(by.only(parties.egress.is_some(), parties.ingress.is_some())),
@@ -312,7 +310,7 @@ impl Flow {
             State::Other { answered } => {
                 *answered |= direction == 1;
                 match protocol {
-                    margay_wire::protocol::UDP | margay_wire::protocol::UDPLITE => Nanos::from_secs(60),
+                    margay_wire::protocol::UDP | margay_wire::protocol::UDPLITE => UDP_LIFETIME,
                     margay_wire::protocol::ICMP | margay_wire::protocol::ICMPV6 => Nanos::from_secs(5),
                     _ => Nanos::from_secs(600),
                 }

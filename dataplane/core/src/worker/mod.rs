@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | sanity | [`sanity`] | may this packet exist on this port at all? |
 //! | discovery | [`discovery`] | is it for the gateway, that is for us? |
-//! | flow | [`crate::flow`] | have we met? ([`fast`]: and is nothing else to ask?) |
+//! | flow | [`crate::flow`] | have we met? ([`fast`]: and is nothing else to ask? [`Worker::begin`]: or nothing but ports?) |
 //! | judge | [`judge`] | may it pass, both legs? |
 //! | path | [`path`] | where does it leave, and by whose hands? |
 //! | finish | [`finish`] | size ([`cut`] where it is too large), TTL, checksum, addresses, transmit |
@@ -100,6 +100,9 @@ impl Prepared {
 
 /// Frames looked at together, so that what one of them needs from memory comes while the others are handled.
 const BURST: usize = 64;
+/// Cache lines of the next packet that are asked for while one is handled: all of one that fits an Ethernet frame. Its sum, its cipher, or the
+/// kernel's copy will read them.
+const NEXT_LINES: usize = 24;
 
 /// A packet that has passed the sanity stage, here or at the worker that it came from.
 #[derive(Clone, Copy)]
@@ -148,6 +151,9 @@ pub struct Worker<F> {
     lro: lro::Lro<F>,
     /// Packets read ahead: room that is kept.
     ahead: Vec<fast::Plain>,
+    /// Flows confirmed on the short way under newer snapshots, and whether the burst before had any.
+    renewals: u32,
+    renewing: bool,
     fragments: Fragments<F>,
     identifications: cut::Identifications,
     waiting: Vec<Waiting<F>>,
@@ -178,6 +184,8 @@ impl<F: Frame> Worker<F> {
             pairs: pairs::Pairs::default(),
             lro: lro::Lro::default(),
             ahead: vec![fast::Plain::NONE; BURST],
+            renewals: 0,
+            renewing: false,
             fragments,
             identifications,
             waiting: Vec::new(),
@@ -228,6 +236,7 @@ impl<F: Frame> Worker<F> {
         let first = (self.config.lro && is_uplink(view, port)).then_some(out.transmit.len());
         let burst = fast::Burst::new(view, now, port);
         let may_be_sealed = view.topology.encryption().is_some();
+        let may_begin = self.may_begin(view);
         let mut plain = std::mem::take(&mut self.ahead);
         plain.resize(BURST, fast::Plain::NONE);
         while !frames.is_empty() {
@@ -236,14 +245,35 @@ impl<F: Frame> Worker<F> {
                 margay_accel::prefetch_lines(frame.data(), 1);
             }
             self.read_ahead(&mut plain[..count], |at| fast::Plain::read(&frames[at], &self.flows));
-            for (mut frame, read) in frames.drain(..count).zip(&plain) {
+            let renewals = self.renewals;
+            let mut rest = frames.drain(..count);
+            for read in &plain[..count] {
+                let Some(mut frame) = rest.next() else { break };
+                if let Some(next) = rest.as_slice().first() {
+                    margay_accel::prefetch_lines(next.data(), NEXT_LINES);
+                }
                 let tapped = self.is_tapped(port, &frame);
                 if may_be_sealed && is_sealed(view, port, frame.data()) {
                     self.counters.received += 1;
                     self.arrive_sealed(view, now, port, frame, out);
                     continue;
                 }
-                let exit = if tapped { None } else { self.fast(&burst, &mut frame, read, None) };
+                let begun = match may_begin && read.seems_new() {
+                    true => self.begin(&burst, view, &mut frame, read),
+                    false => fast::Begun::Open,
+                };
+                let exit = match begun {
+                    fast::Begun::Leaves(exit) => Some(exit),
+                    fast::Begun::Refused(dropped) => {
+                        self.refuse(view, now, port, frame, read, dropped, out);
+                        continue;
+                    }
+                    fast::Begun::Open if tapped => None,
+                    fast::Begun::Open => {
+                        let exit = self.fast(&burst, &mut frame, read, None);
+                        exit.or_else(|| self.renewed(view, &burst, &mut frame, read))
+                    }
+                };
                 match exit {
                     Some(fast::Exit::Seal(peer)) => self.seal(view, now, port, peer, frame, out),
                     Some(exit) => exit.take(port, frame, read, out),
@@ -253,9 +283,27 @@ impl<F: Frame> Worker<F> {
                     }
                 }
             }
+            self.renewing = self.renewals != renewals;
         }
         self.ahead = plain;
         self.join_from(view, first, out);
+    }
+
+    /// Ends a plain packet that may not open a flow.
+    #[inline(never)]
+    #[allow(clippy::too_many_arguments, reason = "the parts of one packet, which live for this call only")]
+    fn refuse(
+        &mut self,
+        view: View<'_>,
+        now: Nanos,
+        port: PortIndex,
+        frame: F,
+        read: &fast::Plain,
+        dropped: Dropped,
+        out: &mut Output<F>,
+    ) {
+        let prepared = self.prepare(&frame, Some(read));
+        self.conclude(view, now, port, frame, prepared.ip(), Err(dropped), out);
     }
 
     /// Lets go of what was remembered by name when the topology is another one.
@@ -438,7 +486,7 @@ impl<F: Frame> Worker<F> {
                 }
             }
         };
-        let first = FirstLeg { forward: direction == 0, state, generation: generation(view) };
+        let first = FirstLeg { forward: direction == 0, state, generation: view.under().0 };
         self.leave(passing, &path, Errand::Judge(first), frame, out)
     }
 

@@ -1,0 +1,39 @@
+//! A known flow's first packet under a newer snapshot.
+//!
+//! Policy changes all the time, and hardly any change concerns a given flow. Where flows are many or changes frequent, most packets are the
+//! first of their flow since the last change, so these have to be cheap as well. Under the same topology a flow has the same
+//! parties; what is left to compare is what the snapshot says of them: epochs of their tables, identities of both addresses. If these
+//! are what they were, the flow is confirmed and its packet takes the short way after all. The long way finds out the same, from the start.
+//!
+//! What a flow was judged by stands in its second line, which no other packet needs: while there are such packets, both lines are
+//! asked for ahead.
+
+use super::{Burst, Exit, Plain};
+use crate::frame::Frame;
+use crate::worker::{View, Worker, judge};
+
+impl<F: Frame> Worker<F> {
+    /// As [`Worker::fast`], for a packet from a port or the tunnel that did not take the short way: tries again if that was for a newer
+    /// snapshot in which nothing has changed for the flow.
+    #[inline(never)]
+    pub(in crate::worker) fn renewed(
+        &mut self,
+        view: View<'_>,
+        burst: &Burst,
+        frame: &mut F,
+        read: &Plain,
+    ) -> Option<Exit> {
+        let slot = read.likely.filter(|slot| self.flows.is(*slot, &read.key))?;
+        let flow = self.flows.flow_mut(slot)?;
+        let is_of_an_older_snapshot = flow.snapshot != burst.under.0 && flow.topology == burst.under.1;
+        if !is_of_an_older_snapshot || !flow.is_approved() || flow.is_over(burst.now) {
+            return None;
+        }
+        if !judge::unchanged(view, &flow.judged_by(), &flow.tuple()) {
+            return None;
+        }
+        flow.snapshot = burst.under.0;
+        self.renewals = self.renewals.wrapping_add(1);
+        self.fast(burst, frame, read, None)
+    }
+}
