@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
-use std::io;
+use std::io::{self, ErrorKind::NotADirectory, ErrorKind::NotFound};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -39,7 +39,7 @@ impl From<&Metadata> for Stamp {
 pub(crate) struct Listing {
     /// Manifests in the order of their paths.
     pub files: BTreeMap<PathBuf, Stamp>,
-    /// Roots or folders that could not be looked into: what was known under them is neither confirmed nor gone.
+    /// Roots, folders and files that could not be looked at: what was known of them is neither confirmed nor gone.
     pub lost: Vec<(PathBuf, io::Error)>,
 }
 
@@ -80,8 +80,11 @@ impl Listing {
                 Ok(metadata) if metadata.is_file() && is_manifest(&path) => {
                     self.files.insert(path, Stamp::from(&metadata));
                 }
-                // Not for us, or gone again between the listing and now, or a link to nothing.
-                Ok(_) | Err(_) => {}
+                // Not for us.
+                Ok(_) => {}
+                // Gone again between the listing and now, or a link to nothing.
+                Err(error) if matches!(error.kind(), NotFound | NotADirectory) => {}
+                Err(error) => self.lost.push((path, error)),
             }
         }
     }
@@ -94,4 +97,26 @@ impl Listing {
 
 fn is_manifest(path: &Path) -> bool {
     path.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|known| extension == *known))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_looked_at_is_lost_and_not_gone() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let link = |name: &str, to: &str| {
+            let path = folder.path().join(name);
+            std::os::unix::fs::symlink(to, &path).expect("a link");
+            path
+        };
+        link("nothing.yaml", "nowhere.yaml");
+        let long = link("long.yaml", &"x".repeat(300));
+        let listing = Listing::of(&[folder.path().to_owned()], &mut |_| {});
+        assert!(listing.files.is_empty());
+        let lost: Vec<&Path> = listing.lost.iter().map(|(path, _)| path.as_path()).collect();
+        assert_eq!(lost, [long.as_path()]);
+        assert!(listing.is_lost(&long));
+    }
 }

@@ -26,7 +26,7 @@ pub fn load(paths: &[PathBuf]) -> (Model, Vec<Problem>) {
         let file = path.display().to_string();
         let reading = match read_text(path) {
             Ok(text) => Reading::of_text(&text, &file),
-            Err(reason) => Reading::broken(&file, reason),
+            Err(unread) => Reading::broken(&file, unread.reason),
         };
         problems.extend(reading.broken);
         for entry in reading.entries {
@@ -51,7 +51,10 @@ pub fn texts(path: &Path) -> Vec<(String, Result<String, String>)> {
         let reason = format!("cannot be looked into: {error}; check its name, owner and mode");
         (path.display().to_string(), Err(reason))
     });
-    let read = listing.files.keys().map(|path| (path.display().to_string(), read_text(path)));
+    let read = listing.files.keys().map(|path| {
+        let text = read_text(path).map_err(|unread| unread.reason);
+        (path.display().to_string(), text)
+    });
     lost.chain(read).collect()
 }
 

@@ -105,24 +105,37 @@ impl Entry {
     }
 }
 
-/// Returns the text of the file at `path`, or why there is none, in words for people.
+/// Why a file has no text for us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Unread {
+    /// In words for people.
+    pub reason: String,
+    /// The machine could not read it now; the same file may be read another time.
+    pub may_pass: bool,
+}
+
+/// Returns the text of the file at `path`, or why there is none.
 ///
 /// Shape: at most [`MAX_FILE_BYTES`] bytes are read into memory, whatever the file's size is or becomes.
-pub(crate) fn read_text(path: &Path) -> Result<String, String> {
-    let file =
-        File::open(path).map_err(|error| format!("cannot be opened: {error}; check its owner and mode"))?;
-    let bytes = file.metadata().map_err(|error| format!("cannot be looked at: {error}"))?.len();
+pub(crate) fn read_text(path: &Path) -> Result<String, Unread> {
+    let failed = |reason: String| Unread { reason, may_pass: true };
+    let file = File::open(path)
+        .map_err(|error| failed(format!("cannot be opened: {error}; check its owner and mode")))?;
+    let bytes = file.metadata().map_err(|error| failed(format!("cannot be looked at: {error}")))?.len();
     let limit = MAX_FILE_BYTES as u64;
-    let too_large = |bytes: u64| {
-        format!(
+    let too_large = |bytes: u64| Unread {
+        reason: format!(
             "has {bytes} bytes or more, and {limit} are the most that are read; split it into several files"
-        )
+        ),
+        may_pass: false,
     };
     if bytes > limit {
         return Err(too_large(bytes));
     }
     let mut content = Vec::new();
-    file.take(limit + 1).read_to_end(&mut content).map_err(|error| format!("cannot be read: {error}"))?;
+    file.take(limit + 1)
+        .read_to_end(&mut content)
+        .map_err(|error| failed(format!("cannot be read: {error}")))?;
     if content.len() as u64 > limit {
         return Err(too_large(limit + 1));
     }
@@ -132,6 +145,6 @@ pub(crate) fn read_text(path: &Path) -> Result<String, String> {
             .filter(|byte| **byte == b'\n')
             .count()
             + 1;
-        format!("is not UTF-8 text (line {line}); save it as UTF-8")
+        Unread { reason: format!("is not UTF-8 text (line {line}); save it as UTF-8"), may_pass: false }
     })
 }

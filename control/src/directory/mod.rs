@@ -14,7 +14,7 @@ mod overlay;
 mod state;
 mod store;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use notify::event::{AccessKind, AccessMode, EventKind};
 use notify::{Event, INotifyWatcher, RecursiveMode, Watcher};
 
-use crate::listing::Listing;
+use crate::listing::{Listing, Stamp};
 use crate::problem::Problem;
 use crate::source::{Batch, Source, SourceError};
 use state::State;
@@ -76,6 +76,8 @@ pub struct Directory {
     problems: Arc<[Problem]>,
     /// `None` before the first look.
     looked: Option<Instant>,
+    /// The files of manifests and overlay at the last look, if everything could be read and stored.
+    seen: Option<[BTreeMap<PathBuf, Stamp>; 2]>,
 }
 
 impl Directory {
@@ -95,7 +97,7 @@ impl Directory {
         let state = State::open(store).map_err(unusable)?;
         let (sender, events) = channel();
         let watcher = INotifyWatcher::new(sender, notify::Config::default())?;
-        Ok(Self { config, state, watcher, events, problems: Arc::from([]), looked: None })
+        Ok(Self { config, state, watcher, events, problems: Arc::from([]), looked: None, seen: None })
     }
 
     /// Looks at everything once. Returns `None` when nothing differs from what was told.
@@ -112,7 +114,14 @@ impl Directory {
         let mut enter = |folder: &Path| watch(watcher, folder);
         let manifests = Listing::of(&self.config.manifests, &mut enter);
         let overlay = Listing::of(self.config.overlay.as_slice(), &mut enter);
+        // Thousands of objects take a while to be evaluated, which nobody should pay for every few seconds.
+        let whole = manifests.lost.is_empty() && overlay.lost.is_empty() && self.state.is_settled();
+        if whole && suspects.is_empty() && !all && self.has_seen(&manifests, &overlay) {
+            return None;
+        }
         let (changes, problems) = self.state.look(&manifests, &overlay, suspects, all);
+        let stale = !manifests.lost.is_empty();
+        self.seen = (whole && self.state.is_settled()).then_some([manifests.files, overlay.files]);
         if !first && changes.is_empty() && *problems == *self.problems {
             return None;
         }
@@ -120,7 +129,12 @@ impl Directory {
             tracing::warn!("{problem}");
         }
         self.problems = Arc::from(problems);
-        Some(Batch { changes, problems: self.problems(), complete: true, stale: !manifests.lost.is_empty() })
+        Some(Batch { changes, problems: self.problems(), complete: true, stale })
+    }
+
+    /// Returns whether the last look was at these very files.
+    fn has_seen(&self, manifests: &Listing, overlay: &Listing) -> bool {
+        self.seen.as_ref().is_some_and(|seen| [&seen[0], &seen[1]] == [&manifests.files, &overlay.files])
     }
 
     /// Collects events after `first` until nothing happens to a manifest for [`QUIET`], and no file is being written, within [`WRITER`].

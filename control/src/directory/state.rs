@@ -34,7 +34,7 @@ use crate::reading::{Entry, Judged, Reading, read_text};
 /// One manifest file.
 #[derive(Debug, Default)]
 struct Manifest {
-    /// What the file looked like when it was read; `None` before the first reading of this run.
+    /// What the file looked like when it was read; `None` before the first reading of this run, and after one that failed.
     stamp: Option<Stamp>,
     /// The last reading in which every document could be read, with its text.
     whole: Option<(Reading, String)>,
@@ -149,6 +149,16 @@ impl State {
         (changes, problems)
     }
 
+    /// Returns whether every file was read and every last valid form is stored, so that nothing is to be tried again.
+    pub fn is_settled(&self) -> bool {
+        let mut stamps = self
+            .manifests
+            .values()
+            .map(|file| file.stamp)
+            .chain(self.overlay.values().map(|file| file.stamp));
+        self.failed_writes.is_empty() && stamps.all(|stamp| stamp.is_some())
+    }
+
     fn look_at_overlay(&mut self, listing: &Listing, suspects: &BTreeSet<PathBuf>, all: bool) {
         for (path, stamp) in &listing.files {
             let file = self.overlay.entry(path.clone()).or_default();
@@ -158,7 +168,10 @@ impl State {
             file.stamp = Some(*stamp);
             let name = path.display().to_string();
             let read = read_text(path)
-                .map_err(|reason| vec![Problem::of_file(name.clone(), Severity::Error, reason)])
+                .map_err(|unread| {
+                    file.stamp = file.stamp.filter(|_| !unread.may_pass);
+                    vec![Problem::of_file(name.clone(), Severity::Error, unread.reason)]
+                })
                 .and_then(|text| Patches::read(&text, &name));
             match read {
                 Ok(patches) => (file.patches, file.problems) = (patches, Vec::new()),
@@ -225,7 +238,10 @@ impl State {
 
     /// Brings the store up to date with what is known.
     fn persist(&mut self, removed: &[PathBuf]) {
-        for path in removed {
+        // What is described no more and could not be removed from the store is tried again.
+        let left = self.failed_writes.keys().filter(|path| !self.manifests.contains_key(*path));
+        let left: Vec<PathBuf> = left.cloned().collect();
+        for path in removed.iter().chain(&left) {
             match self.store.remove(path) {
                 Ok(()) => drop(self.failed_writes.remove(path)),
                 Err(error) => drop(self.failed_writes.insert(path.clone(), error)),
@@ -253,8 +269,9 @@ impl Manifest {
         let file = path.display().to_string();
         let text = match read_text(path) {
             Ok(text) => text,
-            Err(reason) => {
-                self.broken = Some(Reading::broken(&file, reason));
+            Err(unread) => {
+                self.stamp = self.stamp.filter(|_| !unread.may_pass);
+                self.broken = Some(Reading::broken(&file, unread.reason));
                 return;
             }
         };
@@ -296,4 +313,73 @@ fn differences(told: &BTreeMap<ObjectKey, Object>, wanted: &BTreeMap<ObjectKey, 
     let gone = told.keys().filter(|key| !wanted.contains_key(key)).map(|key| Change::Delete(key.clone()));
     let new = wanted.iter().filter(|(key, object)| told.get(key) != Some(object));
     new.map(|(_, object)| Change::Upsert(object.clone())).chain(gone).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const POLICY: &str = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: closed, namespace: a}
+spec: {podSelector: {}}
+";
+
+    /// A folder, a store, and what is known.
+    fn world() -> (tempfile::TempDir, PathBuf, State) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("policy.yaml");
+        let store = Store::open(&folder.path().join("store")).expect("a store");
+        let state = State::open(store).expect("an empty store");
+        (folder, file, state)
+    }
+
+    fn listing(files: &[&Path], stamp: Stamp) -> Listing {
+        let files = files.iter().map(|path| (path.to_path_buf(), stamp)).collect();
+        Listing { files, lost: Vec::new() }
+    }
+
+    fn look(state: &mut State, manifests: &Listing) -> (Vec<Change>, Vec<Problem>) {
+        state.look(manifests, &Listing::default(), &BTreeSet::new(), false)
+    }
+
+    #[test]
+    fn a_file_that_could_not_be_read_is_read_again_though_it_is_the_same() {
+        let (folder, file, mut state) = world();
+        let stamp = Stamp::from(&fs::metadata(folder.path()).expect("it is there"));
+        let listed = listing(&[&file], stamp);
+        let (changes, problems) = look(&mut state, &listed);
+        assert!(changes.is_empty() && problems.len() == 1, "{changes:?}: {problems:?}");
+        assert!(!state.is_settled());
+        fs::write(&file, POLICY).expect("room");
+        let (changes, problems) = look(&mut state, &listed);
+        assert!(changes.len() == 1 && problems.is_empty(), "{changes:?}: {problems:?}");
+        assert!(state.is_settled());
+    }
+
+    #[test]
+    fn what_could_not_be_stored_or_removed_is_tried_again() {
+        let (_folder, file, mut state) = world();
+        fs::write(&file, POLICY).expect("room");
+        let stamp = Stamp::from(&fs::metadata(&file).expect("it is there"));
+        let (listed, none) = (listing(&[&file], stamp), Listing::default());
+        let place = state.store.place_of(&file);
+        // Nothing replaces or removes a folder that is not empty.
+        let block = |place: &Path| fs::create_dir_all(place.join("in the way")).expect("room");
+        block(&place);
+        let (changes, problems) = look(&mut state, &listed);
+        assert!(changes.len() == 1 && problems.len() == 1 && !state.is_settled(), "{problems:?}");
+        fs::remove_dir_all(&place).expect("it is there");
+        assert!(look(&mut state, &listed).1.is_empty() && state.is_settled());
+
+        fs::remove_file(&place).expect("it is stored");
+        block(&place);
+        let (changes, problems) = look(&mut state, &none);
+        assert!(changes.len() == 1 && problems.len() == 1 && !state.is_settled(), "{problems:?}");
+        fs::remove_dir_all(&place).expect("it is there");
+        assert!(look(&mut state, &none).1.is_empty() && state.is_settled());
+    }
 }

@@ -95,7 +95,7 @@ impl Store {
         }
     }
 
-    fn place_of(&self, path: &Path) -> PathBuf {
+    pub(super) fn place_of(&self, path: &Path) -> PathBuf {
         use std::fmt::Write as _;
         use std::os::unix::ffi::OsStrExt;
         let mut name = String::with_capacity(64);
