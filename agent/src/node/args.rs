@@ -79,6 +79,10 @@ pub struct AgentArgs {
     /// `none` to leave them to the scheduler.
     #[arg(long, default_value = "auto", value_parser = cpu)]
     pub cpu: Cpu,
+    /// How long a worker without work looks for more before it sleeps, such as 50us. While it does, it keeps its CPU busy and answers
+    /// without being woken; at most 10ms: a packet more often than that keeps its CPU busy.
+    #[arg(long, default_value = "50us", value_parser = short_duration)]
+    pub spin: Duration,
     /// Largest packet that a pod sends to another node; what the smallest uplink takes, less what encryption needs, when absent.
     #[arg(long)]
     pub pod_mtu: Option<u32>,

@@ -110,6 +110,7 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
         bpffs: args.run_dir.join("bpf"),
         workers: args.workers,
         cpus: cpus.clone(),
+        spin: args.spin,
         xdp: args.xdp_mode.into(),
         several_frames: args.multi_buffer == MultiBuffer::Auto,
         ..DataplaneConfig::default()
