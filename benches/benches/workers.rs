@@ -22,7 +22,8 @@ use margay_core::flow::Flow;
 use margay_core::frame::MemoryFrame;
 use margay_core::topology::{Port, PortKind, Route, TopologyBuilder};
 use margay_core::{
-    Frame, Handover, Nanos, Output, PortIndex, Spread, Topology, View, Worker, WorkerConfig, WorkerIndex,
+    Frame, Handover, Nanos, Output, Parcels, PortIndex, Spread, Topology, View, Worker, WorkerConfig,
+    WorkerIndex,
 };
 use margay_io::exchange::{Exchange, INBOX, Inbox, Inboxes, Pass};
 use margay_policy_engine::engine::{Change, Engine};
@@ -33,6 +34,8 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 const BURST: usize = margay_io::engine::BURST;
+/// Batches taken from the inbox a turn, as the shell does.
+const BATCHES: usize = 4;
 const RULES: usize = 1_000;
 /// Most flows of a worker, as the agent has it.
 const FLOWS: usize = 512_000;
@@ -176,7 +179,7 @@ struct Carrier<'a> {
     exchange: Inboxes<Owned>,
     out: Output<MemoryFrame>,
     spare: Vec<MemoryFrame>,
-    parcels: Vec<Handover<MemoryFrame>>,
+    parcels: Parcels<MemoryFrame>,
     refused: Vec<Handover<MemoryFrame>>,
     /// Frames of each port in the order in which they are sent.
     templates: Vec<(PortIndex, Vec<Vec<u8>>)>,
@@ -200,25 +203,39 @@ impl Carrier<'_> {
         *port
     }
 
-    /// Sends one burst, when there are frames for it, and takes what the other worker gave; returns how many packets it sent to ports.
-    fn turn(&mut self, burst: &mut Vec<MemoryFrame>) -> usize {
-        let view = View { snapshot: Some(self.snapshot), topology: self.topology };
-        self.now = self.now + Nanos(1_000);
-        if self.spare.len() >= BURST {
-            let port = self.form(burst);
-            self.worker.handle_burst(view, self.now, port, burst, &mut self.out);
-        }
-        if self.exchange.take(&mut self.parcels, 4) > 0 {
-            self.worker.handle_handovers(view, self.now, &mut self.parcels, &mut self.out);
-        }
+    /// Acts on what the worker left in the output; returns how many packets it sent to ports.
+    fn flush(&mut self) -> usize {
         if !self.out.handovers.is_empty() {
             self.exchange.give(&mut self.out.handovers, &mut self.refused);
             self.worker.handover_refused(self.refused.len() as u64);
             self.spare.extend(self.refused.drain(..).map(|parcel| parcel.frame));
         }
         let sent = self.out.transmit.len();
-        self.spare.extend(self.out.transmit.drain(..).map(|(_, frame)| frame));
+        while let Some((_, frame)) = self.out.transmit.pop() {
+            self.spare.push(frame);
+        }
         self.spare.append(&mut self.out.recycle);
+        sent
+    }
+
+    /// Sends one burst from each port, when there are frames for it, and takes what the other worker gave, as the shell does; returns how many
+    /// packets it sent to ports.
+    fn turn(&mut self, burst: &mut Vec<MemoryFrame>) -> usize {
+        let view = View { snapshot: Some(self.snapshot), topology: self.topology };
+        self.now = self.now + Nanos(1_000);
+        self.exchange.ask(BATCHES);
+        let mut sent = 0;
+        for _ in 0..self.templates.len() {
+            if self.spare.len() >= BURST {
+                let port = self.form(burst);
+                self.worker.handle_burst(view, self.now, port, burst, &mut self.out);
+                sent += self.flush();
+            }
+        }
+        if self.exchange.take(&mut self.parcels, BATCHES) > 0 {
+            self.worker.handle_handovers(view, self.now, &mut self.parcels, &mut self.out);
+            sent += self.flush();
+        }
         sent
     }
 }
@@ -261,7 +278,7 @@ fn carry(workers: u16, flows: usize, crossing: usize) -> f64 {
             exchange: Inboxes::new(WorkerIndex(index), inboxes.clone(), Owned),
             out: Output::new(),
             spare: (0..1024).map(|_| MemoryFrame::new(&[0; 64])).collect(),
-            parcels: Vec::new(),
+            parcels: Parcels::default(),
             refused: Vec::new(),
             templates,
             cursor: 0,

@@ -6,11 +6,15 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+pub mod cables;
 pub mod flow_hit;
+pub mod generator;
+pub mod lab;
 pub mod machine;
 pub mod namespaces;
 pub mod numbers;
 pub mod packages;
+pub mod router;
 pub mod streams;
 pub mod world;
 

@@ -123,24 +123,44 @@ pub fn local(id: u32, pod: &Pod) -> LocalEndpoint {
     }
 }
 
-/// Returns two pods, the receiver under one policy of `rules` rules that do not match and a last one that allows the traffic.
-pub fn two_pods(rules: usize) -> (Engine, Topology) {
-    let mut engine = Engine::new();
-    engine.apply(namespace("ns"));
+/// Returns the policy on pod B: `rules` rules that do not match, and a last one that allows the traffic. `variant` changes the first.
+pub fn long_policy(rules: usize, variant: u16) -> Object {
     let mut list: Vec<Rule> = (0..rules)
         .map(|n| allow(protocol::UDP, Entity::default(), port(20_000 + (n % 40_000) as u16)))
         .collect();
+    if let Some(first) = list.first_mut() {
+        first.destination = port(60_000 + variant % 1_000);
+    }
     list.push(allow(protocol::UDP, Entity::default(), Entity::default()));
-    engine.apply(Change::Upsert(ingress("bench", 1.0, "app == 'b'", list)));
+    ingress("bench", 1.0, "app == 'b'", list)
+}
+
+/// Returns two pods, the receiver under one policy of `rules` rules that do not match and a last one that allows the traffic.
+pub fn two_pods(rules: usize) -> (Engine, Topology) {
+    two_pods_among(rules, &[])
+}
+
+/// Returns [`two_pods`] with a further pod behind each of `others`, devices whose ports follow in order.
+pub fn two_pods_among(rules: usize, others: &[String]) -> (Engine, Topology) {
+    let mut engine = Engine::new();
+    engine.apply(namespace("ns"));
+    engine.apply(Change::Upsert(long_policy(rules, 0)));
     let mut builder = TopologyBuilder::default();
-    for (index, name, address) in [(A, "a", ADDRESS_A), (B, "b", ADDRESS_B)] {
+    let mut add = |index: PortIndex, name: &str, address: Ipv4Addr, ours: MacAddr, theirs: MacAddr| {
         let pod = pod("ns", name, name, "node", address);
         let endpoint = local(u32::from(index.0), &pod);
         engine.apply(Change::Upsert(Object::Pod(Arc::new(pod))));
         engine.apply(Change::Endpoint(endpoint.clone()));
-        let kind =
-            PortKind::Pod { endpoint: endpoint.id, pod_mac: pod_mac(index), addresses: vec![address.into()] };
-        builder.ports.push(Port { index, name: name.to_owned(), kind, mac: port_mac(index), mtu: 1500 });
+        let kind = PortKind::Pod { endpoint: endpoint.id, pod_mac: theirs, addresses: vec![address.into()] };
+        builder.ports.push(Port { index, name: name.to_owned(), kind, mac: ours, mtu: 1500 });
+    };
+    for (index, name, address) in [(A, "a", ADDRESS_A), (B, "b", ADDRESS_B)] {
+        add(index, name, address, port_mac(index), pod_mac(index));
+    }
+    for (n, name) in others.iter().enumerate() {
+        let (high, low) = ((n / 250) as u8, (n % 250) as u8);
+        let [ours, theirs] = [1, 2].map(|side| MacAddr([2, 0, 0, side, high, low]));
+        add(PortIndex(n as u16 + 2), name, Ipv4Addr::new(10, 3, high, low + 2), ours, theirs);
     }
     (engine, builder.build(1))
 }

@@ -11,12 +11,12 @@
 
 mod ovs;
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 
+use benches::lab::{Lab, TWO_PODS};
 use benches::numbers::median;
-use benches::streams::{patiently, run, stream};
+use benches::router::{FAR, Router};
+use benches::streams::{run, stream};
 use benches::{Result, machine};
 
 const ROUNDS: usize = 5;
@@ -32,15 +32,14 @@ fn main() -> Result<()> {
     }
     machine::describe("one node, two pods, one TCP stream");
     let binary = benches::release_binary()?;
-    let large = Lab::up(&binary, "auto")?;
-    let alike = Lab::up(&binary, "off")?;
+    let [large, alike] = [Node::up(&binary, "auto")?, Node::up(&binary, "off")?];
     let kernel = Router::up()?;
     let switch = ovs::OpenVSwitch::up();
     println!("   MTU of pods' interfaces: {} and {}", large.mtu()?, alike.mtu()?);
     let (mut ours, mut small, mut theirs, mut switched) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for round in 1..=ROUNDS {
         ours.push(large.stream()?);
-        theirs.push(kernel.stream()?);
+        theirs.push(stream(kernel.inside(1), || kernel.inside(0), FAR, SECONDS)?);
         small.push(alike.stream()?);
         if let Ok(switch) = &switch {
             switched.push(switch.stream(SECONDS)?);
@@ -84,127 +83,27 @@ fn against_ovs(ours: &[f64], small: &[f64], switched: &[f64]) {
     println!("{:<58} {alike:>8.2} x", "margay with one MTU everywhere over OVS-AFXDP");
 }
 
-const PODS: &str = "
-apiVersion: v1
-kind: Namespace
-metadata: {name: a}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: one, namespace: a}
-spec: {nodeName: node1, containers: [{name: main, image: none}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: two, namespace: a, labels: {app: two}}
-spec: {nodeName: node1, containers: [{name: main, image: none}]}
----
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: from-pods, namespace: a}
-spec: {podSelector: {matchLabels: {app: two}}, ingress: [{from: [{podSelector: {}}]}]}
-";
-
-/// A node with the agent of the release binary.
-struct Lab {
-    binary: PathBuf,
-    directory: tempfile::TempDir,
-    name: String,
+/// The agent with two pods, of which the second is reached.
+struct Node {
+    lab: Lab,
     address: String,
 }
 
-impl Lab {
+impl Node {
     fn up(binary: &Path, local_mtu: &str) -> Result<Self> {
-        let directory = tempfile::tempdir()?;
-        let manifests = directory.path().join("manifests");
-        fs::create_dir(&manifests)?;
-        fs::write(manifests.join("pods.yaml"), PODS)?;
-        let name = format!("{}{}", &local_mtu[..1], std::process::id());
-        let mut lab = Self { binary: binary.to_owned(), directory, name, address: String::new() };
-        let told = format!("--agent-arg=--local-mtu={local_mtu}");
-        run(lab.call("up").args(["--nodes", "1", &told, "--manifests"]).arg(manifests))?;
-        let shown = run(lab.exec("two").args(["ip", "-4", "-o", "addr", "show", "dev", "eth0"]))?;
-        let network = shown.split_whitespace().skip_while(|word| *word != "inet").nth(1);
-        lab.address =
-            network.and_then(|net| net.split('/').next()).ok_or("pod two has no address")?.to_owned();
-        Ok(lab)
-    }
-
-    fn call(&self, command: &str) -> Command {
-        let mut call = Command::new(&self.binary);
-        call.args(["lab", command, "--name", &self.name, "--labs-dir"])
-            .arg(self.directory.path().join("labs"));
-        call
-    }
-
-    fn exec(&self, pod: &str) -> Command {
-        let mut call = self.call("exec");
-        call.args([&format!("a/{pod}"), "--"]);
-        call
+        let told = format!("--local-mtu={local_mtu}");
+        let lab = Lab::up(binary, &local_mtu[..1], TWO_PODS, &[&told])?;
+        let address = lab.address("a/two")?;
+        Ok(Self { lab, address })
     }
 
     fn mtu(&self) -> Result<String> {
-        let shown = run(self.exec("one").args(["ip", "-o", "link", "show", "dev", "eth0"]))?;
+        let shown = run(self.lab.exec("a/one").args(["ip", "-o", "link", "show", "dev", "eth0"]))?;
         let mtu = shown.split_whitespace().skip_while(|word| *word != "mtu").nth(1);
         Ok(mtu.ok_or("no MTU")?.to_owned())
     }
 
     fn stream(&self) -> Result<f64> {
-        stream(self.exec("two"), || self.exec("one"), &self.address, SECONDS)
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        if let Err(error) = run(&mut self.call("down")) {
-            println!("   the lab {} is not down: {error}", self.name);
-        }
-    }
-}
-
-/// Two namespaces and a third between them, whose kernel forwards.
-struct Router {
-    names: [String; 3],
-}
-
-impl Router {
-    fn up() -> Result<Self> {
-        let names = ["a", "r", "b"].map(|side| format!("bench-{}{side}", std::process::id()));
-        let router = Self { names };
-        let ip = |arguments: &str| run(Command::new("ip").args(arguments.split_whitespace()));
-        let [a, r, b] = &router.names;
-        for name in &router.names {
-            ip(&format!("netns add {name}"))?;
-        }
-        for (far, number) in [(a, 1), (b, 2)] {
-            ip(&format!("link add eth0 netns {far} type veth peer name v{number} netns {r}"))?;
-            ip(&format!("-n {far} addr add 172.29.{number}.2/24 dev eth0"))?;
-            ip(&format!("-n {far} link set eth0 up"))?;
-            ip(&format!("-n {r} addr add 172.29.{number}.1/24 dev v{number}"))?;
-            ip(&format!("-n {r} link set v{number} up"))?;
-            ip(&format!("-n {far} route add default via 172.29.{number}.1"))?;
-        }
-        ip(&format!("netns exec {r} sysctl -q -w net.ipv4.ip_forward=1"))?;
-        patiently(|| run(router.inside(0).args(["ping", "-n", "-c", "1", "-W", "1", "172.29.2.2"])))?;
-        Ok(router)
-    }
-
-    fn inside(&self, side: usize) -> Command {
-        let mut call = Command::new("ip");
-        call.args(["netns", "exec", &self.names[side]]);
-        call
-    }
-
-    fn stream(&self) -> Result<f64> {
-        stream(self.inside(2), || self.inside(0), "172.29.2.2", SECONDS)
-    }
-}
-
-impl Drop for Router {
-    fn drop(&mut self) {
-        for name in &self.names {
-            // One that was not made is not there.
-            let _ = Command::new("ip").args(["netns", "del", name]).stderr(Stdio::null()).status();
-        }
+        stream(self.lab.exec("a/two"), || self.lab.exec("a/one"), &self.address, SECONDS)
     }
 }
