@@ -4,12 +4,14 @@ mod node;
 
 use margay_core::topology::PortKind;
 use margay_core::worker::EndpointToHost;
-use margay_core::{DropReason, Nanos, View, What, WorkerConfig};
+use margay_core::{DropReason, Nanos, What, WorkerConfig};
 use margay_policy_engine::model::{Action, Entity, PortMatch, Rule};
 use margay_policy_engine::packet::Verdict;
 use margay_wire::parse::{Packet, tcp_flags};
 use margay_wire::{MacAddr, build, checksum, parse, protocol};
-use node::{HOST, Node, POD_A, POD_B, ROUTER_MAC, UPLINK, ip, our_mac, peer_mac, policy, rule};
+use node::{
+    HOST, Node, POD_A, POD_B, ROUTER_MAC, UPLINK, complaint, ip, our_mac, peer_mac, policy, rule, solicit,
+};
 
 const SYN: u8 = tcp_flags::SYN;
 const ACK: u8 = tcp_flags::ACK;
@@ -223,17 +225,6 @@ fn arp_is_answered_for_the_gateway_and_for_nothing_else() {
     let forged =
         build::arp(macs, 1, (peer_mac(POD_B), [10, 0, 1, 2]), (MacAddr::default(), [169, 254, 1, 1]));
     assert_eq!(node.send(POD_A, &forged), Err(DropReason::BadArp));
-}
-
-fn solicit(source: &str, destination: &str, target: &str, link: Option<MacAddr>) -> Vec<u8> {
-    let mut body = vec![0; 4];
-    body.extend_from_slice(&target.parse::<std::net::Ipv6Addr>().expect("v6").octets());
-    if let Some(link) = link {
-        body.extend_from_slice(&[1, 1]);
-        body.extend_from_slice(&link.0);
-    }
-    let macs = (peer_mac(POD_A), MacAddr([0x33, 0x33, 0xff, 0, 0, 1]));
-    build::icmp(macs, ip(source), ip(destination), 135, 0, &body, 255)
 }
 
 #[test]
@@ -470,15 +461,6 @@ fn pieces_fit_the_frames_that_there_are() {
     assert_eq!(whole[8..], payload);
 }
 
-/// An ICMP "fragmentation needed" from `from`, about a UDP packet `quoted.0` to `quoted.1`.
-fn complaint(port: margay_core::PortIndex, from: &str, quoted: ((&str, u16), (&str, u16))) -> Vec<u8> {
-    let (s, d) = quoted;
-    let inner = build::udp(Node::macs(POD_A), (ip(s.0), s.1), (ip(d.0), d.1), b"hello");
-    let mut body = vec![0, 0, 0x02, 0x00];
-    body.extend_from_slice(&inner[14..]);
-    build::icmp(Node::macs(port), ip(from), ip(s.0), 3, 4, &body, 64)
-}
-
 #[test]
 fn icmp_errors_belong_to_the_flow_they_quote() {
     let mut node = Node::new();
@@ -641,168 +623,4 @@ fn flows_are_listed_and_expire() {
     assert!(flows[0].ingress.is_some());
     node.tick(Nanos::from_secs(61));
     assert_eq!(node.worker.counters().flows, 0);
-}
-
-mod properties {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
-
-        /// Whatever a pod, the kernel or the wire sends: no panic, one ending each, and nothing forged leaves.
-        #[test]
-        fn any_bytes_have_one_ending(frames in prop::collection::vec((0u16..5, prop::collection::vec(any::<u8>(), 0..200)), 1..8)) {
-            let mut node = Node::new();
-            for (port, bytes) in frames {
-                let _ = node.send(margay_core::PortIndex(port), &bytes);
-            }
-        }
-
-        /// A well-formed packet with some bytes changed.
-        #[test]
-        fn mutated_packets_have_one_ending(
-            port in 0u16..4,
-            kind in 0usize..6,
-            changes in prop::collection::vec((0usize..120, any::<u8>()), 0..6),
-            cut in 0usize..120,
-        ) {
-            let mut node = Node::new();
-            let index = margay_core::PortIndex(port);
-            let (from, to) = [("192.168.0.1", "10.0.1.2"), ("10.0.2.9", "10.0.1.2"), ("10.0.1.2", "10.0.1.3"), ("10.0.1.3", "10.0.2.9")][usize::from(port)];
-            let (from6, to6) = [("fd00::1", "fd00:1::2"), ("fd00:2::9", "fd00:1::2"), ("fd00:1::2", "fd00:1::3"), ("fd00:1::3", "fd00:2::9")][usize::from(port)];
-            let macs = Node::macs(index);
-            let mut bytes = match kind {
-                0 => build::udp(macs, (ip(from), 1), (ip(to), 2), &[1; 40]),
-                1 => build::tcp(macs, (ip(from6), 1), (ip(to6), 2), SYN, &[1; 40]),
-                2 => build::echo(macs, ip(from), ip(to), 3, true, &[1; 40]),
-                3 => solicit(from6, to6, "fe80::1", Some(peer_mac(index))),
-                4 => complaint(index, from, ((to, 1), (from, 2))),
-                _ => build::arp(macs, 1, (macs.0, [10, 0, 1, 2]), (macs.1, [169, 254, 1, 1])),
-            };
-            for (at, value) in changes {
-                if let Some(byte) = bytes.get_mut(at) {
-                    *byte = value;
-                }
-            }
-            bytes.truncate(bytes.len().saturating_sub(cut.saturating_sub(100)));
-            for _ in 0..2 {
-                let _ = node.send(index, &bytes);
-            }
-        }
-    }
-}
-
-/// The short ways of a burst and the long way of single frames decide and write the same, and remember the same.
-mod both_ways {
-    use super::*;
-    use margay_core::PortIndex;
-    use proptest::prelude::*;
-
-    fn packet(
-        kind: u8,
-        forward: bool,
-        v6: bool,
-        ttl: u8,
-        number: u16,
-        damage: Option<(usize, u8)>,
-    ) -> (PortIndex, Vec<u8>) {
-        let (near, far) = if v6 { ("fd00:1::2", "fd00:1::3") } else { ("10.0.1.2", "10.0.1.3") };
-        let remote = if v6 { "fd00:2::9" } else { "10.0.2.9" };
-        // Of UDP the last is VXLAN, which pods may not send.
-        let (mine, theirs) = (4000 + number, if number == 5 { 4789 } else { 80 });
-        let (port, from, to) = match (kind % 2, forward) {
-            (0, true) => (POD_A, (near, mine), (far, theirs)),
-            (0, false) => (POD_B, (far, theirs), (near, mine)),
-            (_, true) => (POD_A, (near, mine), (remote, theirs)),
-            (_, false) => (UPLINK, (remote, theirs), (near, mine)),
-        };
-        let (from, to) = ((ip(from.0), from.1), (ip(to.0), to.1));
-        let macs = Node::macs(port);
-        let mut bytes = match kind / 2 {
-            0 => build::udp(macs, from, to, b"payload"),
-            1 => build::tcp(macs, from, to, ACK, b"payload"),
-            2 => build::tcp(macs, from, to, if forward { SYN } else { SYN | ACK }, b""),
-            3 => build::tcp(macs, from, to, tcp_flags::FIN | ACK, b""),
-            _ => build::tcp(macs, from, to, tcp_flags::RST, b""),
-        };
-        if v6 {
-            bytes[14 + 7] = ttl;
-        } else {
-            bytes[14 + 8] = ttl;
-            bytes[24..26].fill(0);
-            let sum = checksum::of(&bytes[14..34]);
-            bytes[24..26].copy_from_slice(&sum.to_be_bytes());
-        }
-        if let Some((at, value)) = damage
-            && let Some(byte) = bytes.get_mut(at)
-        {
-            *byte = value;
-        }
-        (port, bytes)
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
-
-        #[test]
-        fn agree(
-            steps in prop::collection::vec(
-                (
-                    0u8..10,
-                    any::<bool>(),
-                    any::<bool>(),
-                    0u8..6,
-                    prop::option::of((0usize..90, any::<u8>())),
-                    0u8..12,
-                    1usize..5,
-                    0u16..6,
-                    any::<bool>(),
-                ),
-                1..40,
-            ),
-            is_small in any::<bool>(),
-        ) {
-            // A small table puts flows out, and is full at times.
-            let config = WorkerConfig {
-                endpoint_to_host: EndpointToHost::Accept,
-                adoption_window: Nanos(0),
-                max_flows: if is_small { 12 } else { 4096 },
-                ..WorkerConfig::default()
-            };
-            let (mut one, mut other) = (Node::with(config.clone()), Node::with(config));
-            let deny = policy("deny", "b", Some(vec![rule(Action::Allow, Some(protocol::TCP))]), None);
-            let unrelated = policy("unrelated", "nobody", Some(vec![]), None);
-            for (kind, forward, v6, ttl, damage, event, repeat, number, alike) in steps {
-                match event {
-                    0 => [&mut one, &mut other].map(|node| node.apply(deny.clone())),
-                    1 => [&mut one, &mut other].map(|node| node.delete(&deny)),
-                    2 => [&mut one, &mut other].map(|node| node.rebuild()),
-                    3 => [&mut one, &mut other].map(|node| drop(node.tick(Nanos::from_secs(25)))),
-                    4 => [&mut one, &mut other].map(|node| node.apply(unrelated.clone())),
-                    5 => [&mut one, &mut other].map(|node| node.delete(&unrelated)),
-                    _ => [(), ()],
-                };
-                let ttl = [1, 2, 64, 255, 64, 64][usize::from(ttl)];
-                let packets: Vec<_> = (0..repeat as u16)
-                    .map(|more| packet(kind, forward, v6, ttl, if alike { number } else { number + more }, damage))
-                    .collect();
-                let port = packets[0].0;
-                let mut single = Vec::new();
-                for (_, bytes) in &packets {
-                    single.extend(one.send(port, bytes).unwrap_or_default());
-                }
-                let packets: Vec<_> = packets.into_iter().map(|(_, bytes)| bytes).collect();
-                let burst = other.burst(port, &packets);
-                prop_assert_eq!(single, burst);
-                prop_assert_eq!(one.worker.counters(), other.worker.counters());
-                prop_assert_eq!(flows(&one), flows(&other));
-            }
-        }
-    }
-
-    fn flows(node: &Node) -> String {
-        let view = View { snapshot: node.snapshot.as_deref(), topology: &node.topology };
-        format!("{:?}", node.worker.flows(view, node.now, 0, usize::MAX))
-    }
 }

@@ -1,7 +1,7 @@
 //! A node in memory: two pods, the host port, one uplink, another node behind it; real policy from real objects.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use margay_core::frame::MemoryFrame;
@@ -16,7 +16,7 @@ use margay_policy_engine::model::{
 use margay_policy_engine::packet::EndpointId;
 use margay_policy_engine::selector::Selector;
 use margay_policy_engine::snapshot::Snapshot;
-use margay_wire::MacAddr;
+use margay_wire::{MacAddr, build};
 
 pub const HOST: PortIndex = PortIndex(0);
 pub const UPLINK: PortIndex = PortIndex(1);
@@ -106,6 +106,27 @@ pub fn policy(name: &str, app: &str, ingress: Option<Vec<Rule>>, egress: Option<
         flags: PolicyFlags::default(),
         staged: None,
     }))
+}
+
+/// A neighbour solicitation that pod a sends to everybody.
+pub fn solicit(source: &str, destination: &str, target: &str, link: Option<MacAddr>) -> Vec<u8> {
+    let mut body = vec![0; 4];
+    body.extend_from_slice(&target.parse::<Ipv6Addr>().expect("v6").octets());
+    if let Some(link) = link {
+        body.extend_from_slice(&[1, 1]);
+        body.extend_from_slice(&link.0);
+    }
+    let macs = (peer_mac(POD_A), MacAddr([0x33, 0x33, 0xff, 0, 0, 1]));
+    build::icmp(macs, ip(source), ip(destination), 135, 0, &body, 255)
+}
+
+/// An ICMP "fragmentation needed" from `from`, about a UDP packet `quoted.0` to `quoted.1`.
+pub fn complaint(port: PortIndex, from: &str, quoted: ((&str, u16), (&str, u16))) -> Vec<u8> {
+    let (s, d) = quoted;
+    let inner = build::udp(Node::macs(POD_A), (ip(s.0), s.1), (ip(d.0), d.1), b"hello");
+    let mut body = vec![0, 0, 0x02, 0x00];
+    body.extend_from_slice(&inner[14..]);
+    build::icmp(Node::macs(port), ip(from), ip(s.0), 3, 4, &body, 64)
 }
 
 impl Node {
