@@ -175,7 +175,8 @@ impl Topology {
         self
     }
 
-    /// Returns the same node under an encryption plan.
+    /// Returns the same node under an encryption plan. A plan is followed by another, which may be empty, and never by none: see
+    /// [`Topology::revision`].
     pub fn with_encryption(mut self, encryption: Option<Arc<Encryption>>) -> Self {
         self.tunnel = encryption.as_ref().map(|_| Port {
             index: PortIndex::TUNNEL,
@@ -192,6 +193,12 @@ impl Topology {
     #[inline]
     pub fn encryption(&self) -> Option<&Arc<Encryption>> {
         self.encryption.as_ref()
+    }
+
+    /// Returns whether it depends on encryption where packets may go: some are sealed, or refused in clear.
+    #[inline]
+    pub fn encrypts(&self) -> bool {
+        self.encryption.as_ref().is_some_and(|encryption| !encryption.is_idle())
     }
 
     /// Returns a number that grows with every topology and with every encryption plan.

@@ -16,6 +16,7 @@ pub struct Encryption {
     families: [Option<Arc<Family>>; 2],
     selected: Prefixes<bool>,
     required: Prefixes<bool>,
+    is_idle: bool,
 }
 
 impl Encryption {
@@ -25,17 +26,27 @@ impl Encryption {
             let before = before.and_then(|before| before.families[at].as_deref());
             plan.as_ref().map(|plan| Arc::new(Family::new(plan, before)))
         };
+        let has_peers = |plan: &Option<FamilyPlan>| plan.as_ref().is_some_and(|plan| !plan.peers.is_empty());
+        let forbids = plan.required.iter().any(|(_, is_required)| *is_required);
         Self {
             generation: plan.generation,
             families: [family(&plan.v4, 0), family(&plan.v6, 1)],
             selected: Prefixes::new(plan.selected.iter().copied()),
             required: Prefixes::new(plan.required.iter().copied()),
+            is_idle: !has_peers(&plan.v4) && !has_peers(&plan.v6) && !forbids,
         }
     }
 
     /// Returns the plan's number.
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// Whether no packet is sealed, and none is refused in clear: there is no peer, and nothing that must be encrypted. So it is once
+    /// encryption was switched off; datagrams may still come for an end of ours.
+    #[inline]
+    pub fn is_idle(&self) -> bool {
+        self.is_idle
     }
 
     /// Returns both tunnels: of IPv4 and of IPv6.

@@ -473,7 +473,7 @@ impl<F: Frame> Worker<F> {
                             let id = self.paths.id(path);
                             flow.paths[direction] = id;
                             // By whom a packet may go in clear can change within a plan: that is asked for each flow.
-                            if view.topology.encryption().is_none() {
+                            if !view.topology.encrypts() {
                                 pair.path = id;
                             }
                             path

@@ -6,8 +6,8 @@
 //! is no news to rules. And the flow is a copy of the pair's model with a few numbers of its own, written once where it stays.
 //!
 //! The long way decides the same and does the same: a test sends both ways and compares. It is left to the long way whenever a question
-//! is open that a pair does not answer: while packets are watched, Log rules are in force or packets are sealed; a flow with this key, or
-//! the look of one; no table, no route or no neighbour yet; a size or a TTL that has to be answered.
+//! is open that a pair does not answer: while packets are watched, Log rules are in force, or some packets are sealed or refused in clear;
+//! a flow with this key, or the look of one; no table, no route or no neighbour yet; a size or a TTL that has to be answered.
 
 use margay_policy_engine::packet::PacketTuple;
 use margay_policy_engine::snapshot::Snapshot;
@@ -62,7 +62,7 @@ impl<F: Frame> Worker<F> {
     /// Returns whether packets may open flows on the short way at present.
     pub(in crate::worker) fn may_begin(&self, view: View<'_>) -> bool {
         self.taps.is_empty()
-            && view.topology.encryption().is_none()
+            && !view.topology.encrypts()
             && !view.snapshot.is_some_and(Snapshot::has_log_rules)
     }
 
@@ -193,5 +193,55 @@ impl<F: Frame> Worker<F> {
         flow.paths[0] = pair.path;
         pair.start =
             Start::Alike(Alike { mac: parsed.source, path, judged_by: by, approved: [None; 2], flow });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::frame::MemoryFrame;
+    use crate::time::Nanos;
+    use crate::topology::Topology;
+    use crate::tunnel::plan::{EncryptionPlan, FamilyPlan, OwnEnd, PeerPlan};
+    use crate::tunnel::{Encryption, PeerId, PrivateKey};
+    use crate::worker::WorkerConfig;
+
+    /// What stays published when encryption was switched off holds nobody up.
+    #[test]
+    fn flows_begin_on_the_short_way_again_once_nobody_is_a_peer_and_nothing_must_be_sealed() {
+        let worker: Worker<MemoryFrame> = Worker::new(WorkerConfig::default(), Nanos(0));
+        let may_begin = |plan: &EncryptionPlan, before: &Topology| {
+            let encryption = Encryption::new(plan, before.encryption().map(|it| &**it));
+            let topology = Topology::default().with_encryption(Some(Arc::new(encryption)));
+            (worker.may_begin(View { snapshot: None, topology: &topology }), topology)
+        };
+        let key = |seed| PrivateKey::new([seed; 32]);
+        let peer = PeerPlan {
+            id: PeerId(1),
+            node: "other".to_owned(),
+            keys: vec![key(2).public()],
+            endpoint: SocketAddr::from(([192, 168, 0, 2], 51820)),
+            allowed: vec!["10.0.2.0/24".parse().expect("a prefix")],
+            keepalive: None,
+        };
+        let own = OwnEnd { keys: vec![key(1)], port: 51820, address: [192, 168, 0, 1].into(), mtu: 0 };
+        let end = FamilyPlan { own, peers: Vec::new() };
+        let on = FamilyPlan { peers: vec![peer], ..end.clone() };
+        let required = |it| vec![("10.0.2.0/24".parse().expect("a prefix"), it)];
+
+        let never = Topology::default();
+        assert!(worker.may_begin(View { snapshot: None, topology: &never }));
+        let (while_on, on) = may_begin(&EncryptionPlan { v4: Some(on), ..Default::default() }, &never);
+        assert!(!while_on);
+        assert!(may_begin(&EncryptionPlan::default(), &on).0, "switched off");
+        assert!(
+            may_begin(&EncryptionPlan { v4: Some(end), ..Default::default() }, &on).0,
+            "the last peer is gone"
+        );
+        assert!(!may_begin(&EncryptionPlan { required: required(true), ..Default::default() }, &on).0);
+        assert!(may_begin(&EncryptionPlan { required: required(false), ..Default::default() }, &on).0);
     }
 }
