@@ -54,7 +54,8 @@ pub struct Node {
     outstanding: usize,
 }
 
-fn pod(namespace: &str, name: &str, addresses: &[&str]) -> Object {
+/// A pod whose label `app` is its name.
+pub fn pod(namespace: &str, name: &str, addresses: &[&str]) -> Object {
     let labels = [
         ("app", name),
         ("projectcalico.org/namespace", namespace),
