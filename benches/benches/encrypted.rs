@@ -12,10 +12,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use benches::lab::{Lab, Plan};
 use benches::numbers::{median, percentile};
 use benches::streams::{Running, patiently, run, stream};
 use benches::{Result, machine};
-use serde_json::Value;
 
 const ROUNDS: usize = 3;
 const SECONDS: &str = "4";
@@ -28,7 +28,7 @@ fn main() -> Result<()> {
     }
     machine::describe("two nodes, WireGuard between them, one TCP stream");
     let binary = benches::release_binary()?;
-    let lab = Lab::up(&binary)?;
+    let nodes = Nodes::up(&binary)?;
     let mut peers = Vec::new();
     for (name, program, must, goal) in [
         ("boringtun-cli", "boringtun-cli", 4.0, 5.5),
@@ -45,13 +45,13 @@ fn main() -> Result<()> {
     let mut clear = Vec::new();
     let mut theirs = vec![Vec::new(); peers.len()];
     for round in 0..ROUNDS {
-        lab.encrypt(true)?;
-        ours.push(lab.stream()?);
+        nodes.encrypt(true)?;
+        ours.push(nodes.stream()?);
         for ((.., pair), results) in peers.iter().zip(&mut theirs) {
             results.push(pair.stream()?);
         }
-        lab.encrypt(false)?;
-        clear.push(lab.stream()?);
+        nodes.encrypt(false)?;
+        clear.push(nodes.stream()?);
         println!("   round {}: ours {:.2} Gb/s, in clear {:.2}", round + 1, ours[round], clear[round]);
     }
     println!("{:<58} {:>8.2} Gb/s   (goal 3.0)", "margay, encrypted", median(&ours));
@@ -73,9 +73,9 @@ fn main() -> Result<()> {
         );
     }
 
-    let plain = lab.round_trips()?;
-    lab.encrypt(true)?;
-    let sealed = lab.round_trips()?;
+    let plain = nodes.round_trips()?;
+    nodes.encrypt(true)?;
+    let sealed = nodes.round_trips()?;
     println!(
         "{:<58} {:>8.1} us  (p99 {:.1})",
         "round trip in clear, p50",
@@ -114,73 +114,37 @@ metadata: {name: from-pods, namespace: a}
 spec: {podSelector: {matchLabels: {app: two}}, ingress: [{from: [{podSelector: {}}]}]}
 ";
 
-/// Two nodes with the agent of the release binary.
-struct Lab {
-    binary: PathBuf,
-    directory: tempfile::TempDir,
-    name: String,
+fn settings(encrypted: bool) -> String {
+    format!(
+        "apiVersion: projectcalico.org/v3\nkind: FelixConfiguration\nmetadata: {{name: default}}\n\
+         spec: {{wireguardEnabled: {encrypted}, wireguardMTU: 1420}}\n"
+    )
+}
+
+/// Two nodes whose agents encrypt or not.
+struct Nodes {
+    lab: Lab,
+    /// Of the pod on the second.
     address: String,
 }
 
-impl Lab {
+impl Nodes {
     fn up(binary: &Path) -> Result<Self> {
-        let directory = tempfile::tempdir()?;
-        fs::create_dir(directory.path().join("manifests"))?;
-        fs::write(directory.path().join("manifests/pods.yaml"), PODS)?;
-        let name = format!("b{}", std::process::id());
-        let mut lab = Self { binary: binary.to_owned(), directory, name, address: String::new() };
-        lab.write_settings(true)?;
-        let manifests = lab.directory.path().join("manifests");
-        run(lab.call("up").args(["--nodes", "2", "--wire", "pair", "--manifests"]).arg(manifests))?;
-        let shown = run(lab.exec("two").args(["ip", "-4", "-o", "addr", "show", "dev", "eth0"]))?;
-        let network = shown.split_whitespace().skip_while(|word| *word != "inet").nth(1);
-        lab.address =
-            network.and_then(|net| net.split('/').next()).ok_or("pod two has no address")?.to_owned();
-        Ok(lab)
-    }
-
-    fn call(&self, command: &str) -> Command {
-        let mut call = Command::new(&self.binary);
-        call.args(["lab", command, "--name", &self.name, "--labs-dir"])
-            .arg(self.directory.path().join("labs"));
-        call
-    }
-
-    fn exec(&self, pod: &str) -> Command {
-        let mut call = self.call("exec");
-        call.args([&format!("a/{pod}"), "--"]);
-        call
-    }
-
-    fn write_settings(&self, encrypted: bool) -> Result<()> {
-        let text = format!(
-            "apiVersion: projectcalico.org/v3\nkind: FelixConfiguration\nmetadata: {{name: default}}\n\
-             spec: {{wireguardEnabled: {encrypted}, wireguardMTU: 1420}}\n"
-        );
-        Ok(fs::write(self.directory.path().join("manifests/felix.yaml"), text)?)
-    }
-
-    fn report(&self, node: &str) -> Result<Value> {
-        let socket = self
-            .directory
-            .path()
-            .join("labs")
-            .join(&self.name)
-            .join("nodes")
-            .join(node)
-            .join("run/admin.sock");
-        let text = run(Command::new(&self.binary).args(["wireguard", "-o", "json", "--socket"]).arg(socket))?;
-        Ok(serde_json::from_str(&text)?)
+        let manifests = [("pods.yaml", PODS), ("felix.yaml", &settings(true))];
+        let plan = Plan { nodes: 2, wire: "pair", manifests: &manifests, told: &[] };
+        let lab = Lab::up(binary, "b", &plan)?;
+        let address = lab.address("a/two")?;
+        Ok(Self { lab, address })
     }
 
     /// Turns encryption on or off, and waits until both nodes hold to it.
     fn encrypt(&self, on: bool) -> Result<()> {
-        self.write_settings(on)?;
+        self.lab.write_manifest("felix.yaml", &settings(on))?;
         patiently(|| {
             // A packet that begins a session, where there is none.
-            run(self.exec("one").args(["ping", "-n", "-c", "1", "-W", "1", &self.address]))?;
+            run(self.lab.exec("a/one").args(["ping", "-n", "-c", "1", "-W", "1", &self.address]))?;
             for node in ["node1", "node2"] {
-                let tunnels = self.report(node)?["tunnels"].clone();
+                let tunnels = self.lab.ask(node, "wireguard")?["tunnels"].clone();
                 let live = tunnels.as_array().is_some_and(|tunnels| {
                     tunnels.iter().any(|tunnel| tunnel["peers"][0]["handshake_seconds"].is_u64())
                 });
@@ -193,25 +157,18 @@ impl Lab {
     }
 
     fn stream(&self) -> Result<f64> {
-        stream(self.exec("two"), || self.exec("one"), &self.address, SECONDS)
+        stream(self.lab.exec("a/two"), || self.lab.exec("a/one"), &self.address, SECONDS)
     }
 
     /// Microseconds from a ping to its answer, each after the one before.
     fn round_trips(&self) -> Result<Vec<f64>> {
-        let text = run(self.exec("one").args(["ping", "-n", "-i", "0.005", "-c", PINGS, &self.address]))?;
+        let ping = ["ping", "-n", "-i", "0.005", "-c", PINGS, &self.address];
+        let text = run(self.lab.exec("a/one").args(ping))?;
         let times = text
             .lines()
             .filter_map(|line| line.split_once("time=")?.1.split(' ').next()?.parse::<f64>().ok());
         let times: Vec<f64> = times.map(|milliseconds| milliseconds * 1e3).collect();
         if times.is_empty() { Err("no answers to ping".into()) } else { Ok(times) }
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        if let Err(error) = run(&mut self.call("down")) {
-            println!("   the lab {} is not down: {error}", self.name);
-        }
     }
 }
 

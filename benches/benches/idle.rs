@@ -8,7 +8,7 @@ use std::fmt::Write;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use benches::lab::Lab;
+use benches::lab::{Lab, Plan};
 use benches::{Result, machine};
 
 const PODS: usize = 110;
@@ -27,7 +27,8 @@ fn main() -> Result<()> {
     machine::describe("an idle agent");
     let binary = benches::release_binary()?;
     let start = Instant::now();
-    let lab = Lab::up(&binary, "i", &manifests()?, &[])?;
+    let lab =
+        Lab::up(&binary, "i", &Plan { manifests: &[("cluster.yaml", &manifests()?)], ..Plan::ONE_NODE })?;
     let agent = lab.agent()?;
     println!(
         "   {PODS} pods, {} rules in {POLICIES} policies; up after {:.0} s",

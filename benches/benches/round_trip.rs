@@ -18,7 +18,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use benches::lab::{Lab, TWO_PODS};
+use benches::lab::{Lab, Plan};
 use benches::numbers::{median, percentile};
 use benches::router::{FAR, Router};
 use benches::streams::{Running, patiently, run};
@@ -196,8 +196,8 @@ fn bench() -> Result<()> {
     machine::describe("round trip of a datagram between two pods of a node, microseconds");
     let binary = benches::release_binary()?;
     let last = machine::cpus() - 1;
-    let usual = Lab::up(&binary, "u", TWO_PODS, &["--spin=50us"])?;
-    let awake = Lab::up(&binary, "s", TWO_PODS, &["--spin=10ms"])?;
+    let usual = Lab::up(&binary, "u", &Plan { told: &["--spin=50us"], ..Plan::ONE_NODE })?;
+    let awake = Lab::up(&binary, "s", &Plan { told: &["--spin=10ms"], ..Plan::ONE_NODE })?;
     let kernel = Router::up()?;
     let me = std::env::current_exe()?;
     let [near, far] = [usual.address("a/two")?, awake.address("a/two")?];

@@ -1,4 +1,4 @@
-//! A node with the agent of the release binary, and pods: what `margay lab` makes, taken down with its owner.
+//! Nodes with the agent of the release binary, and pods: what `margay lab` makes, taken down with its owner.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::Result;
 use crate::streams::run;
 
 /// Two pods of one namespace, the second under a policy that lets the first in.
-pub const TWO_PODS: &str = "
+const TWO_PODS: &str = "
 apiVersion: v1
 kind: Namespace
 metadata: {name: a}
@@ -36,7 +36,26 @@ spec: {podSelector: {matchLabels: {app: two}}, ingress: [{from: [{podSelector: {
 /// How the agent names the threads that carry packets.
 const WORKERS: &str = "margay-worker";
 
-/// A node in namespaces of its own.
+/// What a lab consists of.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan<'a> {
+    /// How many nodes.
+    pub nodes: usize,
+    /// What joins them: `bridge` or `pair`, as `margay lab up --wire` has it.
+    pub wire: &'a str,
+    /// Files of the manifests' folder, each with its text.
+    pub manifests: &'a [(&'a str, &'a str)],
+    /// Further arguments of every agent.
+    pub told: &'a [&'a str],
+}
+
+impl Plan<'_> {
+    /// One node with two pods of one namespace, the second under a policy that lets the first in.
+    pub const ONE_NODE: Self =
+        Self { nodes: 1, wire: "bridge", manifests: &[("cluster.yaml", TWO_PODS)], told: &[] };
+}
+
+/// Nodes and pods in namespaces of their own.
 #[derive(Debug)]
 pub struct Lab {
     binary: PathBuf,
@@ -45,19 +64,43 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Brings up one node with the pods of `manifests`; `tag` tells it from others of the same bench, `told` is for its agent.
+    /// Brings up what `plan` says; `tag` tells it from others of the same bench.
     ///
     /// Errors: what `margay lab up` says.
-    pub fn up(binary: &Path, tag: &str, manifests: &str, told: &[&str]) -> Result<Self> {
+    pub fn up(binary: &Path, tag: &str, plan: &Plan<'_>) -> Result<Self> {
         let directory = tempfile::tempdir()?;
-        let folder = directory.path().join("manifests");
-        fs::create_dir(&folder)?;
-        fs::write(folder.join("cluster.yaml"), manifests)?;
+        fs::create_dir(directory.path().join("manifests"))?;
         let name = format!("{tag}{}", std::process::id());
         let lab = Self { binary: binary.to_owned(), directory, name };
-        let told = told.iter().map(|word| format!("--agent-arg={word}"));
-        run(lab.call("up").args(["--nodes", "1"]).args(told).arg("--manifests").arg(folder))?;
+        for (file, text) in plan.manifests {
+            lab.write_manifest(file, text)?;
+        }
+        let told = plan.told.iter().map(|word| format!("--agent-arg={word}"));
+        let mut call = lab.call("up");
+        call.args(["--nodes", &plan.nodes.to_string(), "--wire", plan.wire]).args(told);
+        run(call.arg("--manifests").arg(lab.manifests()))?;
         Ok(lab)
+    }
+
+    fn manifests(&self) -> PathBuf {
+        self.directory.path().join("manifests")
+    }
+
+    /// Writes a file of the manifests' folder, which the agents watch.
+    ///
+    /// Errors: the file system's.
+    pub fn write_manifest(&self, file: &str, text: &str) -> Result<()> {
+        Ok(fs::write(self.manifests().join(file), text)?)
+    }
+
+    /// Asks a node's agent for what one of margay's commands shows, such as `status`.
+    ///
+    /// Errors: it does not answer, or not in JSON.
+    pub fn ask(&self, node: &str, command: &str) -> Result<Value> {
+        let labs = self.directory.path().join("labs");
+        let socket = labs.join(&self.name).join("nodes").join(node).join("run/admin.sock");
+        let text = run(Command::new(&self.binary).args([command, "-o", "json", "--socket"]).arg(socket))?;
+        Ok(serde_json::from_str(&text)?)
     }
 
     fn call(&self, command: &str) -> Command {
@@ -84,7 +127,7 @@ impl Lab {
         Ok(address.ok_or_else(|| format!("pod {pod} has no address"))?.to_owned())
     }
 
-    /// Returns the agent's process.
+    /// Returns the process of the first node's agent.
     ///
     /// Errors: it has ended.
     pub fn agent(&self) -> Result<i32> {

@@ -13,7 +13,7 @@ mod ovs;
 
 use std::path::Path;
 
-use benches::lab::{Lab, TWO_PODS};
+use benches::lab::{Lab, Plan};
 use benches::numbers::median;
 use benches::router::{FAR, Router};
 use benches::streams::{run, stream};
@@ -92,7 +92,7 @@ struct Node {
 impl Node {
     fn up(binary: &Path, local_mtu: &str) -> Result<Self> {
         let told = format!("--local-mtu={local_mtu}");
-        let lab = Lab::up(binary, &local_mtu[..1], TWO_PODS, &[&told])?;
+        let lab = Lab::up(binary, &local_mtu[..1], &Plan { told: &[&told], ..Plan::ONE_NODE })?;
         let address = lab.address("a/two")?;
         Ok(Self { lab, address })
     }
