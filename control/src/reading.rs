@@ -1,12 +1,15 @@
 //! One file, read and judged document by document.
+//!
+//! A document that was judged is let go of: as a tree of values a rule of a hundred bytes takes several thousand. What may be asked of
+//! it later is its number in the text, and of Pods and Nodes, which an overlay may be about, the document as JSON.
 
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
-use margay_policy_engine::decode::{Decoded, FieldError, MAX_FILE_BYTES, Origin, decode, split_documents};
+use margay_policy_engine::decode::{Decoded, FieldError, MAX_FILE_BYTES, Origin, decode_each};
 use margay_policy_engine::model::{Object, ObjectKey};
-use serde_json::Value;
 
 use crate::problem::{Problem, Severity};
 
@@ -22,8 +25,10 @@ pub(crate) enum Judged {
 pub(crate) struct Entry {
     pub key: ObjectKey,
     pub judged: Judged,
-    /// The document, where it does not contradict itself.
-    pub value: Option<Value>,
+    /// Which document of its file it is, from zero, as `decode::for_each_document` counts them.
+    pub nth: usize,
+    /// The document as JSON: of a Pod or a Node that does not contradict itself.
+    pub document: Option<Arc<str>>,
     pub origin: Origin,
 }
 
@@ -39,11 +44,10 @@ impl Reading {
     /// Reads `text` as the content of `file`.
     pub fn of_text(text: &str, file: &str) -> Self {
         let mut reading = Self::default();
-        // Both calls walk the same documents in the same order: one gives the values, the other the judgement.
-        let mut values =
-            split_documents(text, file).into_iter().map(|document| document.ok().map(|(value, _)| value));
-        for decoded in decode(text, file) {
-            let value = values.next().flatten();
+        let mut count = 0;
+        decode_each(text, file, &mut |decoded, document| {
+            let nth = count;
+            count += 1;
             match decoded {
                 Decoded::Unreadable { errors, origin } => {
                     let problem = |error| Problem::of_field(&origin, None, error, Severity::Error);
@@ -57,10 +61,21 @@ impl Reading {
                         "not a kind that policy is about"
                     );
                 }
-                decoded => reading.entries.extend(Entry::of(decoded, value)),
+                decoded => reading.entries.extend(Entry::of(decoded).map(|entry| {
+                    let is_kept = matches!(entry.key, ObjectKey::Pod(_) | ObjectKey::Node(_));
+                    let document = document.filter(|_| is_kept).map(|value| value.to_string().into());
+                    Entry { nth, document, ..entry }
+                })),
             }
-        }
+        });
+        reading.entries.shrink_to_fit();
         reading
+    }
+
+    /// Returns the objects that are not valid.
+    pub fn invalid(&self) -> impl Iterator<Item = &ObjectKey> {
+        let invalid = self.entries.iter().filter(|entry| matches!(entry.judged, Judged::Invalid { .. }));
+        invalid.map(|entry| &entry.key)
     }
 
     /// A file that could not be read at all.
@@ -70,19 +85,21 @@ impl Reading {
 }
 
 impl Entry {
-    /// Returns the entry for a decoded object; `None` for what is not an object.
-    pub fn of(decoded: Decoded, value: Option<Value>) -> Option<Self> {
+    /// Returns the entry for a decoded object, as the first of its file and without its document; `None` for what is not an object.
+    pub fn of(decoded: Decoded) -> Option<Self> {
         match decoded {
             Decoded::Valid { object, version, warnings, origin } => Some(Self {
                 key: object.key(),
                 judged: Judged::Valid { object, version, warnings },
-                value,
+                nth: 0,
+                document: None,
                 origin,
             }),
             Decoded::Invalid { key, errors, warnings, fallback, critical, origin } => Some(Self {
                 key,
                 judged: Judged::Invalid { errors, warnings, fallback, critical },
-                value,
+                nth: 0,
+                document: None,
                 origin,
             }),
             Decoded::Unreadable { .. } | Decoded::Ignored { .. } => None,

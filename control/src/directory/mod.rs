@@ -10,6 +10,7 @@
 //!
 //! Deliberately absent: a thread. [`Source::next`] does everything on the caller's.
 
+mod forms;
 mod overlay;
 mod state;
 mod store;

@@ -6,16 +6,14 @@
 use std::collections::BTreeMap;
 
 use margay_policy_engine::decode::split_documents;
+use margay_policy_engine::model::{NamespacedName, ObjectKey};
 use serde_json::Value;
 
 use crate::problem::{Problem, Severity};
 
-/// Kind, namespace (none for a Node) and name of what a document is about.
-type About = (&'static str, String, String);
-
 /// The partial documents of one overlay file.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Patches(Vec<(About, Value)>);
+pub(super) struct Patches(Vec<(ObjectKey, Value)>);
 
 impl Patches {
     /// Reads the file's text. Errors: what is wrong, when any document cannot be read; an overlay is in force whole or not at all.
@@ -46,7 +44,7 @@ impl Patches {
 
 /// All overlay files together.
 #[derive(Debug, Default)]
-pub(super) struct Overlay<'a>(BTreeMap<&'a About, Vec<&'a Value>>);
+pub(super) struct Overlay<'a>(BTreeMap<&'a ObjectKey, Vec<&'a Value>>);
 
 impl<'a> Overlay<'a> {
     /// Joins the files' patches; later files are merged over earlier ones.
@@ -58,16 +56,17 @@ impl<'a> Overlay<'a> {
         overlay
     }
 
-    /// Returns `document` with everything known about it merged in, or `None` when nothing is.
-    pub fn apply(&self, document: &Value) -> Option<Value> {
-        let patches = self.0.get(&about(document)?)?;
-        let mut merged = document.clone();
+    /// Returns the `document` of object `key` with everything known about it merged in, or `None` when nothing is or there is no document.
+    pub fn apply(&self, key: &ObjectKey, document: impl FnOnce() -> Option<Value>) -> Option<Value> {
+        let patches = self.0.get(key)?;
+        let mut merged = document()?;
         patches.iter().for_each(|patch| merge(&mut merged, patch));
         Some(merged)
     }
 }
 
-fn about(document: &Value) -> Option<About> {
+/// Returns the Pod or Node that `document` is about.
+fn about(document: &Value) -> Option<ObjectKey> {
     if document.get("apiVersion").is_some_and(|version| version != "v1") {
         return None;
     }
@@ -75,8 +74,8 @@ fn about(document: &Value) -> Option<About> {
     let name = metadata.get("name")?.as_str()?.to_owned();
     let namespace = || metadata.get("namespace").and_then(Value::as_str).unwrap_or("default").to_owned();
     match document.get("kind")?.as_str()? {
-        "Pod" => Some(("Pod", namespace(), name)),
-        "Node" => Some(("Node", String::new(), name)),
+        "Pod" => Some(ObjectKey::Pod(NamespacedName { namespace: namespace(), name })),
+        "Node" => Some(ObjectKey::Node(name)),
         _ => None,
     }
 }

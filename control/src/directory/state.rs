@@ -18,14 +18,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use margay_policy_engine::decode::{Decoded, Origin, decode_value};
+use margay_policy_engine::decode::decode_value;
 use margay_policy_engine::engine::Change;
 use margay_policy_engine::model::{Object, ObjectKey};
-use serde_json::Value;
 
+use super::forms::{Forms, Last, judge};
 use super::overlay::{Overlay, Patches};
-use super::store::{Form, Record, Store};
+use super::store::{Record, Store};
 use crate::listing::{Listing, Stamp};
 use crate::manifests::is_first;
 use crate::problem::{Problem, Severity, object_name};
@@ -37,7 +38,7 @@ struct Manifest {
     /// What the file looked like when it was read; `None` before the first reading of this run, and after one that failed.
     stamp: Option<Stamp>,
     /// The last reading in which every document could be read, with its text.
-    whole: Option<(Reading, String)>,
+    whole: Option<(Reading, Arc<str>)>,
     /// The present reading, when it is not whole.
     broken: Option<Reading>,
     /// The record on disk differs from what is known.
@@ -65,7 +66,7 @@ pub(super) struct State {
     manifests: BTreeMap<PathBuf, Manifest>,
     overlay: BTreeMap<PathBuf, OverlayFile>,
     /// Last valid forms, of objects that some file describes.
-    forms: BTreeMap<ObjectKey, Form>,
+    forms: Forms,
     /// What was told.
     told: BTreeMap<ObjectKey, Object>,
     damaged: Vec<Problem>,
@@ -85,7 +86,7 @@ impl State {
             store,
             manifests: BTreeMap::new(),
             overlay: BTreeMap::new(),
-            forms: BTreeMap::new(),
+            forms: Forms::default(),
             told: BTreeMap::new(),
             damaged: damaged.collect(),
             failed_writes: BTreeMap::new(),
@@ -93,16 +94,18 @@ impl State {
         for record in records {
             let reading = Reading::of_text(&record.text, &record.path.display().to_string());
             for form in record.valid {
-                if let Some((key, _)) = judge_form(&form, &form.document) {
-                    state.forms.entry(key).or_insert(form);
-                }
+                state.forms.restore(form);
             }
-            let whole = Some((reading, record.text));
+            let whole = Some((reading, record.text.into()));
             state.manifests.insert(record.path, Manifest { whole, ..Manifest::default() });
         }
         // Forms of objects that are valid in their file's text; the first file in order is the one that counts.
-        for (reading, _) in state.manifests.values().rev().filter_map(|manifest| manifest.whole.as_ref()) {
-            state.forms.extend(valid_forms(reading));
+        for (reading, text) in state.manifests.values().rev().filter_map(|manifest| manifest.whole.as_ref()) {
+            for entry in reading.entries.iter().rev() {
+                if let Some(last) = Last::of(entry, text) {
+                    state.forms.insert(entry.key.clone(), last);
+                }
+            }
         }
         Ok(state)
     }
@@ -187,16 +190,20 @@ impl State {
         problems.extend(self.overlay.values().flat_map(|file| file.problems.iter().cloned()));
         let mut wanted = BTreeMap::new();
         let mut seen = BTreeMap::new();
-        let mut forms = BTreeMap::new();
+        let mut forms = Forms::default();
+        self.forms
+            .set_apart(self.manifests.values().filter_map(Manifest::effective).flat_map(Reading::invalid));
         for manifest in self.manifests.values() {
             if let Some(broken) = &manifest.broken {
                 problems.extend(broken.broken.iter().cloned());
             }
             let Some(reading) = manifest.effective() else { continue };
             for entry in &reading.entries {
-                let merged = entry.value.as_ref().and_then(|value| overlay.apply(value)).and_then(|value| {
-                    let decoded = decode_value(value.clone(), entry.origin.clone()).into_iter().next()?;
-                    Entry::of(decoded, Some(value))
+                let document = || serde_json::from_str(entry.document.as_deref()?).ok();
+                let merged = overlay.apply(&entry.key, document).and_then(|value| {
+                    let document = Some(value.to_string().into());
+                    let decoded = decode_value(value, entry.origin.clone()).into_iter().next()?;
+                    Some(Entry { document, ..Entry::of(decoded)? })
                 });
                 let entry = merged.as_ref().filter(|merged| merged.key == entry.key).unwrap_or(entry);
                 if !is_first(&mut seen, entry, problems) {
@@ -204,27 +211,26 @@ impl State {
                 }
                 entry.report(problems);
                 match &entry.judged {
-                    Judged::Valid { object, version, .. } => {
-                        if let (Some(document), true) = (&entry.value, manifest.whole.is_some()) {
-                            let object = object_name(&entry.key);
-                            let form = Form { object, version: version.clone(), document: document.clone() };
-                            forms.insert(entry.key.clone(), form);
+                    Judged::Valid { object, .. } => {
+                        if let Some((_, text)) = &manifest.whole
+                            && let Some(last) = Last::of(entry, text)
+                        {
+                            forms.insert(entry.key.clone(), last);
                         }
                         wanted.insert(entry.key.clone(), object.clone());
                     }
                     Judged::Invalid { fallback, .. } => {
-                        let form = self.forms.get(&entry.key);
-                        let last = form.and_then(|form| {
-                            // The overlay is current knowledge and goes over the old form too, unless that makes it invalid.
-                            let merged = overlay.apply(&form.document);
-                            merged
-                                .and_then(|document| judge_form(form, &document))
-                                .or_else(|| judge_form(form, &form.document))
-                        });
-                        if let (Some(form), Some(_)) = (form, &last) {
-                            forms.insert(entry.key.clone(), form.clone());
+                        let last = self.forms.get(&entry.key);
+                        let name = object_name(&entry.key);
+                        // The overlay is current knowledge and goes over the old form too, unless that makes it invalid.
+                        let merged = overlay.apply(&entry.key, || last?.document());
+                        let before = merged
+                            .and_then(|document| judge(&name, document))
+                            .or_else(|| judge(&name, last?.document()?));
+                        if let (Some(last), Some(_)) = (last, &before) {
+                            forms.insert(entry.key.clone(), last.clone());
                         }
-                        let object = last.map(|(_, object)| object).or_else(|| fallback.clone());
+                        let object = before.map(|(_, object)| object).or_else(|| fallback.clone());
                         if let Some(object) = object.filter(|object| object.key() == entry.key) {
                             wanted.insert(entry.key.clone(), object);
                         }
@@ -249,10 +255,8 @@ impl State {
         }
         for (path, manifest) in &mut self.manifests {
             let Some((reading, text)) = manifest.whole.as_ref().filter(|_| manifest.dirty) else { continue };
-            let invalid =
-                reading.entries.iter().filter(|entry| matches!(entry.judged, Judged::Invalid { .. }));
-            let valid = invalid.filter_map(|entry| self.forms.get(&entry.key).cloned()).collect();
-            match self.store.save(&Record { path: path.clone(), text: text.clone(), valid }) {
+            let valid = reading.invalid().filter_map(|key| self.forms.stored(key)).collect();
+            match self.store.save(&Record { path: path.clone(), text: text.to_string(), valid }) {
                 Ok(()) => {
                     manifest.dirty = false;
                     self.failed_writes.remove(path);
@@ -275,37 +279,18 @@ impl Manifest {
                 return;
             }
         };
-        if self.whole.as_ref().is_some_and(|(_, before)| *before == text) {
+        if self.whole.as_ref().is_some_and(|(_, before)| **before == *text) {
             self.broken = None;
             return;
         }
         let reading = Reading::of_text(&text, &file);
         if reading.broken.is_empty() {
-            self.whole = Some((reading, text));
+            self.whole = Some((reading, text.into()));
             self.broken = None;
             self.dirty = true;
         } else {
             self.broken = Some(reading);
         }
-    }
-}
-
-fn valid_forms(reading: &Reading) -> impl Iterator<Item = (ObjectKey, Form)> {
-    reading.entries.iter().rev().filter_map(|entry| match (&entry.judged, &entry.value) {
-        (Judged::Valid { version, .. }, Some(document)) => {
-            let object = object_name(&entry.key);
-            Some((entry.key.clone(), Form { object, version: version.clone(), document: document.clone() }))
-        }
-        _ => None,
-    })
-}
-
-/// Judges a document again that was valid once. `None` when this build sees it otherwise.
-fn judge_form(form: &Form, document: &Value) -> Option<(ObjectKey, Object)> {
-    let origin = Origin { file: form.object.clone(), line: 0 };
-    match decode_value(document.clone(), origin).into_iter().next()? {
-        Decoded::Valid { object, .. } => Some((object.key(), object)),
-        _ => None,
     }
 }
 
@@ -381,5 +366,58 @@ spec: {podSelector: {}}
         assert!(changes.len() == 1 && problems.len() == 1 && !state.is_settled(), "{problems:?}");
         fs::remove_dir_all(&place).expect("it is there");
         assert!(look(&mut state, &none).1.is_empty() && state.is_settled());
+    }
+
+    #[test]
+    fn a_text_goes_when_its_file_is_read_anew_and_what_was_valid_in_it_stays() {
+        let (folder, file, mut state) = world();
+        let policy = |name: &str, port: &str| {
+            let rules = format!("podSelector: {{}}, ingress: [{{ports: [{{protocol: TCP, port: {port}}}]}}]");
+            let policy = POLICY.replace("closed", name).replace("podSelector: {}", &rules);
+            if port == "wrong" { policy.replace("podSelector: {}", "podSelector: 7") } else { policy }
+        };
+        let list = |ports: [&str; 3]| {
+            let items: String = (0..)
+                .zip(ports)
+                .map(|(n, port)| format!("\n---{}", policy(&format!("p{n}"), port)))
+                .collect();
+            format!("kind: ConfigMap\napiVersion: v1\nmetadata: {{name: not-ours}}{items}")
+        };
+        let mut stamps = 0..;
+        let mut write = |text: &str| {
+            let other = folder.path().join(format!("stamp{}", stamps.next().expect("more")));
+            fs::write(&other, "").expect("room");
+            fs::write(&file, text).expect("room");
+            listing(&[&file], Stamp::from(&fs::metadata(&other).expect("it is there")))
+        };
+        let listed = write(&list(["1", "2", "3"]));
+        assert_eq!(look(&mut state, &listed).0.len(), 3);
+        let text =
+            |state: &State| Arc::downgrade(&state.manifests[&file].whole.as_ref().expect("it is whole").1);
+        let first = text(&state);
+        let told = state.told.clone();
+
+        // One becomes invalid, and another in the next text: both are as they were, and no earlier text is kept for that.
+        let listed = write(&list(["1", "wrong", "3"]));
+        assert!(look(&mut state, &listed).0.is_empty());
+        assert!(first.upgrade().is_none());
+        let second = text(&state);
+        let listed = write(&list(["wrong", "wrong", "4"]));
+        assert_eq!(look(&mut state, &listed).0.len(), 1);
+        assert!(second.upgrade().is_none());
+        let of = |name: &str, told: &BTreeMap<ObjectKey, Object>| {
+            told.iter().find(|(key, _)| object_name(key).ends_with(name)).map(|(_, object)| object.clone())
+        };
+        assert!(of("p0", &told).is_some());
+        for name in ["p0", "p1"] {
+            assert_eq!(of(name, &state.told), of(name, &told));
+        }
+
+        // And after a restart.
+        let now = std::mem::take(&mut state.told);
+        let store = Store::open(&folder.path().join("store")).expect("the store");
+        let mut state = State::open(store).expect("its records");
+        look(&mut state, &listed);
+        assert_eq!(state.told, now);
     }
 }

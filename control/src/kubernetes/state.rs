@@ -469,7 +469,7 @@ fn first(kind: KindId) -> Ident {
 fn judge(ident: &Ident, document: Value) -> Option<Entry> {
     let origin = Origin { file: SOURCE.to_owned(), line: 0 };
     let decoded = decode_value(document, origin).into_iter().next()?;
-    let entry = Entry::of(decoded, None);
+    let entry = Entry::of(decoded);
     if entry.is_none() {
         tracing::warn!(
             kind = ident.kind.kind().title(),

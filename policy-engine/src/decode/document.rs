@@ -49,7 +49,7 @@ pub fn split_documents(text: &str, file: &str) -> Vec<Document> {
 }
 
 /// As [`split_documents`], but holds one piece of the file at a time.
-pub(super) fn for_each_document(text: &str, file: &str, take: &mut dyn FnMut(Document)) {
+pub fn for_each_document(text: &str, file: &str, take: &mut dyn FnMut(Document)) {
     if text.len() > MAX_FILE_BYTES {
         let reason = format!(
             "the file has {} bytes, more than the {MAX_FILE_BYTES} that are read; split it into several files",

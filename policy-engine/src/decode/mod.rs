@@ -43,7 +43,9 @@ use crate::model::{Object, ObjectKey};
 use field::Problems;
 use identity::{Kind, Metadata, Route};
 
-pub use document::{BrokenDocument, Document, MAX_ALIASED, MAX_DEPTH, MAX_FILE_BYTES, split_documents};
+pub use document::{
+    BrokenDocument, Document, MAX_ALIASED, MAX_DEPTH, MAX_FILE_BYTES, for_each_document, split_documents,
+};
 
 /// What is wrong with one field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,8 +128,17 @@ impl From<Object> for Judged {
 /// Decodes every document of `text` (YAML, many documents; JSON; `kind: List`).
 pub fn decode(text: &str, file: &str) -> Vec<Decoded> {
     let mut decoded = Vec::new();
-    document::for_each_document(text, file, &mut |document| decoded.push(decode_document(document)));
+    decode_each(text, file, &mut |one, _| decoded.push(one));
     decoded
+}
+
+/// As [`decode`], but a document is let go of once it was judged. Gives each result with its document, or with `None` where that could not
+/// be read or contradicts itself; they come in the order, and as many, as [`for_each_document`] gives them.
+pub fn decode_each(text: &str, file: &str, take: &mut dyn FnMut(Decoded, Option<&Value>)) {
+    for_each_document(text, file, &mut |document| match document {
+        Ok((value, origin)) => take(decode_one(&value, origin, Vec::new()), Some(&value)),
+        broken => take(decode_document(broken), None),
+    });
 }
 
 /// Decodes one value; a List gives one result per item.
