@@ -5,7 +5,8 @@
 //! by identity, the others by protocol, ports and ICMP type. Nothing allocates, nothing locks.
 //!
 //! What a flow may remember: the [`Epoch`] of the endpoint and direction and the [`IdentityId`] of both addresses. As long as those are
-//! equal under a newer snapshot, so is the verdict, and so is the [`RuleRef`].
+//! equal under a newer snapshot, so is the verdict, and so is the [`RuleRef`]. Hardly any change concerns a given flow, so a snapshot also
+//! knows since when all of this has been so: who remembers under which snapshot it looked need not look again.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -120,6 +121,8 @@ pub struct PortClasses([u32; 2]);
 #[derive(Clone, Default)]
 pub struct Snapshot {
     pub(crate) generation: Generation,
+    /// With which every address became what it is.
+    pub(crate) identified: Generation,
     pub(crate) endpoints: Endpoints,
     pub(crate) hosts: HashMap<HostId, HostTables, foldhash::fast::FixedState>,
     /// Every table once, by ascending base.
@@ -162,6 +165,19 @@ impl Snapshot {
     #[inline]
     pub fn epoch(&self, endpoint: EndpointId, direction: Direction) -> Option<Epoch> {
         self.endpoints.table(endpoint, direction).map(|table| table.epoch)
+    }
+
+    /// Returns the first of the unbroken row of snapshots, up to this one, in which the endpoint's tables of both directions have been what
+    /// they are; `None` when the endpoint is unknown. What a flow remembers of a table under any of them is what it is now.
+    #[inline]
+    pub fn governed_since(&self, endpoint: EndpointId) -> Option<Generation> {
+        self.endpoints.since(endpoint)
+    }
+
+    /// As [`Snapshot::governed_since`], of what every address is for policy.
+    #[inline]
+    pub fn identified_since(&self) -> Generation {
+        self.identified
     }
 
     /// Judges one leg. An endpoint that the snapshot does not know gets `None`; the caller drops under a name of its own.

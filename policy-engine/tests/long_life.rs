@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net};
 use margay_policy_engine::engine::{Change, Engine};
-use margay_policy_engine::model::{Action, Entity, Object, Policy};
+use margay_policy_engine::model::{Action, Entity, Object, ObjectKey, Policy};
+use margay_policy_engine::packet::EndpointId;
 use support::{EntityExt, Ingress, PolicyExt, RuleExt, World, any, packet, policy, rule};
 
 /// Rounds of one meaning each: more than the compiler keeps before it looks for those that nothing has any more, several times.
@@ -54,6 +55,49 @@ fn meanings_are_forgotten_and_answers_are_not() {
             judge.leg(Ingress, "a/web", &packet(&probe));
         }
     }
+}
+
+/// A change is noted for whom it concerns and for nobody else, and for what addresses are if that is what changed.
+#[test]
+fn a_snapshot_knows_since_when_it_has_been_so() {
+    let mut world = World::new();
+    world.namespace("a", &[]);
+    world.pod("a/web", "192.168.0.1", &[("app", "web")], &[]);
+    world.pod("a/db", "192.168.0.2", &[("app", "db")], &[]);
+    let mut judge = world.all_local();
+    let of = |judge: &support::Judge| {
+        let since = |pod: &str| {
+            let local = judge.engine.locals().values().find(|local| local.pod.name == pod).unwrap();
+            judge.snapshot.governed_since(local.id).unwrap()
+        };
+        (since("web"), since("db"), judge.snapshot.identified_since(), judge.snapshot.generation())
+    };
+    let first = of(&judge);
+    assert_eq!((first.0, first.1), (first.3, first.3), "and no rule asks what addresses are");
+    assert_eq!(judge.snapshot.governed_since(EndpointId(4_000_000_000)), None);
+
+    let of_web = |name| policy(name, 1.0).selects("app == 'web'").both(vec![rule(Action::Allow)]);
+    judge.engine.apply(Change::Upsert(Object::Policy(Arc::new(of_web("p")))));
+    judge.publish();
+    let second = of(&judge);
+    assert!(second.3 > first.3);
+    assert_eq!(second, (second.3, first.1, first.2, second.3), "the policy is about one of them");
+
+    let from = any().nets("10.9.0.0/16");
+    let about = of_web("q").both(vec![rule(Action::Deny).from(from)]);
+    judge.engine.apply(Change::Upsert(Object::Policy(Arc::new(about))));
+    judge.publish();
+    let third = of(&judge);
+    assert_eq!(
+        third,
+        (third.3, first.1, third.3, third.3),
+        "a rule names addresses that nobody asked about before"
+    );
+
+    judge.engine.apply(Change::Delete(ObjectKey::Policy(of_web("q").key)));
+    judge.publish();
+    let fourth = of(&judge);
+    assert_eq!((fourth.0, fourth.1), (fourth.3, first.1), "back to what it was is a change too");
 }
 
 /// Batches of any length, over /24s of the commonest meaning, of the second, of others, and in pieces, answer as one question each does.

@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 
 use margay_policy_engine::engine::{Change, Engine};
 use margay_policy_engine::model::{NamespacedName, Object};
-use margay_policy_engine::packet::{Direction, EndpointId, PacketTuple, Verdict};
+use margay_policy_engine::packet::{
+    Direction, EndpointId, Epoch, Generation, IdentityId, PacketTuple, Verdict,
+};
 use margay_policy_engine::snapshot::{Attribution, Query};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -109,7 +111,15 @@ fn undo(change: &Change) -> Change {
     }
 }
 
-type Remembered = BTreeMap<(EndpointId, bool, usize), (u64, u32, u32, Verdict, String)>;
+/// What a flow remembers, and under which snapshot it did.
+#[derive(Clone)]
+struct Memory {
+    generation: Generation,
+    by: (Epoch, IdentityId, IdentityId),
+    judged: (Verdict, String),
+}
+
+type Remembered = BTreeMap<(EndpointId, bool, usize), Memory>;
 
 proptest! {
     #![proptest_config(cases(400))]
@@ -130,7 +140,7 @@ proptest! {
     #![proptest_config(cases(60))]
 
     /// Events in any order, with detours and publications in between, end in the same decisions; and whoever remembers epoch and
-    /// identities may keep a verdict, and the name of who gave it, for as long as they are equal.
+    /// identities may keep a verdict, and the name of who gave it, for as long as they are equal, or as nothing has changed since.
     #[test]
     fn the_present_decides_and_not_the_past(
         bytes in vec(any::<u8>(), 500..4_000),
@@ -252,13 +262,18 @@ fn check_memory(
                     (snapshot.identity(packet.source), snapshot.identity(packet.destination));
                 let judgement = snapshot.judge(endpoint, direction, packet).unwrap();
                 let by = format!("{:?} {:?}", judgement.rule, snapshot.attribution(judgement.rule));
-                let now = (epoch.0, source.0, destination.0, judgement.verdict, by);
+                let now = Memory {
+                    generation: snapshot.generation(),
+                    by: (epoch, source, destination),
+                    judged: (judgement.verdict, by),
+                };
                 let before =
                     remembered.insert((endpoint, direction == Direction::Ingress, number), now.clone());
-                if let Some(before) = before
-                    && (before.0, before.1, before.2) == (now.0, now.1, now.2)
-                {
-                    prop_assert_eq!((before.3, before.4), (now.3, now.4));
+                let Some(before) = before else { continue };
+                let since = snapshot.governed_since(endpoint).unwrap().max(snapshot.identified_since());
+                prop_assert!(since <= now.generation);
+                if before.by == now.by || before.generation >= since {
+                    prop_assert_eq!(before.judged, now.judged);
                 }
             }
         }

@@ -112,7 +112,7 @@ impl Compiler {
         self.sources.settle(model);
         let same_addresses = !self.refresh_addresses();
         self.learn(&fresh_tables);
-        let next = self.snapshot(previous);
+        let next = self.snapshot(previous, same_addresses);
         let is_same = previous.generation.0 > 0
             && same_addresses
             && same_tables(previous, &next)
@@ -580,7 +580,8 @@ impl Compiler {
         peculiar.points(tables)
     }
 
-    fn snapshot(&mut self, previous: &Snapshot) -> Snapshot {
+    fn snapshot(&mut self, previous: &Snapshot, same_addresses: bool) -> Snapshot {
+        let generation = Generation(previous.generation.0 + 1);
         let mut endpoints = Endpoints::default();
         let mut hosts = HashMap::default();
         let table = |epoch: &Epoch| self.tables.get(epoch).map(|entry| Arc::clone(&entry.table));
@@ -591,7 +592,7 @@ impl Compiler {
                     let ingress = at((Context::Normal, Direction::Ingress));
                     let egress = at((Context::Normal, Direction::Egress));
                     if let Some((ingress, egress)) = ingress.zip(egress) {
-                        endpoints.insert(*id, ingress, egress);
+                        endpoints.insert(*id, ingress, egress, &previous.endpoints, generation);
                     }
                 }
                 (Subject::Host(id), Some((endpoint, _))) => {
@@ -606,7 +607,8 @@ impl Compiler {
             self.tables.values().map(|entry| Arc::clone(&entry.table)).collect();
         tables.sort_unstable_by_key(|table| table.base);
         Snapshot {
-            generation: Generation(previous.generation.0 + 1),
+            generation,
+            identified: if same_addresses { previous.identified } else { generation },
             endpoints,
             hosts,
             rejects: self.rejects(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::numbers::Numbers;
 use super::shortlist::{End, Lists};
 use super::table::Table;
-use crate::packet::{Direction, EndpointId, Verdict};
+use crate::packet::{Direction, EndpointId, Generation, Verdict};
 use crate::snapshot::{Judgement, RuleRef, judgement};
 
 /// What a packet reads first, and mostly all that it reads of its table: a cache line.
@@ -54,14 +54,34 @@ pub(crate) struct Endpoints {
     places: Numbers,
     gates: Vec<[Gate; 2]>,
     endpoints: Vec<EndpointId>,
+    /// The snapshot with which both tables became what they are.
+    since: Vec<Generation>,
 }
 
 impl Endpoints {
-    /// Adds an endpoint that is not there yet.
-    pub(crate) fn insert(&mut self, endpoint: EndpointId, ingress: Arc<Table>, egress: Arc<Table>) {
+    /// Adds an endpoint that is not there yet, for the snapshot `now` that follows the one with `previous`.
+    pub(crate) fn insert(
+        &mut self,
+        endpoint: EndpointId,
+        ingress: Arc<Table>,
+        egress: Arc<Table>,
+        previous: &Self,
+        now: Generation,
+    ) {
+        let epochs = [(Direction::Ingress, ingress.epoch), (Direction::Egress, egress.epoch)];
+        let is_as_before = epochs.iter().all(|(direction, epoch)| {
+            previous.table(endpoint, *direction).is_some_and(|it| it.epoch == *epoch)
+        });
+        self.since.push(previous.since(endpoint).filter(|_| is_as_before).unwrap_or(now));
         self.gates.push([Gate::new(ingress), Gate::new(egress)]);
         self.endpoints.push(endpoint);
         self.places.insert(endpoint.0, self.gates.len() as u32);
+    }
+
+    /// Returns the snapshot with which both tables of an endpoint became what they are, and have been ever since.
+    #[inline(always)]
+    pub(crate) fn since(&self, endpoint: EndpointId) -> Option<Generation> {
+        self.since.get((self.places.get(endpoint.0) as usize).wrapping_sub(1)).copied()
     }
 
     /// Returns what a packet of the endpoint meets.

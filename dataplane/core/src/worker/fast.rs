@@ -1,9 +1,10 @@
 //! The short way of a packet of a known flow.
 //!
 //! It is taken when *everything* that the long way would ask has an answer in the flow's entry that still holds: the packet is plain
-//! ([`margay_wire::quick`]) and no SYN; the flow is approved, alive, and was confirmed under this very snapshot and topology; this port
-//! and Ethernet source have passed the sanity stage for it; the way out is known; size and TTL fit. Otherwise nothing has been changed
-//! and the packet goes the long way, which decides the same for the packets that this one takes: a test sends both ways and compares.
+//! ([`margay_wire::quick`]) and no SYN; the flow is approved, alive, and was confirmed under this very topology, and under this snapshot or
+//! one since which nothing has changed for its two ports; this port and Ethernet source have passed the sanity stage for it; the way out is
+//! known; size and TTL fit. Otherwise nothing has been changed and the packet goes the long way, which decides the same for the packets that
+//! this one takes: a test sends both ways and compares.
 
 mod begin;
 mod renew;
@@ -20,14 +21,15 @@ use crate::handover::{Errand, FirstLeg, Gist, Slip};
 use crate::output::Output;
 use crate::spread::WorkerIndex;
 use crate::time::Nanos;
-use crate::topology::PortIndex;
+use crate::topology::{PortIndex, PortKind};
 use crate::tunnel::PeerId;
 
 pub(super) use begin::Begun;
 
 /// What is the same for every packet of a burst.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Burst {
+#[derive(Clone, Copy)]
+pub(super) struct Burst<'a> {
+    view: View<'a>,
     /// Our address on the port; `None` when the port is gone.
     mac: Option<MacAddr>,
     port: PortIndex,
@@ -38,19 +40,20 @@ pub(super) struct Burst {
     begins: bool,
 }
 
-impl Burst {
+impl<'a> Burst<'a> {
     /// For packets that other workers gave us, from any port.
-    pub(super) fn taken(view: View<'_>, now: Nanos) -> Self {
-        Self { mac: None, port: PortIndex(0), under: view.under(), now, begins: true }
+    pub(super) fn taken(view: View<'a>, now: Nanos) -> Self {
+        Self { view, mac: None, port: PortIndex(0), under: view.under(), now, begins: true }
     }
 
     /// For packets that came out of datagrams.
-    pub(super) fn emerged(view: View<'_>, now: Nanos) -> Self {
+    pub(super) fn emerged(view: View<'a>, now: Nanos) -> Self {
         Self { begins: false, ..Self::new(view, now, PortIndex::TUNNEL) }
     }
 
-    pub(super) fn new(view: View<'_>, now: Nanos, port: PortIndex) -> Self {
+    pub(super) fn new(view: View<'a>, now: Nanos, port: PortIndex) -> Self {
         Self {
+            view,
             mac: view.topology.port(port).map(|port| port.mac),
             port,
             under: view.under(),
@@ -193,7 +196,7 @@ impl<F: Frame> Worker<F> {
     #[inline(always)]
     pub(super) fn fast(
         &mut self,
-        burst: &Burst,
+        burst: &Burst<'_>,
         frame: &mut F,
         read: &Plain,
         errand: Option<Errand>,
@@ -210,7 +213,7 @@ impl<F: Frame> Worker<F> {
         let direction = usize::from(read.side != flow.opener);
         let holds = flow.is_approved()
             && !flow.is_over(burst.now)
-            && (flow.snapshot, flow.topology) == burst.under
+            && flow.topology == burst.under.1
             // A first answer, or an end, may change who is put out for new flows: the long way knows how.
             && !flow.may_settle(direction)
             && quick.tcp_flags & (tcp_flags::FIN | tcp_flags::RST) == 0;
@@ -234,6 +237,17 @@ impl<F: Frame> Worker<F> {
         };
         if !welcome {
             return None;
+        }
+        if flow.snapshot != burst.under.0 {
+            let ports = match errand {
+                None => [burst.port, path.port],
+                // Of a second leg, only the port that it leaves by is our business.
+                Some(_) => [path.port; 2],
+            };
+            if matches!(errand, Some(Errand::Take)) || !stands(burst.view, flow.snapshot, ports) {
+                return None;
+            }
+            flow.snapshot = burst.under.0;
         }
         let me = self.config.index;
         if path.second_leg && path.worker != me {
@@ -269,6 +283,23 @@ impl<F: Frame> Worker<F> {
         self.counters.forwarded += 1;
         Some(if path.worker == me { Exit::Port(path.port) } else { Exit::Carrier(path.worker, path.port) })
     }
+}
+
+/// Returns whether all that was judged between two ports under the snapshot of number `then` is so under the present one, as the snapshot
+/// itself knows ([`margay_policy_engine::snapshot::Snapshot::governed_since`]). Topology is the same, so the pods at the ports are.
+#[inline(never)]
+fn stands(view: View<'_>, then: u32, ports: [PortIndex; 2]) -> bool {
+    let Some(snapshot) = view.snapshot else { return false };
+    let now = snapshot.generation().0;
+    let Some(then) = now.checked_sub(u64::from((now as u32).wrapping_sub(then))) else { return false };
+    let is_as_then = |port: PortIndex| match view.topology.port(port).map(|port| &port.kind) {
+        Some(PortKind::Pod { endpoint, .. }) => {
+            snapshot.governed_since(*endpoint).is_some_and(|since| since.0 <= then)
+        }
+        Some(PortKind::Host { .. } | PortKind::Uplink) => true,
+        None => false,
+    };
+    snapshot.identified_since().0 <= then && ports.into_iter().all(is_as_then)
 }
 
 /// Makes a packet that fits ready to leave by `path`; `None` for one that is shorter than it was when it was read.

@@ -259,7 +259,7 @@ impl<F: Frame> Worker<F> {
                     continue;
                 }
                 let begun = match may_begin && read.seems_new() {
-                    true => self.begin(&burst, view, &mut frame, read),
+                    true => self.begin(&burst, &mut frame, read),
                     false => fast::Begun::Open,
                 };
                 let exit = match begun {
@@ -271,7 +271,7 @@ impl<F: Frame> Worker<F> {
                     fast::Begun::Open if tapped => None,
                     fast::Begun::Open => {
                         let exit = self.fast(&burst, &mut frame, read, None);
-                        exit.or_else(|| self.renewed(view, &burst, &mut frame, read))
+                        exit.or_else(|| self.renewed(&burst, &mut frame, read))
                     }
                 };
                 match exit {

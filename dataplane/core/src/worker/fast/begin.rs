@@ -68,14 +68,9 @@ impl<F: Frame> Worker<F> {
 
     /// Opens the flow of a packet from the burst's port and forwards it, where [`Worker::may_begin`].
     #[inline(never)]
-    pub(in crate::worker) fn begin(
-        &mut self,
-        burst: &Burst,
-        view: View<'_>,
-        frame: &mut F,
-        read: &Plain,
-    ) -> Begun {
+    pub(in crate::worker) fn begin(&mut self, burst: &Burst<'_>, frame: &mut F, read: &Plain) -> Begun {
         let Some(quick) = &read.quick else { return Begun::Open };
+        let view = burst.view;
         let (state, lifetime) = match quick.protocol {
             protocol::TCP if tcp::opens(quick.tcp_flags) => {
                 (State::Tcp(tcp::TcpState::OPENING), tcp::TcpState::OPENING.timeout())
@@ -91,7 +86,7 @@ impl<F: Frame> Worker<F> {
         let (source, destination) = (quick.source, quick.destination);
         let between = Between { source, destination, under: burst.under, port: burst.port };
         if self.pairs.known(&between).is_none_or(|pair| matches!(pair.start, Start::Unasked)) {
-            self.acquaint(burst, view, frame, read);
+            self.acquaint(burst, frame, read);
         }
         let Some(Pair { parties, start: Start::Alike(alike), .. }) = self.pairs.known(&between) else {
             return Begun::Open;
@@ -154,7 +149,8 @@ impl<F: Frame> Worker<F> {
     /// Finds out what the flows have in common that packets between these addresses open. A packet that does not pass the sanity stage
     /// leaves no trace.
     #[inline(never)]
-    fn acquaint(&mut self, burst: &Burst, view: View<'_>, frame: &F, read: &Plain) {
+    fn acquaint(&mut self, burst: &Burst<'_>, frame: &F, read: &Plain) {
+        let view = burst.view;
         let parsed = read.quick.as_ref().and_then(|quick| quick.parsed(frame.data()));
         let Some(Parsed { packet: Packet::Ip(ip), .. }) = &parsed else { return };
         let Some((port, parsed)) = view.topology.port(burst.port).zip(parsed.as_ref()) else { return };

@@ -1,16 +1,17 @@
-//! A known flow's first packet under a newer snapshot.
+//! A known flow's first packet after an address became something else.
 //!
-//! Policy changes all the time, and hardly any change concerns a given flow. Where flows are many or changes frequent, most packets are the
-//! first of their flow since the last change, so these have to be cheap as well. Under the same topology a flow has the same
-//! parties; what is left to compare is what the snapshot says of them: epochs of their tables, identities of both addresses. If these
-//! are what they were, the flow is confirmed and its packet takes the short way after all. The long way finds out the same, from the start.
+//! Policy changes all the time, and hardly any change concerns a given flow. Of tables a snapshot knows itself since when they have been what
+//! they are, which takes no more than the flow's first line to make use of; of addresses it knows this of all together, and pods come and go. Under
+//! the same topology a flow has the same parties; what is left to compare is what the snapshot says of them: epochs of their tables,
+//! identities of both addresses. If these are what they were, the flow is confirmed and its packet takes the short way after all. The
+//! long way finds out the same, from the start.
 //!
 //! What a flow was judged by stands in its second line, which no other packet needs: while there are such packets, both lines are
 //! asked for ahead.
 
 use super::{Burst, Exit, Plain};
 use crate::frame::Frame;
-use crate::worker::{View, Worker, judge};
+use crate::worker::{Worker, judge};
 
 impl<F: Frame> Worker<F> {
     /// As [`Worker::fast`], for a packet from a port or the tunnel that did not take the short way: tries again if that was for a newer
@@ -18,8 +19,7 @@ impl<F: Frame> Worker<F> {
     #[inline(never)]
     pub(in crate::worker) fn renewed(
         &mut self,
-        view: View<'_>,
-        burst: &Burst,
+        burst: &Burst<'_>,
         frame: &mut F,
         read: &Plain,
     ) -> Option<Exit> {
@@ -29,7 +29,7 @@ impl<F: Frame> Worker<F> {
         if !is_of_an_older_snapshot || !flow.is_approved() || flow.is_over(burst.now) {
             return None;
         }
-        if !judge::unchanged(view, &flow.judged_by(), &flow.tuple()) {
+        if !judge::unchanged(burst.view, &flow.judged_by(), &flow.tuple()) {
             return None;
         }
         flow.snapshot = burst.under.0;
