@@ -1,8 +1,8 @@
 //! The short way of a packet of a known flow.
 //!
 //! It is taken when *everything* that the long way would ask has an answer in the flow's entry that still holds: the packet is plain
-//! ([`margay_wire::quick`]) and no SYN; the flow is approved, alive, and was confirmed under this very topology, and under this snapshot or
-//! one since which nothing has changed for its two ports; this port and Ethernet source have passed the sanity stage for it; the way out is
+//! ([`margay_wire::quick`]) and no SYN; the flow is approved, alive, was confirmed under this very topology, and is so under this snapshot
+//! ([`renew`]); this port and Ethernet source have passed the sanity stage for it; the way out is
 //! known; size and TTL fit. Otherwise nothing has been changed and the packet goes the long way, which decides the same for the packets that
 //! this one takes: a test sends both ways and compares.
 
@@ -21,10 +21,11 @@ use crate::handover::{Errand, FirstLeg, Gist, Slip};
 use crate::output::Output;
 use crate::spread::WorkerIndex;
 use crate::time::Nanos;
-use crate::topology::{PortIndex, PortKind};
+use crate::topology::PortIndex;
 use crate::tunnel::PeerId;
 
 pub(super) use begin::Begun;
+pub(super) use renew::Standing;
 
 /// What is the same for every packet of a burst.
 #[derive(Clone, Copy)]
@@ -209,7 +210,7 @@ impl<F: Frame> Worker<F> {
             Some(slot) => slot,
             None => self.flows.find(&read.key, read.hash)?,
         };
-        let flow = self.flows.flow_mut(slot)?;
+        let mut flow = self.flows.flow_mut(slot)?;
         let direction = usize::from(read.side != flow.opener);
         let holds = flow.is_approved()
             && !flow.is_over(burst.now)
@@ -220,7 +221,7 @@ impl<F: Frame> Worker<F> {
         if !holds {
             return None;
         }
-        let path = self.paths.get(flow.paths[direction])?;
+        let path = *self.paths.get(flow.paths[direction])?;
         let welcome = match errand {
             None => {
                 let ethernet = frame.data().first_chunk::<ETHERNET_LEN>()?;
@@ -240,14 +241,15 @@ impl<F: Frame> Worker<F> {
         }
         if flow.snapshot != burst.under.0 {
             let ports = match errand {
-                None => [burst.port, path.port],
+                None => Some([burst.port, path.port]),
                 // Of a second leg, only the port that it leaves by is our business.
-                Some(_) => [path.port; 2],
+                Some(Errand::Judge(_)) => Some([path.port; 2]),
+                Some(_) => None,
             };
-            if matches!(errand, Some(Errand::Take)) || !stands(burst.view, flow.snapshot, ports) {
+            if !self.renew(burst.view, slot, ports) {
                 return None;
             }
-            flow.snapshot = burst.under.0;
+            flow = self.flows.flow_mut(slot)?;
         }
         let me = self.config.index;
         if path.second_leg && path.worker != me {
@@ -267,7 +269,7 @@ impl<F: Frame> Worker<F> {
         }
         flow.observe_parts(direction, quick.total_len, quick.protocol, quick.tcp_flags, burst.now);
         trim(frame, quick.end());
-        send_on(frame, quick, path)?;
+        send_on(frame, quick, &path)?;
         match errand {
             None => self.counters.received += u64::from(burst.begins),
             Some(_) => self.counters.taken += 1,
@@ -283,23 +285,6 @@ impl<F: Frame> Worker<F> {
         self.counters.forwarded += 1;
         Some(if path.worker == me { Exit::Port(path.port) } else { Exit::Carrier(path.worker, path.port) })
     }
-}
-
-/// Returns whether all that was judged between two ports under the snapshot of number `then` is so under the present one, as the snapshot
-/// itself knows ([`margay_policy_engine::snapshot::Snapshot::governed_since`]). Topology is the same, so the pods at the ports are.
-#[inline(never)]
-fn stands(view: View<'_>, then: u32, ports: [PortIndex; 2]) -> bool {
-    let Some(snapshot) = view.snapshot else { return false };
-    let now = snapshot.generation().0;
-    let Some(then) = now.checked_sub(u64::from((now as u32).wrapping_sub(then))) else { return false };
-    let is_as_then = |port: PortIndex| match view.topology.port(port).map(|port| &port.kind) {
-        Some(PortKind::Pod { endpoint, .. }) => {
-            snapshot.governed_since(*endpoint).is_some_and(|since| since.0 <= then)
-        }
-        Some(PortKind::Host { .. } | PortKind::Uplink) => true,
-        None => false,
-    };
-    snapshot.identified_since().0 <= then && ports.into_iter().all(is_as_then)
 }
 
 /// Makes a packet that fits ready to leave by `path`; `None` for one that is shorter than it was when it was read.

@@ -128,17 +128,6 @@ pub fn evidence_between(
     })
 }
 
-/// Returns whether everything that `old` rests on still has the value it had.
-pub fn unchanged(view: View<'_>, old: &JudgedBy, tuple: &PacketTuple) -> bool {
-    let parties = Parties {
-        egress: old.egress.map(|leg| leg.endpoint),
-        ingress: old.ingress.map(|leg| leg.endpoint),
-        to_host: false,
-        homes: Default::default(),
-    };
-    evidence(view, tuple, &parties).is_some_and(|now| now == *old)
-}
-
 /// Judges the packet that opens a flow.
 ///
 /// Errors: the named drop of the leg that refused, with the deciding rule; `NoPolicyYet` while a party has no table.

@@ -118,19 +118,17 @@ impl<F: Frame> Worker<F> {
             self.flows.remove(slot);
             return false;
         }
-        let renewed = judge::unchanged(view, &old, &tuple);
+        let now = judge::evidence(view, &tuple, &parties);
         let keep = self.config.policy_change == PolicyChangeFlowAction::Keep && flow.is_approved();
-        let (refusal, judged_by) = if renewed || keep {
+        let (refusal, judged_by) = if now == Some(old) || keep {
             (flow.refusal(), old)
         } else {
             self.counters.flow_rejudged += 1;
-            match judge::judge(view, &self.config, &tuple, &parties) {
-                Ok(judged_by) => (None, judged_by),
-                Err(refused) => {
-                    let by = judge::evidence(view, &tuple, &parties).unwrap_or(old);
-                    (Some((refused.reason, refused.rule)), by)
-                }
-            }
+            let judged = match &now {
+                Some(by) => judge::judge_by(view, &self.config, &tuple, &parties, by),
+                None => Err(DropReason::NoPolicyYet.into()),
+            };
+            (judged.err().map(|refused| (refused.reason, refused.rule)), now.unwrap_or(old))
         };
         if let Some(flow) = self.flows.flow_mut(slot) {
             flow.confirm(view.under(), judged_by, refusal);

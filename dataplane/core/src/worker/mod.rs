@@ -151,7 +151,8 @@ pub struct Worker<F> {
     lro: lro::Lro<F>,
     /// Packets read ahead: room that is kept.
     ahead: Vec<fast::Plain>,
-    /// Flows confirmed on the short way under newer snapshots, and whether the burst before had any.
+    standing: fast::Standing,
+    /// Flows whose second line was asked under newer snapshots, and whether the burst before had any.
     renewals: u32,
     renewing: bool,
     fragments: Fragments<F>,
@@ -184,6 +185,7 @@ impl<F: Frame> Worker<F> {
             pairs: pairs::Pairs::default(),
             lro: lro::Lro::default(),
             ahead: vec![fast::Plain::NONE; BURST],
+            standing: fast::Standing::default(),
             renewals: 0,
             renewing: false,
             fragments,
@@ -269,10 +271,7 @@ impl<F: Frame> Worker<F> {
                         continue;
                     }
                     fast::Begun::Open if tapped => None,
-                    fast::Begun::Open => {
-                        let exit = self.fast(&burst, &mut frame, read, None);
-                        exit.or_else(|| self.renewed(&burst, &mut frame, read))
-                    }
+                    fast::Begun::Open => self.fast(&burst, &mut frame, read, None),
                 };
                 match exit {
                     Some(fast::Exit::Seal(peer)) => self.seal(view, now, port, peer, frame, out),
@@ -314,6 +313,7 @@ impl<F: Frame> Worker<F> {
             self.arrivals.clear();
             self.paths.clear();
             self.pairs.clear();
+            self.standing.clear();
             self.tunnels.follow(topology, self.config.index);
         }
     }
