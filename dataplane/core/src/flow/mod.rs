@@ -366,6 +366,12 @@ impl Flow {
         self.refused_for.is_none()
     }
 
+    /// Returns the port whose packet opened it here.
+    #[inline(always)]
+    pub fn port(&self) -> PortIndex {
+        self.port
+    }
+
     /// Returns whether its first leg is another worker's.
     #[inline(always)]
     pub fn is_second(&self) -> bool {

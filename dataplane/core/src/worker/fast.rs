@@ -36,6 +36,8 @@ pub(super) struct Burst<'a> {
     port: PortIndex,
     /// As flows remember snapshot and topology.
     under: (u32, u32),
+    /// For how many snapshots addresses have been what they are, and the pod at the port has been governed by what it is.
+    steady: u32,
     now: Nanos,
     /// Whether packets begin here, rather than come out of datagrams that did.
     begins: bool,
@@ -44,7 +46,8 @@ pub(super) struct Burst<'a> {
 impl<'a> Burst<'a> {
     /// For packets that other workers gave us, from any port.
     pub(super) fn taken(view: View<'a>, now: Nanos) -> Self {
-        Self { view, mac: None, port: PortIndex(0), under: view.under(), now, begins: true }
+        let steady = renew::identified_for(view);
+        Self { view, mac: None, port: PortIndex(0), under: view.under(), steady, now, begins: true }
     }
 
     /// For packets that came out of datagrams.
@@ -58,6 +61,7 @@ impl<'a> Burst<'a> {
             mac: view.topology.port(port).map(|port| port.mac),
             port,
             under: view.under(),
+            steady: renew::identified_for(view).min(renew::governed_for(view, port)),
             now,
             begins: true,
         }
@@ -240,16 +244,17 @@ impl<F: Frame> Worker<F> {
             return None;
         }
         if flow.snapshot != burst.under.0 {
-            let ports = match errand {
-                None => Some([burst.port, path.port]),
-                // Of a second leg, only the port that it leaves by is our business.
-                Some(Errand::Judge(_)) => Some([path.port; 2]),
-                Some(_) => None,
-            };
-            if !self.renew(burst.view, slot, ports) {
-                return None;
+            // Of a second leg, only the port that it leaves by is our business, and of what was not looked at where it came from, both.
+            let age = burst.under.0.wrapping_sub(flow.snapshot);
+            let is_known = age <= burst.steady && !matches!(errand, Some(Errand::Take));
+            if is_known && age <= self.standing.governed_for(burst.view, burst.under.0, path.port) {
+                flow.snapshot = burst.under.0;
+            } else {
+                if !self.renew(burst.view, slot) {
+                    return None;
+                }
+                flow = self.flows.flow_mut(slot)?;
             }
-            flow = self.flows.flow_mut(slot)?;
         }
         let me = self.config.index;
         if path.second_leg && path.worker != me {

@@ -111,14 +111,17 @@ impl<F: Frame> Worker<F> {
     /// Returns `false` when the flow is over: one of its ends is another endpoint now.
     pub(super) fn revalidate(&mut self, view: View<'_>, slot: u32) -> bool {
         let Some(flow) = self.flows.flow(slot) else { return false };
-        let tuple = flow.tuple();
-        let parties = Parties::of(view.topology, &tuple).at(self.config.index);
-        let old = flow.judged_by();
+        let (tuple, old) = (flow.tuple(), flow.judged_by());
+        let pair = self.pairs.meet(view, flow.port(), tuple.source, tuple.destination);
+        let parties = pair.parties.at(self.config.index);
         if !parties.are(&old) {
             self.flows.remove(slot);
             return false;
         }
-        let now = judge::evidence(view, &tuple, &parties);
+        let now = match pair.by {
+            Some(by) => Some(by.only(parties.egress.is_some(), parties.ingress.is_some())),
+            None => judge::evidence(view, &tuple, &parties),
+        };
         let keep = self.config.policy_change == PolicyChangeFlowAction::Keep && flow.is_approved();
         let (refusal, judged_by) = if now == Some(old) || keep {
             (flow.refusal(), old)

@@ -12,21 +12,43 @@
 //!
 //! Either way, if it may still pass, its packet takes the short way. While there are packets that need them, second lines are asked for ahead.
 
+use margay_policy_engine::packet::Generation;
 use margay_policy_engine::snapshot::Snapshot;
 
 use crate::frame::Frame;
-use crate::topology::{PortIndex, PortKind, Topology};
+use crate::topology::{PortIndex, PortKind};
 use crate::worker::{View, Worker};
 
-/// Since which generation what the pods at the ports are governed by has been what it is, as far as somebody asked.
-#[derive(Debug, Default)]
-pub(in crate::worker) struct Standing {
-    /// By port: under which generation that was asked, and the answer.
-    ports: Vec<(u64, u64)>,
+/// Returns for how many snapshots every address has been what it is.
+#[inline(always)]
+pub(super) fn identified_for(view: View<'_>) -> u32 {
+    let Some(snapshot) = view.snapshot else { return 0 };
+    steps(snapshot, snapshot.identified_since())
 }
 
-/// There has never been such a time.
-const NEVER: u64 = u64::MAX;
+/// Returns for how many snapshots the pod at a port has been governed by what it is; where no pod is, for ever.
+#[inline]
+pub(super) fn governed_for(view: View<'_>, port: PortIndex) -> u32 {
+    match (view.topology.port(port).map(|port| &port.kind), view.snapshot) {
+        (Some(PortKind::Pod { endpoint, .. }), Some(snapshot)) => {
+            snapshot.governed_since(*endpoint).map_or(0, |since| steps(snapshot, since))
+        }
+        (Some(PortKind::Host { .. } | PortKind::Uplink), Some(_)) => u32::MAX,
+        _ => 0,
+    }
+}
+
+#[inline(always)]
+fn steps(snapshot: &Snapshot, since: Generation) -> u32 {
+    u32::try_from(snapshot.generation().0.saturating_sub(since.0)).unwrap_or(u32::MAX)
+}
+
+/// For how many snapshots what the pods at the ports are governed by has been what it is, as far as somebody asked.
+#[derive(Debug, Default)]
+pub(in crate::worker) struct Standing {
+    /// By port: the snapshot under which that was asked, and the answer.
+    ports: Vec<(u32, u32)>,
+}
 
 impl Standing {
     /// Forgets all of it: ports may be others.
@@ -34,56 +56,36 @@ impl Standing {
         self.ports.clear();
     }
 
+    /// As [`governed_for`]; `now` is the low half of the snapshot's generation.
     #[inline(always)]
-    fn since(&mut self, snapshot: &Snapshot, topology: &Topology, port: PortIndex) -> u64 {
-        let now = snapshot.generation().0;
+    pub(super) fn governed_for(&mut self, view: View<'_>, now: u32, port: PortIndex) -> u32 {
         match self.ports.get(usize::from(port.0)) {
-            Some((asked, since)) if *asked == now => *since,
-            _ => self.ask(snapshot, topology, port),
+            Some((asked, steps)) if *asked == now => *steps,
+            _ => self.ask(view, now, port),
         }
     }
 
     #[inline(never)]
-    fn ask(&mut self, snapshot: &Snapshot, topology: &Topology, port: PortIndex) -> u64 {
-        let since = match topology.port(port).map(|port| &port.kind) {
-            Some(PortKind::Pod { endpoint, .. }) => {
-                snapshot.governed_since(*endpoint).map_or(NEVER, |since| since.0)
-            }
-            Some(PortKind::Host { .. } | PortKind::Uplink) => 0,
-            None => NEVER,
-        };
-        if port != PortIndex::TUNNEL {
+    fn ask(&mut self, view: View<'_>, now: u32, port: PortIndex) -> u32 {
+        let steps = governed_for(view, port);
+        // Where no device is there is nothing to be remembered, and the tunnel's number is far from the others.
+        if port != PortIndex::TUNNEL && view.topology.port(port).is_some() {
             let place = usize::from(port.0);
             if self.ports.len() <= place {
-                // No generation is zero.
-                self.ports.resize(place + 1, (0, NEVER));
+                // What nobody asked holds for no time.
+                self.ports.resize(place + 1, (0, 0));
             }
-            self.ports[place] = (snapshot.generation().0, since);
+            self.ports[place] = (now, steps);
         }
-        since
-    }
-
-    /// Returns whether all that was judged between two ports under the snapshot with this low half of a generation is so under `view`.
-    #[inline(always)]
-    fn covers(&mut self, view: View<'_>, then: u32, ports: [PortIndex; 2]) -> bool {
-        let Some(snapshot) = view.snapshot else { return false };
-        let now = snapshot.generation().0;
-        let Some(then) = now.checked_sub(u64::from((now as u32).wrapping_sub(then))) else { return false };
-        snapshot.identified_since().0 <= then
-            && ports.into_iter().all(|port| self.since(snapshot, view.topology, port) <= then)
+        steps
     }
 }
 
 impl<F: Frame> Worker<F> {
-    /// Confirms the flow in `slot`, which was approved under another snapshot and this topology, and returns whether it still is. `ports`
-    /// are those of the pods whose legs are kept here; `None` where the packet does not tell.
+    /// Confirms the flow in `slot`, which was approved under another snapshot and this topology, by what it was judged by or by judging it
+    /// anew. Returns whether it still may pass.
     #[inline(never)]
-    pub(super) fn renew(&mut self, view: View<'_>, slot: u32, ports: Option<[PortIndex; 2]>) -> bool {
-        let Some(flow) = self.flows.flow_mut(slot) else { return false };
-        if ports.is_some_and(|ports| self.standing.covers(view, flow.snapshot, ports)) {
-            flow.snapshot = view.under().0;
-            return true;
-        }
+    pub(super) fn renew(&mut self, view: View<'_>, slot: u32) -> bool {
         self.renewals = self.renewals.wrapping_add(1);
         self.revalidate(view, slot) && self.flows.flow(slot).is_some_and(|flow| flow.is_approved())
     }
