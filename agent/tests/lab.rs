@@ -215,6 +215,31 @@ fn pods_reach_each_other_until_policy_says_otherwise() {
 }
 
 #[test]
+fn every_node_knows_every_pod_when_up_returns() {
+    if skipped("every_node_knows_every_pod_when_up_returns") {
+        return;
+    }
+    let lab = Lab::new("k");
+    let among = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: among, namespace: shop}
+spec: {podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {}}]}]}
+";
+    fs::write(lab.directory.join("manifests/among.yaml"), among).expect("policy");
+    lab.up();
+    // To whom does not know the sender it is nobody, whom no rule lets in. The pod that was joined last is news for the longest.
+    let pods = ["shop/far", "shop/web", "shop/db"];
+    for (from, to) in pods.iter().flat_map(|from| pods.map(|to| (*from, to))).filter(|(from, to)| from != to)
+    {
+        for address in lab.pod_addresses(to) {
+            assert!(lab.pings(from, &address), "the first packet of {from} to {to} at {address}");
+        }
+    }
+    lab.down();
+}
+
+#[test]
 fn down_cleans_up_after_a_crash() {
     if skipped("down_cleans_up_after_a_crash") {
         return;

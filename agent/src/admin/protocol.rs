@@ -12,6 +12,9 @@
 //! A connection carries one request. Unknown commands and fields are refused by name, so a newer client learns what an older agent
 //! does not know.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
 use margay_control::Problem;
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +57,11 @@ pub enum Request {
         /// `namespace/pod`, or a device.
         what: String,
     },
+    /// Which addresses pods have, here and on other nodes, under the policy that every worker judges by.
+    Pods {
+        /// As `namespace/name`.
+        names: Vec<String>,
+    },
     /// Why a packet passes or not.
     Explain {
         /// The packet.
@@ -83,6 +91,8 @@ pub enum Reply {
         /// The device.
         device: String,
     },
+    /// To `pods`: addresses by name. A pod that the policy does not know is not there.
+    Pods(BTreeMap<String, Vec<IpAddr>>),
     /// To `explain`.
     Explanation(Box<Explanation>),
     /// The request was refused.

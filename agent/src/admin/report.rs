@@ -36,6 +36,9 @@ pub trait NodeView: Send + Sync + 'static {
     fn tell(&self, packets: Vec<Captured>) -> Vec<CaptureReport>;
     /// Ends the quarantine of a pod (`namespace/pod`) or of a device; returns the device's name. An error is a sentence for the asker.
     fn release(&self, what: &str) -> Result<String, String>;
+    /// Returns the addresses of those of the named pods that the policy in force knows, here and on other nodes; an error is a sentence for
+    /// the asker.
+    fn pods(&self, names: &[String]) -> Result<BTreeMap<String, Vec<IpAddr>>, String>;
     /// Returns why the probe is allowed or denied under the policy in force; an error is a sentence for the asker.
     fn explain(&self, probe: &Probe) -> Result<Explanation, String>;
 }

@@ -172,6 +172,13 @@ fn serve(stream: &UnixStream, view: &dyn NodeView, stop: &AtomicBool) -> io::Res
                 send(&mut out, &Reply::Flow(flow))?;
             }
         }
+        Request::Pods { names } => match view.pods(&names) {
+            Ok(pods) => send(&mut out, &Reply::Pods(pods))?,
+            Err(message) => {
+                send(&mut out, &Reply::Error { message })?;
+                return out.flush();
+            }
+        },
         Request::Explain { probe } => match view.explain(&probe) {
             Ok(explanation) => send(&mut out, &Reply::Explanation(Box::new(explanation)))?,
             Err(message) => {

@@ -1,6 +1,8 @@
 //! The admin socket with a node made of fixed answers behind it.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -76,6 +78,14 @@ fn a_release_names_the_device_and_a_refusal_the_reason() {
     assert_eq!(released, [Reply::Released { device: "mgyweb".to_owned() }]);
     let refused = served.ask(&Request::Release { what: "eth0".to_owned() });
     assert!(matches!(refused, Err(ClientError::Refused(message)) if message == "eth0 is not quarantined"));
+}
+
+#[test]
+fn pods_are_told_by_name_and_only_those_that_are_known() {
+    let served = Served::new();
+    let names = ["shop/web", "shop/new"].map(str::to_owned).to_vec();
+    let known = BTreeMap::from([("shop/web".to_owned(), vec![IpAddr::from([10, 0, 0, 1])])]);
+    assert_eq!(served.ask(&Request::Pods { names }).unwrap(), [Reply::Pods(known)]);
 }
 
 #[test]
@@ -247,6 +257,11 @@ impl NodeView for Node {
 
     fn release(&self, what: &str) -> Result<String, String> {
         if what == "shop/web" { Ok("mgyweb".to_owned()) } else { Err(format!("{what} is not quarantined")) }
+    }
+
+    fn pods(&self, names: &[String]) -> Result<BTreeMap<String, Vec<IpAddr>>, String> {
+        let known = BTreeMap::from([("shop/web".to_owned(), vec![IpAddr::from([10, 0, 0, 1])])]);
+        Ok(known.into_iter().filter(|(name, _)| names.contains(name)).collect())
     }
 
     fn explain(&self, _: &Probe) -> Result<Explanation, String> {

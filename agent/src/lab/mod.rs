@@ -12,10 +12,12 @@
 //! * [`plan`] reads manifests and decides who lives where; it changes nothing.
 //! * [`journal`] notes what is made before it is made, so that `down` finds it after a crash as well.
 //! * [`mod@up`] compares the plan with what is there and closes the gap; [`mod@down`] walks the journal backwards.
+//! * [`known`] waits until every agent knows every pod: `up` is done then.
 //! * [`state`] is what the lab knows about itself, on disk.
 
 mod down;
 mod journal;
+mod known;
 mod plan;
 mod process;
 mod state;

@@ -1,7 +1,8 @@
 //! Closes the gap between what the manifests ask for and what is there: wire, nodes, agents, then pods.
 //!
 //! An agent must know a pod before the pod is joined, and its address only exists afterwards. So each pod has a partial Pod document that
-//! is merged over the user's: first with its node and uid, and after CNI ADD with its addresses as well.
+//! is merged over the user's: first with its node and uid, and after CNI ADD with its addresses as well. In the end every agent has read
+//! of all of them ([`known`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -21,6 +22,7 @@ use sha1::{Digest, Sha1};
 
 use super::LabError;
 use super::journal::{Entry, Journal};
+use super::known;
 use super::plan::{Wanted, WantedNode, netns_name, node_manifest};
 use super::process::{self, Process};
 use super::state::{LabState, NodeState, Paths, PodState, replace};
@@ -83,7 +85,8 @@ pub fn up(paths: &Paths, wanted: &Wanted, options: &Options) -> Result<(), LabEr
     };
     place_pods(paths, wanted, &mut state)?;
     start_agents(paths, &mut state, options, &mut journal)?;
-    join_pods(paths, wanted, state, options, &mut journal)
+    let state = join_pods(paths, wanted, state, options, &mut journal)?;
+    known::everywhere(paths, &state, options.timeout)
 }
 
 /// Makes the wire, and each node with its way to the others.
@@ -345,19 +348,20 @@ pub fn agent_trouble(paths: &Paths, node: &str) -> Option<String> {
     }
 }
 
-fn tail(text: &str) -> String {
+/// Returns the last lines of a log.
+pub fn tail(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(TAIL)..].iter().map(|line| format!("  {line}\n")).collect()
 }
 
-/// Joins every pod that is not joined yet, a few at once.
+/// Joins every pod that is not joined yet, a few at once. Returns the lab with them.
 fn join_pods(
     paths: &Paths,
     wanted: &Wanted,
     state: LabState,
     options: &Options,
     journal: &mut Journal,
-) -> Result<(), LabError> {
+) -> Result<LabState, LabError> {
     let waiting: Vec<(String, PodState)> = state
         .pods
         .iter()
@@ -402,9 +406,9 @@ fn join_pods(
             });
         }
     });
-    match shared.into_inner().unwrap_or_else(PoisonError::into_inner).1 {
-        Some(error) => Err(error),
-        None => Ok(()),
+    match shared.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        (_, Some(error)) => Err(error),
+        (state, None) => Ok(state),
     }
 }
 

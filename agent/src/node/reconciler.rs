@@ -50,7 +50,7 @@ pub const FIRST_UPLINK: u16 = 1;
 /// First port that a pod may get.
 pub const FIRST_POD: PortIndex = PortIndex(64);
 
-/// A question about the Model and the snapshot in force.
+/// A question about the Model and the snapshot that was made of it.
 pub type Question = Box<dyn FnOnce(&Engine, Option<&Snapshot>) + Send>;
 
 /// What the control thread is told.
@@ -77,7 +77,7 @@ pub enum Command {
     },
     /// The kernel's links, addresses, routes or neighbours changed.
     KernelChanged,
-    /// Runs on the control thread, for questions about the Model.
+    /// Runs on the control thread, for questions about the Model, once what is known is published.
     Inspect(Question),
     /// End the thread.
     Stop,
@@ -106,6 +106,7 @@ pub struct Reconciler {
     ports: BTreeMap<PortIndex, (Port, PortReport)>,
     devices: BTreeMap<PortIndex, u32>,
     pending: Vec<PendingAttach>,
+    questions: Vec<Question>,
     routes: PodRoutes,
     topology_generation: u64,
     published: Option<TopologyBuilder>,
@@ -167,6 +168,7 @@ impl Reconciler {
             ports,
             devices,
             pending: Vec::new(),
+            questions: Vec::new(),
             routes: PodRoutes::default(),
             topology_generation: 0,
             published: None,
@@ -223,6 +225,9 @@ impl Reconciler {
                 }
             }
             self.settle();
+            for ask in std::mem::take(&mut self.questions) {
+                ask(&self.engine, self.snapshot.as_deref());
+            }
         }
     }
 
@@ -250,7 +255,7 @@ impl Reconciler {
                 let _ = reply.send(());
             }
             Command::KernelChanged => self.topology_changed = true,
-            Command::Inspect(ask) => ask(&self.engine, self.snapshot.as_deref()),
+            Command::Inspect(ask) => self.questions.push(ask),
             Command::Stop => return false,
         }
         true

@@ -66,6 +66,11 @@ pub struct View {
 /// A worker whose heartbeat is older than this serves nobody: its pods are closed, its uplinks pass.
 const STALE: Duration = Duration::from_secs(1);
 
+/// How long the control thread and the workers have for an answer.
+const ANSWER: Duration = Duration::from_secs(10);
+
+const NO_POLICY: &str = "no policy is in force yet: the first complete picture has not arrived";
+
 impl View {
     fn board(&self) -> Shown {
         self.board.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -89,6 +94,26 @@ impl View {
         });
         let endpoints = endpoints.collect();
         with(&capture::Names { pods: &board.names, endpoints: &endpoints, ports: &ports })
+    }
+
+    /// Asks about what is known and the snapshot that was made of it.
+    ///
+    /// Errors: a sentence for the asker.
+    fn inspect<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Engine, Option<&Snapshot>) -> T + Send + 'static,
+    ) -> Result<T, String> {
+        let (reply, answer) = bounded(1);
+        let ask = move |engine: &Engine, snapshot: Option<&Snapshot>| {
+            // Who asked may have gone.
+            let _ = reply.send(question(engine, snapshot));
+        };
+        self.commands
+            .send(Command::Inspect(Box::new(ask)))
+            .map_err(|_| "the agent is stopping".to_owned())?;
+        answer
+            .recv_timeout(ANSWER)
+            .map_err(|_| format!("the control thread did not answer within {ANSWER:?}"))
     }
 
     /// Translates drops as they come, until the packet path ends. Runs on a thread of its own.
@@ -350,28 +375,29 @@ impl NodeView for View {
         }
     }
 
+    fn pods(&self, names: &[String]) -> Result<BTreeMap<String, Vec<IpAddr>>, String> {
+        let names: BTreeSet<String> = names.iter().cloned().collect();
+        let (pods, generation) = self.inspect(move |engine, snapshot| {
+            let all = engine.model().pods.values();
+            let named = all.map(|pod| (format!("{}/{}", pod.key.namespace, pod.key.name), pod));
+            let asked = named.filter(|(name, _)| names.contains(name));
+            let pods = asked.map(|(name, pod)| (name, pod.addresses.clone())).collect();
+            (pods, snapshot.map(Snapshot::generation))
+        })?;
+        let generation = generation.ok_or_else(|| NO_POLICY.to_owned())?;
+        match self.dataplane.wait_for_snapshot(generation, ANSWER) {
+            true => Ok(pods),
+            false => Err(format!("no word from the workers within {ANSWER:?}")),
+        }
+    }
+
     fn explain(&self, probe: &Probe) -> Result<Explanation, String> {
-        let (reply, answer) = bounded(1);
         let probe = probe.clone();
         let to_host = self.endpoint_to_host;
-        let ask = move |engine: &Engine, snapshot: Option<&Snapshot>| {
-            let answer = match snapshot {
-                Some(snapshot) => {
-                    let world =
-                        World::new(engine.model(), engine.locals(), engine.interfaces(), Some(to_host));
-                    crate::explain::explain(engine, snapshot, &world, &probe)
-                }
-                None => {
-                    Err("no policy is in force yet: the first complete picture has not arrived".to_owned())
-                }
-            };
-            let _ = reply.send(answer);
-        };
-        self.commands
-            .send(Command::Inspect(Box::new(ask)))
-            .map_err(|_| "the agent is stopping".to_owned())?;
-        answer
-            .recv_timeout(Duration::from_secs(10))
-            .unwrap_or_else(|_| Err("the control thread did not answer within ten seconds".to_owned()))
+        self.inspect(move |engine, snapshot| {
+            let snapshot = snapshot.ok_or_else(|| NO_POLICY.to_owned())?;
+            let world = World::new(engine.model(), engine.locals(), engine.interfaces(), Some(to_host));
+            crate::explain::explain(engine, snapshot, &world, &probe)
+        })?
     }
 }
