@@ -202,7 +202,16 @@ fn generic_mode_carries_large_transfers_and_is_shown() {
     let mut lab = Lab::up("g", "--xdp-mode=generic");
     let modes = lab.modes();
     assert!(modes.len() >= 4 && modes.iter().all(|(_, mode)| mode == "generic"), "{modes:?}");
-    assert!(String::from_utf8_lossy(&lab.agent_status(&[])).contains("generic"));
+    let shown = String::from_utf8_lossy(&lab.agent_status(&[])).into_owned();
+    assert!(shown.contains("generic"), "{shown}");
+    // Towards pods as the kernel lets us, elsewhere never (docs/decisions/0027).
+    let left = lab.log().contains("checksums_left_to_pods=true");
+    let status: Value = serde_json::from_slice(&lab.agent_status(&["-o", "json"])).expect("JSON");
+    for port in status["ports"].as_array().expect("ports") {
+        let told = if left && port["kind"] == "pod" { "left" } else { "completed" };
+        assert_eq!(port["manner"]["checksums"], told, "{port}");
+    }
+    assert!(shown.contains("CHECKSUMS") && shown.contains(" left ") == left, "{shown}");
     carries_large_transfers(&mut lab);
 }
 

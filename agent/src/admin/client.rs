@@ -178,8 +178,8 @@ fn render_status(report: &StatusReport) -> String {
     }
     let dropped: u64 = counters.drops.values().sum();
     add(format!(
-        "Packets:   {} received, {} forwarded, {} answered, {} held, {dropped} dropped",
-        counters.received, counters.forwarded, counters.answered, counters.held
+        "Packets:   {} received, {} forwarded ({} in fragments), {} answered, {} held, {dropped} dropped",
+        counters.received, counters.forwarded, counters.cut, counters.answered, counters.held
     ));
     add(format!(
         "Flows:     {} alive, {} hits, {} misses, {} judged again",
@@ -215,6 +215,7 @@ fn render_status(report: &StatusReport) -> String {
         "MODE",
         "POLLING",
         "MULTI-BUFFER",
+        "CHECKSUMS",
         "QUEUES",
         "WORKER",
         "MTU",
@@ -229,6 +230,7 @@ fn render_status(report: &StatusReport) -> String {
             port.crossing(),
             port.manner.polling.clone(),
             port.manner.multi_buffer.clone(),
+            port.manner.checksums.clone(),
             port.queues.to_string(),
             port.worker.to_string(),
             port.mtu.to_string(),

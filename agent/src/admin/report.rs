@@ -207,6 +207,9 @@ pub struct MannerReport {
     pub zero_copy: String,
     /// Whether its packets may have several frames, and so be larger than one holds: `on`, `off` or `unknown`.
     pub multi_buffer: String,
+    /// What becomes of TCP and UDP sums that a pod leaves to its device, on packets that go out here: `left` (to the receiving
+    /// pod's kernel) or `completed`.
+    pub checksums: String,
     /// The kernel says when it needs to be woken to send.
     pub need_wakeup: bool,
     /// What spoke for it at the start; empty where nothing was chosen.
@@ -253,6 +256,8 @@ pub struct CounterReport {
     pub forwarded: u64,
     /// Segments that reached their pod as part of the one before them.
     pub joined: u64,
+    /// Packets larger than their path that left in fragments; they are forwarded too.
+    pub cut: u64,
     /// Frames answered by us.
     pub answered: u64,
     /// Packets of our own that began the way into a tunnel.
@@ -292,6 +297,7 @@ impl From<&Counters> for CounterReport {
             handed_over: counters.handed_over,
             forwarded: counters.forwarded,
             joined: counters.joined,
+            cut: counters.cut,
             answered: counters.answered,
             made: counters.made,
             messages: counters.messages,

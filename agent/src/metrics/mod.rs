@@ -170,6 +170,11 @@ pub fn render(status: &StatusReport) -> Result<String, std::fmt::Error> {
         "TCP segments that reached their pod as part of the one before them",
         counters.joined,
     );
+    count(
+        "packets_cut",
+        "Packets larger than their path that left in fragments; they are forwarded too",
+        counters.cut,
+    );
     count("handed_over", "Packets given from one worker to another to be judged", counters.handed_over);
     count("icmp_errors_sent", "ICMP errors sent about dropped packets", counters.icmp_errors_sent);
     count("resets_sent", "TCP resets sent about segments that policy refused", counters.resets_sent);
@@ -226,6 +231,7 @@ pub fn render(status: &StatusReport) -> Result<String, std::fmt::Error> {
             ("polling", manner.polling.clone()),
             ("zero_copy", manner.zero_copy.clone()),
             ("multi_buffer", manner.multi_buffer.clone()),
+            ("checksums", manner.checksums.clone()),
         ];
         (labels, 1)
     });
@@ -415,6 +421,7 @@ mod tests {
             received: 102,
             made: 1,
             forwarded: 60,
+            cut: 4,
             answered: 5,
             held: 2,
             messages: 3,
@@ -445,6 +452,7 @@ mod tests {
         assert_eq!(sum, begun.sum::<u64>(), "{text}");
         assert!(text.contains(r#"margay_packets_dropped_total{reason="policy_ingress"} 30"#), "{text}");
         assert!(text.contains(r#"margay_packets_dropped_total{reason="truncated"} 0"#), "{text}");
+        assert!(text.contains("margay_packets_cut_total 4"), "{text}");
         assert!(text.ends_with("# EOF\n"));
     }
 
@@ -467,6 +475,7 @@ mod tests {
             polling: "threaded".to_owned(),
             zero_copy: "none".to_owned(),
             multi_buffer: "on".to_owned(),
+            checksums: "left".to_owned(),
             ..MannerReport::default()
         };
         let port = PortReport {
@@ -477,7 +486,7 @@ mod tests {
             ..PortReport::default()
         };
         let text = render(&StatusReport { ports: vec![port], ..StatusReport::default() }).unwrap();
-        let line = r#"margay_port_mode{port="mgy1",kind="pod",mode="native",polling="threaded",zero_copy="none",multi_buffer="on"} 1"#;
+        let line = r#"margay_port_mode{port="mgy1",kind="pod",mode="native",polling="threaded",zero_copy="none",multi_buffer="on",checksums="left"} 1"#;
         assert!(text.contains(line), "{text}");
     }
 }

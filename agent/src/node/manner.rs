@@ -85,8 +85,14 @@ impl Manner {
         Napi { threaded: self.way.threaded, gather: self.gather }
     }
 
-    /// Returns what is told of the port of a pod, whose program is attached in `mode`.
-    pub fn report_pod(&self, device: &str, mode: AttachMode, several_frames: bool) -> MannerReport {
+    /// Returns what is told of the port of a pod, whose program is attached in `mode`. `checksums`: whether they are left to its kernel.
+    pub fn report_pod(
+        &self,
+        device: &str,
+        mode: AttachMode,
+        several_frames: bool,
+        checksums: bool,
+    ) -> MannerReport {
         let told = !self.untold.lock().unwrap_or_else(PoisonError::into_inner).contains(device);
         let polling = match (told, self.way.threaded) {
             (false, _) => "unknown",
@@ -100,6 +106,7 @@ impl Manner {
             // A pair's driver has none.
             zero_copy: "none".to_owned(),
             multi_buffer: multi_buffer(Some(PAIR), mode, several_frames).to_owned(),
+            checksums: if checksums { "left" } else { "completed" }.to_owned(),
             need_wakeup: true,
             why: self.why.clone(),
         }
@@ -136,6 +143,8 @@ pub fn report_other(
         gather_micros: 0,
         zero_copy: zero_copy.to_owned(),
         multi_buffer: multi_buffer(features, port.mode, several_frames).to_owned(),
+        // Beyond the node and towards its own kernel nothing is left: docs/decisions/0027.
+        checksums: "completed".to_owned(),
         need_wakeup: true,
         why,
     }

@@ -233,6 +233,7 @@ impl NodeView for View {
         let route_mtus: BTreeMap<PortIndex, u32> =
             board.endpoints.iter().filter_map(|(record, _)| Some((record.port, record.route_mtu?))).collect();
         let several_frames = self.dataplane.takes_several_frames();
+        let left = self.dataplane.leaves_checksums();
         let ports = board.ports.iter().map(|(index, (port, report))| {
             let numbers = statistics.get(index).copied().unwrap_or_default();
             let stacked =
@@ -249,7 +250,9 @@ impl NodeView for View {
                 stands_on: stacked.map(|uplink| uplink.nics.clone()).unwrap_or_default(),
                 why: stacked.map(|uplink| uplink.why.to_owned()).unwrap_or_default(),
                 manner: match port.kind {
-                    PortKind::Pod { .. } => self.manner.report_pod(&port.name, report.mode, several_frames),
+                    PortKind::Pod { .. } => {
+                        self.manner.report_pod(&port.name, report.mode, several_frames, left)
+                    }
                     PortKind::Host { .. } => {
                         manner::report_other(report, Some(manner::PAIR), several_frames, false)
                     }

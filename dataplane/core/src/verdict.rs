@@ -106,6 +106,8 @@ pub struct Counters {
     pub forwarded: u64,
     /// Segments that left as part of the one before them; counted as forwarded too.
     pub joined: u64,
+    /// Packets larger than their path that left in fragments, each counted once as forwarded too.
+    pub cut: u64,
     /// Frames turned into an answer of ours (ARP, neighbour discovery, ping of the gateway).
     pub answered: u64,
     /// WireGuard messages that carried no packet and needed no answer.
@@ -161,6 +163,7 @@ impl Default for Counters {
             handed_over: 0,
             forwarded: 0,
             joined: 0,
+            cut: 0,
             answered: 0,
             messages: 0,
             sealed: 0,
@@ -219,6 +222,7 @@ impl std::ops::AddAssign<&Counters> for Counters {
             handed_over,
             forwarded,
             joined,
+            cut,
             answered,
             messages,
             sealed,
@@ -240,6 +244,7 @@ impl std::ops::AddAssign<&Counters> for Counters {
         self.handed_over += handed_over;
         self.forwarded += forwarded;
         self.joined += joined;
+        self.cut += cut;
         self.answered += answered;
         self.messages += messages;
         self.sealed += sealed;

@@ -388,6 +388,8 @@ proptest! {
         }
         prop_assert!(out.iter().all(fits));
         prop_assert_eq!(node.frames_out(), 0);
+        let larger = sent_as.iter().filter(|frame| !fits(frame)).count();
+        prop_assert_eq!(node.worker.counters().cut, larger as u64);
         if is_whole {
             prop_assert_eq!(&out[0][14..], &a_hop_on(&original)[..]);
         } else {

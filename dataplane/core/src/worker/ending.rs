@@ -130,6 +130,7 @@ impl<F: Frame> Worker<F> {
         out: &mut Output<F>,
     ) {
         self.counters.forwarded += 1;
+        self.counters.cut += 1;
         if told.is_some_and(|error| self.tell_sender(view, now, port, &mut frame, ip, error)) {
             out.transmit.push((port, frame));
         } else {

@@ -7,7 +7,7 @@ use margay_core::{Counters, DropReason};
 /// The core's counters for others to read.
 #[derive(Debug)]
 struct Tally {
-    plain: [AtomicU64; 19],
+    plain: [AtomicU64; 20],
     drops: Vec<AtomicU64>,
 }
 
@@ -85,6 +85,7 @@ impl Tally {
             c.sealed,
             c.opened,
             c.joined,
+            c.cut,
         ];
         for (to, value) in self.plain.iter().zip(values) {
             to.store(value, Relaxed);
@@ -116,6 +117,7 @@ impl Tally {
             sealed,
             opened,
             joined,
+            cut,
         ] = std::array::from_fn(|at| self.plain[at].load(Relaxed));
         counters.received = received;
         counters.forwarded = forwarded;
@@ -136,9 +138,51 @@ impl Tally {
         counters.sealed = sealed;
         counters.opened = opened;
         counters.joined = joined;
+        counters.cut = cut;
         for (to, from) in counters.drops.iter_mut().zip(&self.drops) {
             *to = from.load(Relaxed);
         }
         counters
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_counter_is_read_as_it_was_stored_also_those_of_a_processor_that_is_no_more() {
+        let counters = Counters {
+            received: 1,
+            taken: 2,
+            made: 3,
+            handed_over: 4,
+            forwarded: 5,
+            joined: 6,
+            cut: 7,
+            answered: 8,
+            messages: 9,
+            sealed: 10,
+            opened: 11,
+            held: 12,
+            icmp_errors_sent: 13,
+            resets_sent: 14,
+            answers_limited: 15,
+            flow_hits: 16,
+            flow_misses: 17,
+            flow_rejudged: 18,
+            flow_evicted: 19,
+            flows: 20,
+            drops: std::array::from_fn(|at| 21 + at as u64),
+        };
+        let shared = SharedCounters::default();
+        shared.store(&counters);
+        assert_eq!(shared.load(), counters);
+        shared.close(&counters);
+        assert_eq!(shared.load(), counters);
+        shared.store(&counters);
+        let mut twice = counters.clone();
+        twice += &counters;
+        assert_eq!(shared.load(), twice);
     }
 }
