@@ -2,14 +2,16 @@
 //!
 //! Everything of a worker lives on this thread: the frame pool, the rings, the core. The control side talks to it through a channel
 //! of commands and a waker; what it publishes outward are atomics and bounded channels. It never takes a lock that another
-//! thread may hold for long, and never waits but in one place: `poll`, with a timeout far below the heartbeat's limit. The stamp comes
-//! from this very loop, so a worker that hangs falls silent and the kernel programs take over.
+//! thread may hold for long, and never waits but in one place: `poll`, with a timeout far below the heartbeat's limit. While it looks for
+//! more work before that, others may have its processor (`courtesy`). The stamp comes from this very loop, so a worker that hangs falls
+//! silent and the kernel programs take over.
 //!
 //! A processor that panics is replaced (docs/decisions/0022): the worker falls silent, so that its pods are closed and its uplinks pass,
 //! gives the frames back, begins anew with the rings that it has, and tells the control side whose frame it was. A panic anywhere else,
 //! or the third within a minute with no port to blame, ends the thread.
 
 mod counters;
+mod courtesy;
 
 use std::any::Any;
 use std::net::IpAddr;
@@ -41,6 +43,7 @@ use crate::xsk::{
 };
 
 pub use counters::SharedCounters;
+use courtesy::Courtesy;
 
 const WAKER: Token = Token(usize::MAX);
 const TICK: Nanos = Nanos::from_millis(10);
@@ -49,7 +52,7 @@ const STAMP: Nanos = Nanos::from_millis(5);
 const SLEEP: Duration = Duration::from_millis(100);
 /// Longest sleep while packets wait for a neighbour.
 const SLEEP_HELD: Duration = Duration::from_millis(10);
-/// Turns between two looks at events while there is work.
+/// Turns between two looks at events while the worker is awake. Active ports are looked at every turn without one.
 const TURNS_PER_LOOK: u32 = 8;
 /// How long after a close a device may still be reading chunks that were to be sent.
 const SENT_PAUSE: Nanos = Nanos::from_secs(1);
@@ -178,8 +181,10 @@ impl<P: Processor<UmemFrame>> Loop<P> {
         let (mut next_tick, mut next_stamp) = (Nanos(0), Nanos(0));
         let spin = Nanos(self.birth.spin.as_nanos() as u64);
         let mut turns = 0u32;
+        let mut courtesy = Courtesy::default();
         loop {
             let time = now();
+            courtesy.is_back(time);
             if time >= next_stamp {
                 if self.birth.heartbeat.stamp(time).is_err() {
                     self.birth.counters.heartbeat_failures.fetch_add(1, Relaxed);
@@ -220,7 +225,7 @@ impl<P: Processor<UmemFrame>> Loop<P> {
 
             turns = turns.wrapping_add(1);
             let idle = time - last_work >= spin;
-            if idle || received == 0 || turns.is_multiple_of(TURNS_PER_LOOK) {
+            if idle || turns.is_multiple_of(TURNS_PER_LOOK) {
                 let held = self.engine.ask(P::is_waiting);
                 let timeout = match (idle, held) {
                     (false, _) => Duration::ZERO,
@@ -228,6 +233,9 @@ impl<P: Processor<UmemFrame>> Loop<P> {
                     (true, false) => SLEEP,
                 };
                 self.look(&mut events, timeout, idle);
+            }
+            if received == 0 && !idle && courtesy.may_yield(time) {
+                std::thread::yield_now();
             }
         }
     }
