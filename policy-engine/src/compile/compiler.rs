@@ -550,6 +550,10 @@ impl Compiler {
             for identity in wanted {
                 table.learn(index, identity, identities.value(identity));
             }
+            // One that is changed is likely to be changed again, and somebody waits for it.
+            if fresh_tables.contains(&epoch) {
+                table.fit();
+            }
         }
     }
 
@@ -568,6 +572,7 @@ impl Compiler {
                     sets.into_iter().flat_map(|set| identities.with_set(set)).collect();
                 table.start_over(index);
                 wanted.iter().for_each(|id| table.learn(index, *id, identities.value(*id)));
+                table.fit();
             }
         }
     }

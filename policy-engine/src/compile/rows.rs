@@ -172,6 +172,11 @@ impl Rows {
         number
     }
 
+    /// Gives back the room for more rows. Thousands of rules make large rows, and half of the room may be empty.
+    pub(crate) fn fit(&mut self) {
+        self.data.shrink_to_fit();
+    }
+
     /// Number of rows.
     pub(crate) fn len(&self) -> usize {
         self.data.len() / self.shape.stride()
@@ -270,6 +275,7 @@ impl PortRows {
             }
         }
         let classes: Vec<u32> = intervals.iter().map(|row| rows.add_row(&mut index, row)).collect();
+        rows.fit();
         let mut heads = vec![Head::default(); 256];
         let mut numbers: Vec<u32> = Vec::new();
         let mut interval = 0;

@@ -203,6 +203,12 @@ impl Table {
         self.near.learn(&self.program, &mut index.near, identity, membership);
     }
 
+    /// Gives back the room for more rows.
+    pub(crate) fn fit(&mut self) {
+        self.far.rows.fit();
+        self.near.rows.fit();
+    }
+
     /// Drops what was kept for identities that are gone.
     pub(crate) fn forget(&mut self, is_gone: impl Fn(u32) -> bool) {
         self.far.forget(&is_gone);

@@ -274,6 +274,7 @@ fn expand(
             rules.push(rule);
         }
     }
+    rules.shrink_to_fit();
     rules
 }
 

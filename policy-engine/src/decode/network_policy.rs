@@ -112,6 +112,8 @@ fn rules(spec: &mut Fields<'_>, direction: Direction, namespace: &str, problems:
             }
         }
     }
+    // Policies are kept for long, and a rule has hundreds of bytes.
+    expanded.shrink_to_fit();
     expanded
 }
 
