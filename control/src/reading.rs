@@ -72,12 +72,6 @@ impl Reading {
         reading
     }
 
-    /// Returns the objects that are not valid.
-    pub fn invalid(&self) -> impl Iterator<Item = &ObjectKey> {
-        let invalid = self.entries.iter().filter(|entry| matches!(entry.judged, Judged::Invalid { .. }));
-        invalid.map(|entry| &entry.key)
-    }
-
     /// A file that could not be read at all.
     pub fn broken(file: &str, reason: String) -> Self {
         Self { entries: Vec::new(), broken: vec![Problem::of_file(file, Severity::Error, reason)] }

@@ -209,6 +209,34 @@ fn first_file_in_order_wins_and_the_second_is_reported() {
 }
 
 #[test]
+fn a_last_valid_form_goes_over_to_the_file_that_needs_it_and_survives_a_restart() {
+    let mut world = World::new();
+    world.write("a.yaml", VALID);
+    world.settle();
+    world.write("b.yaml", &VALID.replace("443", "70000"));
+    world.settle();
+    let kept = world.model.clone();
+    fs::remove_file(world.path("a.yaml")).unwrap();
+    world.settle();
+    assert_eq!(world.model, kept, "what is left of it was never valid by itself, but the object was");
+    world.restart();
+    assert_eq!(world.model, kept);
+}
+
+#[test]
+fn a_valid_description_that_does_not_count_is_no_last_valid_form() {
+    let mut world = World::new();
+    world.write("a.yaml", &VALID.replace("443", "70000"));
+    world.settle();
+    let closed = world.model.clone();
+    world.write("b.yaml", VALID);
+    world.settle();
+    assert_eq!(world.model, closed);
+    world.restart();
+    assert_eq!(world.model, closed);
+}
+
+#[test]
 fn folder_that_disappears_changes_nothing_and_is_followed_when_it_returns() {
     let mut world = World::new();
     world.write("web.yaml", VALID);
@@ -297,22 +325,21 @@ enum Event {
 
 fn content(file: usize, variant: usize) -> String {
     let valid = VALID.replace("web", &format!("web{file}"));
+    let shared = VALID.replace("name: web", "name: shared");
     match variant {
         0 => valid,
         1 => valid.replace("443", "8443"),
         2 => valid.replace("443", "70000"),
         3 => format!("{valid}\n  - [unclosed"),
         4 => format!("{valid}---{}", VALID.replace("web", &format!("extra{file}"))),
-        _ => format!(
-            "{}---{valid}",
-            VALID.replace("name: web", "name: shared").replace("443", &format!("{}", 1000 + file))
-        ),
+        5 => format!("{}---{valid}", shared.replace("443", &format!("{}", 1000 + file))),
+        _ => format!("{}---{valid}", shared.replace("443", "70000")),
     }
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
     let event = prop_oneof![
-        6 => (0..3_usize, 0..6_usize).prop_map(|(file, variant)| Event::Write { file, variant }),
+        6 => (0..3_usize, 0..7_usize).prop_map(|(file, variant)| Event::Write { file, variant }),
         2 => (0..3_usize).prop_map(|file| Event::Remove { file }),
         1 => Just(Event::Restart),
     ];
@@ -347,7 +374,7 @@ proptest! {
         world.restart();
         prop_assert_eq!(&world.model, &kept);
         prop_assert_eq!(world.problems(), problems);
-        if last.iter().flatten().all(|variant| ![2, 3].contains(variant)) {
+        if last.iter().flatten().all(|variant| ![2, 3, 6].contains(variant)) {
             fs::remove_dir_all(world.store()).unwrap();
             world.restart();
             prop_assert_eq!(&world.model, &kept);

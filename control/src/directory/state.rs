@@ -8,11 +8,11 @@
 //!
 //!  document ── valid? ──▶ in force, remembered as the last valid form
 //!                 │no
-//!                 ├─ valid before? ──▶ the last valid form
+//!                 ├─ valid before? ──▶ the last valid form, stored with this file for as long as it is needed
 //!                 └─ never ──────────▶ its closed form (policy model 4.1), or nothing where it has none
 //! ```
 //!
-//! Where two documents describe one object, the first in the order of paths counts. A deleted file takes its objects with it; a
+//! Where two documents describe one object, the first in the order of paths counts, and no other is looked at. A deleted file takes its objects with it; a
 //! *folder* that cannot be looked into does not: what was known under it stays.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +26,7 @@ use margay_policy_engine::model::{Object, ObjectKey};
 
 use super::forms::{Forms, Last, judge};
 use super::overlay::{Overlay, Patches};
-use super::store::{Record, Store};
+use super::store::{Form, Record, Store};
 use crate::listing::{Listing, Stamp};
 use crate::manifests::is_first;
 use crate::problem::{Problem, Severity, object_name};
@@ -41,8 +41,10 @@ struct Manifest {
     whole: Option<(Reading, Arc<str>)>,
     /// The present reading, when it is not whole.
     broken: Option<Reading>,
-    /// The record on disk differs from what is known.
+    /// The record on disk has another text.
     dirty: bool,
+    /// Objects and versions of the last valid forms in the record on disk.
+    stored: Vec<(String, String)>,
 }
 
 impl Manifest {
@@ -93,16 +95,20 @@ impl State {
         };
         for record in records {
             let reading = Reading::of_text(&record.text, &record.path.display().to_string());
+            let stored = record.valid.iter().map(Form::name).collect();
             for form in record.valid {
                 state.forms.restore(form);
             }
             let whole = Some((reading, record.text.into()));
-            state.manifests.insert(record.path, Manifest { whole, ..Manifest::default() });
+            state.manifests.insert(record.path, Manifest { whole, stored, ..Manifest::default() });
         }
-        // Forms of objects that are valid in their file's text; the first file in order is the one that counts.
-        for (reading, text) in state.manifests.values().rev().filter_map(|manifest| manifest.whole.as_ref()) {
-            for entry in reading.entries.iter().rev() {
-                if let Some(last) = Last::of(entry, text) {
+        // What is valid where it counts is its own last valid form; a later description of what is not is nobody's.
+        let mut seen = BTreeSet::new();
+        for (reading, text) in state.manifests.values().filter_map(|manifest| manifest.whole.as_ref()) {
+            for entry in &reading.entries {
+                if seen.insert(&entry.key)
+                    && let Some(last) = Last::of(entry, text)
+                {
                     state.forms.insert(entry.key.clone(), last);
                 }
             }
@@ -137,10 +143,12 @@ impl State {
                 format!("cannot be looked into: {error}; what was read from it before stays in force");
             problems.push(Problem::of_file(path.display().to_string(), Severity::Critical, reason));
         }
+        let unsound = self.unsound();
+        self.forms.set_apart(unsound.values().flatten());
         let wanted = self.evaluate(&mut problems);
         let changes = differences(&self.told, &wanted);
         self.told = wanted;
-        self.persist(&removed);
+        self.persist(&removed, &unsound);
         for (path, error) in &self.failed_writes {
             let reason = format!(
                 "its last valid form cannot be stored ({error}): a restart would not know it; make room or check the store's folder"
@@ -184,6 +192,20 @@ impl State {
         self.overlay.retain(|path, _| listing.files.contains_key(path) || listing.is_lost(path));
     }
 
+    /// Returns the objects, by file, whose description counts and is not valid.
+    fn unsound(&self) -> BTreeMap<PathBuf, Vec<ObjectKey>> {
+        let mut seen = BTreeSet::new();
+        let mut unsound: BTreeMap<PathBuf, Vec<ObjectKey>> = BTreeMap::new();
+        for (path, manifest) in &self.manifests {
+            for entry in manifest.effective().iter().flat_map(|reading| &reading.entries) {
+                if seen.insert(&entry.key) && matches!(entry.judged, Judged::Invalid { .. }) {
+                    unsound.entry(path.clone()).or_default().push(entry.key.clone());
+                }
+            }
+        }
+        unsound
+    }
+
     /// Returns what shall be in force, and keeps the last valid forms of what is described.
     fn evaluate(&mut self, problems: &mut Vec<Problem>) -> BTreeMap<ObjectKey, Object> {
         let overlay = Overlay::of(self.overlay.values().map(|file| &file.patches));
@@ -191,8 +213,6 @@ impl State {
         let mut wanted = BTreeMap::new();
         let mut seen = BTreeMap::new();
         let mut forms = Forms::default();
-        self.forms
-            .set_apart(self.manifests.values().filter_map(Manifest::effective).flat_map(Reading::invalid));
         for manifest in self.manifests.values() {
             if let Some(broken) = &manifest.broken {
                 problems.extend(broken.broken.iter().cloned());
@@ -242,25 +262,31 @@ impl State {
         wanted
     }
 
-    /// Brings the store up to date with what is known.
-    fn persist(&mut self, removed: &[PathBuf]) {
+    /// Brings the store up to date with what is known. What is gone goes last: a form may have moved from its record to another one.
+    fn persist(&mut self, removed: &[PathBuf], unsound: &BTreeMap<PathBuf, Vec<ObjectKey>>) {
+        for (path, manifest) in &mut self.manifests {
+            let Some((_, text)) = &manifest.whole else { continue };
+            let keys = unsound.get(path).into_iter().flatten();
+            let valid: Vec<Form> = keys.filter_map(|key| self.forms.stored(key)).collect();
+            let names: Vec<_> = valid.iter().map(Form::name).collect();
+            if !manifest.dirty && manifest.stored == names {
+                self.failed_writes.remove(path);
+                continue;
+            }
+            match self.store.save(&Record { path: path.clone(), text: text.to_string(), valid }) {
+                Ok(()) => {
+                    (manifest.dirty, manifest.stored) = (false, names);
+                    self.failed_writes.remove(path);
+                }
+                Err(error) => drop(self.failed_writes.insert(path.clone(), error)),
+            }
+        }
         // What is described no more and could not be removed from the store is tried again.
         let left = self.failed_writes.keys().filter(|path| !self.manifests.contains_key(*path));
         let left: Vec<PathBuf> = left.cloned().collect();
         for path in removed.iter().chain(&left) {
             match self.store.remove(path) {
                 Ok(()) => drop(self.failed_writes.remove(path)),
-                Err(error) => drop(self.failed_writes.insert(path.clone(), error)),
-            }
-        }
-        for (path, manifest) in &mut self.manifests {
-            let Some((reading, text)) = manifest.whole.as_ref().filter(|_| manifest.dirty) else { continue };
-            let valid = reading.invalid().filter_map(|key| self.forms.stored(key)).collect();
-            match self.store.save(&Record { path: path.clone(), text: text.to_string(), valid }) {
-                Ok(()) => {
-                    manifest.dirty = false;
-                    self.failed_writes.remove(path);
-                }
                 Err(error) => drop(self.failed_writes.insert(path.clone(), error)),
             }
         }

@@ -1,4 +1,5 @@
-//! What survives a restart: per manifest, the text last read whole, and the last valid form of objects that are invalid in it (PM-D2).
+//! What survives a restart: per manifest, the text last read whole, and the last valid form of objects that it describes and that are
+//! invalid in it (PM-D2).
 //!
 //! ```text
 //!  store/<sha256 of path>.json   { path, text, valid: [ { object, version, document } ] }
@@ -25,6 +26,13 @@ pub(super) struct Form {
     pub version: String,
     /// The document.
     pub document: Value,
+}
+
+impl Form {
+    /// Returns what tells it from others: object and version.
+    pub fn name(&self) -> (String, String) {
+        (self.object.clone(), self.version.clone())
+    }
 }
 
 /// What is kept about one manifest.
