@@ -119,7 +119,8 @@ struct Memory {
     judged: (Verdict, String),
 }
 
-type Remembered = BTreeMap<(EndpointId, bool, usize), Memory>;
+/// All that was ever remembered of a packet, by endpoint, direction and packet.
+type Remembered = BTreeMap<(EndpointId, bool, usize), Vec<Memory>>;
 
 proptest! {
     #![proptest_config(cases(400))]
@@ -267,14 +268,16 @@ fn check_memory(
                     by: (epoch, source, destination),
                     judged: (judgement.verdict, by),
                 };
-                let before =
-                    remembered.insert((endpoint, direction == Direction::Ingress, number), now.clone());
-                let Some(before) = before else { continue };
+                let memories =
+                    remembered.entry((endpoint, direction == Direction::Ingress, number)).or_default();
                 let since = snapshot.governed_since(endpoint).unwrap().max(snapshot.identified_since());
                 prop_assert!(since <= now.generation);
-                if before.by == now.by || before.generation >= since {
-                    prop_assert_eq!(before.judged, now.judged);
+                for before in memories.iter() {
+                    if before.by == now.by || before.generation >= since {
+                        prop_assert_eq!(&before.judged, &now.judged);
+                    }
                 }
+                memories.push(now);
             }
         }
     }

@@ -2,11 +2,11 @@
 
 mod node;
 
-use margay_core::topology::PortKind;
+use margay_core::topology::{Port, PortKind};
 use margay_core::worker::EndpointToHost;
-use margay_core::{DropReason, Nanos, What, WorkerConfig};
+use margay_core::{DropReason, Nanos, PortIndex, What, WorkerConfig};
 use margay_policy_engine::model::{Action, Entity, PortMatch, Rule};
-use margay_policy_engine::packet::Verdict;
+use margay_policy_engine::packet::{EndpointId, Verdict};
 use margay_wire::parse::{Packet, tcp_flags};
 use margay_wire::{MacAddr, build, checksum, parse, protocol};
 use node::{
@@ -309,6 +309,45 @@ fn a_log_rule_tells_its_position_and_the_final_verdict() {
         let by = logged[0].attribution.as_ref().expect("the Log rule");
         assert_eq!((by.name.as_str(), by.rule, logged[0].leg), ("logs", 0, "ingress"));
     }
+}
+
+/// While a pod has no table its packets are refused, and no longer.
+#[test]
+fn a_flow_passes_again_when_its_pod_is_known_again() {
+    let mut node = Node::new();
+    // Of the same policy as b, so that the table stays while a is gone.
+    let a = node::pod("ns", "a", &["10.0.1.2", "fd00:1::2"]);
+    let call = build::udp(Node::macs(POD_A), (ip("10.0.1.2"), 1000), (ip("10.0.1.3"), 2000), b"x");
+    assert_eq!(node.burst(POD_A, &[call.clone()]).len(), 1);
+    node.delete(&a);
+    assert_eq!(node.send(POD_A, &call), Err(DropReason::NoPolicyYet));
+    node.apply(a);
+    assert_eq!(node.burst(POD_A, &[call.clone()]).len(), 1, "on the short way");
+    assert!(node.send(POD_A, &call).is_ok());
+}
+
+/// Of two pods with one address, as while a sandbox is replaced, one stands for it, and a change of its policy is noticed at the other's port.
+#[test]
+fn an_address_of_two_ports_is_judged_by_the_pod_that_stands_for_it() {
+    let mut node = Node::new();
+    let old = PortIndex(9);
+    let [new] = node.builder.ports.iter().filter(|port| port.index == POD_A).collect::<Vec<_>>()[..] else {
+        panic!("pod a has a port")
+    };
+    let PortKind::Pod { addresses, .. } = new.kind.clone() else { panic!("a pod") };
+    let kind =
+        PortKind::Pod { endpoint: EndpointId(9), pod_mac: node::peer_mac(old), addresses: addresses.clone() };
+    let port = Port { index: old, kind, mac: node::our_mac(old), ..new.clone() };
+    node.builder.ports.push(port);
+    node.rebuild();
+    node.adopt("old", EndpointId(9), &addresses);
+    let call = build::udp(Node::macs(old), (ip("10.0.1.2"), 1000), (ip("10.0.1.3"), 2000), b"x");
+    for _ in 0..3 {
+        assert_eq!(node.burst(old, &[call.clone()]).len(), 1);
+    }
+    node.apply(policy("deny", "a", None, Some(vec![rule(Action::Deny, None)])));
+    assert!(node.burst(old, &[call.clone()]).is_empty());
+    assert_eq!(node.worker.counters().dropped(DropReason::PolicyEgress), 1);
 }
 
 #[test]

@@ -2,13 +2,16 @@
 
 mod node;
 
+use std::sync::Arc;
+
 use margay_core::frame::MemoryFrame;
 use margay_core::handover::{Errand, FirstLeg, Gist};
 use margay_core::{
     DropReason, Frame, Handover, Nanos, Output, Parcels, PortIndex, Spread, View, Worker, WorkerConfig,
     WorkerIndex,
 };
-use margay_policy_engine::model::Action;
+use margay_policy_engine::model::{Action, Object};
+use margay_policy_engine::selector::Selector;
 use margay_wire::build;
 use margay_wire::parse::tcp_flags::{ACK, SYN};
 use node::{HOST, Node, POD_A, POD_B, UPLINK, ip, policy, rule};
@@ -188,6 +191,41 @@ fn another_snapshot_at_the_second_worker_judges_both_legs() {
     // Under way, the sender's egress is denied.
     two.node.apply(egress);
     assert_eq!(two.give(1, parcel), Err(DropReason::PolicyEgress));
+}
+
+/// What an address is can change while every table stays as it is: flows are judged again for that too, at both workers and on either way.
+#[test]
+fn a_sender_that_becomes_somebody_else_is_judged_again_at_the_taker() {
+    let from = |app: &str| {
+        let mut allow = rule(Action::Allow, None);
+        allow.source.selector = Some(Selector::parse(&format!("app == '{app}'")).expect("a selector"));
+        policy("in", "b", Some(vec![allow]), None)
+    };
+    let remote = build::udp(
+        (node::peer_mac(UPLINK), node::our_mac(UPLINK)),
+        (ip("10.0.2.9"), 53),
+        (ip("10.0.1.3"), 2000),
+        b"x",
+    );
+    for (port, bytes, app, addresses) in [
+        (POD_A, udp(POD_A), "a", ["10.0.1.2", "fd00:1::2"]),
+        (UPLINK, remote, "remote", ["10.0.2.9", "fd00:2::9"]),
+    ] {
+        let mut two = Two::new();
+        two.node.apply(from(app));
+        for _ in 0..3 {
+            let parcel = only(two.send_burst(0, port, &bytes));
+            assert_eq!(two.give(1, parcel), Ok(vec![POD_B]), "{app}");
+        }
+        let mut stranger = node::pod("ns", app, &addresses);
+        if let Object::Pod(pod) = &mut stranger {
+            let pod = Arc::make_mut(pod);
+            Arc::make_mut(&mut pod.labels).insert("app".into(), "stranger".into());
+        }
+        two.node.apply(stranger);
+        let parcel = only(two.send_burst(0, port, &bytes));
+        assert_eq!(two.give(1, parcel), Err(DropReason::PolicyIngress), "{app}");
+    }
 }
 
 #[test]

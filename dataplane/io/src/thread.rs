@@ -184,7 +184,6 @@ impl<P: Processor<UmemFrame>> Loop<P> {
         let mut courtesy = Courtesy::default();
         loop {
             let time = now();
-            courtesy.is_back(time);
             if time >= next_stamp {
                 if self.birth.heartbeat.stamp(time).is_err() {
                     self.birth.counters.heartbeat_failures.fetch_add(1, Relaxed);
@@ -234,8 +233,8 @@ impl<P: Processor<UmemFrame>> Loop<P> {
                 };
                 self.look(&mut events, timeout, idle);
             }
-            if received == 0 && !idle && courtesy.may_yield(time) {
-                std::thread::yield_now();
+            if received == 0 && !idle {
+                courtesy.yield_to_others(now, std::thread::yield_now);
             }
         }
     }

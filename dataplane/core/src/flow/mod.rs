@@ -4,7 +4,8 @@
 //! began. An entry holds the verdict of both legs, what each was judged by (the epoch of the endpoint's table and the identities of
 //! both addresses), the way out in each direction, the connection state and counters.
 //!
-//! **What invalidates it.** Under a newer snapshot or topology the first packet compares: same endpoints, same epochs, same
+//! **What invalidates it.** A snapshot knows since when nothing has changed for an endpoint; a flow that was confirmed since then is confirmed.
+//! Else, and under a newer topology, the first packet compares: same endpoints, same epochs, same
 //! identities renew the entry in place; different endpoints end it (an address that went to another pod never inherits,
 //! policy model 28 row 11); anything else judges that packet again with the flow's original orientation (PM-D10). There is no sweep.
 //!

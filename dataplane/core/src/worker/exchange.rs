@@ -124,6 +124,7 @@ impl<F: Frame> Worker<F> {
                     false => fast::Plain::NONE,
                 }
             });
+            let renewals = self.renewals;
             let (slips, frames) = parcels.take_first(count);
             for ((mut frame, slip), read) in frames.zip(slips).zip(&plain) {
                 let (port, errand) = (slip.port(), slip.errand());
@@ -163,6 +164,7 @@ impl<F: Frame> Worker<F> {
                     None => self.take(view, now, Handover::of(frame, slip), read, out),
                 }
             }
+            self.renewing = self.renewals != renewals;
         }
         self.ahead = plain;
         self.join_from(view, first, out);

@@ -2,9 +2,9 @@
 //!
 //! It is taken when *everything* that the long way would ask has an answer in the flow's entry that still holds: the packet is plain
 //! ([`margay_wire::quick`]) and no SYN; the flow is approved, alive, was confirmed under this very topology, and is so under this snapshot
-//! ([`renew`]); this port and Ethernet source have passed the sanity stage for it; the way out is
-//! known; size and TTL fit. Otherwise nothing has been changed and the packet goes the long way, which decides the same for the packets that
-//! this one takes: a test sends both ways and compares.
+//! ([`renew`]); this port and Ethernet source have passed the sanity stage for it; the way out is known; size and TTL fit. Otherwise the
+//! packet is as it was and goes the long way, which decides the same for the packets that this one takes: a test sends both ways and
+//! compares. What a flow was found to be worth under a newer snapshot is found out once, whichever way its packet goes then.
 
 mod begin;
 mod renew;
@@ -196,7 +196,7 @@ impl<F: Frame> Worker<F> {
         }
     }
 
-    /// Forwards the packet by what is remembered and says where to, or `None` with nothing changed. `errand` is there when another
+    /// Forwards the packet by what is remembered and says where to, or `None` with the packet as it was. `errand` is there when another
     /// worker gave it to us.
     #[inline(always)]
     pub(super) fn fast(

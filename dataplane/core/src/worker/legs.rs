@@ -123,7 +123,9 @@ impl<F: Frame> Worker<F> {
             None => judge::evidence(view, &tuple, &parties),
         };
         let keep = self.config.policy_change == PolicyChangeFlowAction::Keep && flow.is_approved();
-        let (refusal, judged_by) = if now == Some(old) || keep {
+        // While a party had no table there was nothing to judge by, so what the flow rests on is older than that refusal.
+        let is_judged = !matches!(flow.refusal(), Some((DropReason::NoPolicyYet, _)));
+        let (refusal, judged_by) = if (now == Some(old) && is_judged) || keep {
             (flow.refusal(), old)
         } else {
             self.counters.flow_rejudged += 1;

@@ -18,6 +18,9 @@ pub enum Class {
     ForUs,
 }
 
+/// The UDP port of VXLAN, to which pods may not send: the one question of this stage that is about ports.
+pub const VXLAN: u16 = 4789;
+
 const METADATA: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254));
 
 /// Checks the Ethernet addresses: ours on the receiving side, the pod's own on the sending side.
@@ -142,7 +145,7 @@ fn from_pod(
     }
     // Either could be decapsulated by the node and so leave by the back door (policy model 12.9).
     let vxlan =
-        matches!(ip.transport, Transport::Udp { destination: 4789, .. }) && ip.protocol == protocol::UDP;
+        matches!(ip.transport, Transport::Udp { destination: VXLAN, .. }) && ip.protocol == protocol::UDP;
     if vxlan || ip.protocol == protocol::IPIP {
         return Err(DropReason::Encapsulation);
     }

@@ -20,40 +20,45 @@ const RESERVE: Nanos = Nanos::from_millis(100);
 /// Whether to yield.
 #[derive(Debug, Default)]
 pub(super) struct Courtesy {
-    /// When it was yielded, since the last turn.
-    yielded: Option<Nanos>,
     /// Nobody is yielded to before.
     reserved_until: Nanos,
 }
 
 impl Courtesy {
-    /// Returns whether a worker that found nothing is to yield now.
-    pub(super) fn may_yield(&mut self, now: Nanos) -> bool {
-        let may = now >= self.reserved_until;
-        self.yielded = may.then_some(now);
-        may
-    }
-
-    /// Takes note that the worker has its processor, again or still.
-    pub(super) fn is_back(&mut self, now: Nanos) {
-        if self.yielded.take().is_some_and(|at| now - at >= LATE) {
-            self.reserved_until = now + RESERVE;
+    /// Lets others have the processor of a worker that found nothing, by `give`, unless somebody kept it for too long lately.
+    pub(super) fn yield_to_others(&mut self, now: impl Fn() -> Nanos, give: impl FnOnce()) {
+        let before = now();
+        if before < self.reserved_until {
+            return;
+        }
+        give();
+        let after = now();
+        if after - before >= LATE {
+            self.reserved_until = after + RESERVE;
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+
+    /// Yields at `start` to somebody who keeps the processor for `kept`; returns whether it was yielded.
+    fn yields(courtesy: &mut Courtesy, start: Nanos, kept: Nanos) -> bool {
+        let clock = Cell::new(start);
+        courtesy.yield_to_others(|| clock.get(), || clock.set(start + kept + Nanos(1)));
+        clock.get() != start
+    }
 
     #[test]
     fn who_gives_the_processor_back_gets_it_again() {
         let mut courtesy = Courtesy::default();
-        let mut now = Nanos::from_secs(1);
-        for _ in 0..1_000 {
-            assert!(courtesy.may_yield(now));
-            now = now + Nanos(LATE.0 - 1);
-            courtesy.is_back(now);
+        let soon = Nanos(LATE.0 - 2);
+        for turn in 1..1_000 {
+            assert!(yields(&mut courtesy, Nanos::from_secs(turn), soon));
+            assert!(yields(&mut courtesy, Nanos::from_secs(turn) + LATE, soon));
         }
     }
 
@@ -61,21 +66,10 @@ mod tests {
     fn who_keeps_it_gets_none_for_a_while() {
         let mut courtesy = Courtesy::default();
         let start = Nanos::from_secs(1);
-        assert!(courtesy.may_yield(start));
+        assert!(yields(&mut courtesy, start, Nanos(LATE.0 - 1)));
         let back = start + LATE;
-        courtesy.is_back(back);
-        assert!(!courtesy.may_yield(back));
-        assert!(!courtesy.may_yield(back + Nanos(RESERVE.0 - 1)));
-        assert!(courtesy.may_yield(back + RESERVE));
-    }
-
-    #[test]
-    fn a_long_turn_that_followed_no_yield_is_nobodys_fault() {
-        let mut courtesy = Courtesy::default();
-        let start = Nanos::from_secs(1);
-        assert!(courtesy.may_yield(start));
-        courtesy.is_back(start);
-        courtesy.is_back(start + Nanos::from_secs(1));
-        assert!(courtesy.may_yield(start + Nanos::from_secs(1)));
+        assert!(!yields(&mut courtesy, back, Nanos(0)));
+        assert!(!yields(&mut courtesy, back + Nanos(RESERVE.0 - 1), Nanos(0)));
+        assert!(yields(&mut courtesy, back + RESERVE, Nanos(0)));
     }
 }

@@ -23,9 +23,6 @@ use crate::worker::pairs::{Alike, Between, Pair, Start};
 use crate::worker::sanity::{self, Class};
 use crate::worker::{Dropped, View, Worker, judge, path};
 
-/// The port of VXLAN, which pods may not send to: who may is asked for each packet.
-const VXLAN: u16 = 4789;
-
 /// What became of a packet that seemed to open a flow.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::worker) enum Begun {
@@ -75,7 +72,7 @@ impl<F: Frame> Worker<F> {
             protocol::TCP if tcp::opens(quick.tcp_flags) => {
                 (State::Tcp(tcp::TcpState::OPENING), tcp::TcpState::OPENING.timeout())
             }
-            protocol::UDP if quick.destination_port != VXLAN => {
+            protocol::UDP if quick.destination_port != sanity::VXLAN => {
                 (State::Other { answered: false }, flow::UDP_LIFETIME)
             }
             _ => return Begun::Open,

@@ -10,7 +10,7 @@
 //!   it was, the flow is confirmed.
 //! * It is not: the flow is judged anew.
 //!
-//! Either way, if it may still pass, its packet takes the short way. While there are packets that need them, second lines are asked for ahead.
+//! Either way, if it may still pass, its packet takes the short way. While a burst after the other has packets that need them, second lines are asked for ahead.
 
 use margay_policy_engine::packet::Generation;
 use margay_policy_engine::snapshot::Snapshot;
@@ -30,7 +30,10 @@ pub(super) fn identified_for(view: View<'_>) -> u32 {
 #[inline]
 pub(super) fn governed_for(view: View<'_>, port: PortIndex) -> u32 {
     match (view.topology.port(port).map(|port| &port.kind), view.snapshot) {
-        (Some(PortKind::Pod { endpoint, .. }), Some(snapshot)) => {
+        // An address of two ports stands for one of them, whose pod is asked for the other's packets too.
+        (Some(PortKind::Pod { endpoint, addresses, .. }), Some(snapshot))
+            if addresses.iter().all(|address| view.topology.local_pod(*address) == Some(port)) =>
+        {
             snapshot.governed_since(*endpoint).map_or(0, |since| steps(snapshot, since))
         }
         (Some(PortKind::Host { .. } | PortKind::Uplink), Some(_)) => u32::MAX,
