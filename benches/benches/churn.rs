@@ -54,6 +54,8 @@ const DEVICE_ROUNDS: usize = 5;
 const FLOWS_ON_DEVICES: usize = 256;
 const LOAD: f64 = 0.8;
 const REPEATS: usize = 3;
+/// Share of what a round is to offer below which it is spoilt: the generator has its processor in common with who makes the changes.
+const ENOUGH: f64 = 0.95;
 /// Packets that a late generator makes up for.
 const BEHIND: f64 = 256.0;
 
@@ -413,7 +415,8 @@ fn on_devices(directory: &Path) -> Result<()> {
             line(&format!("{round} changed"), &tally, changes);
             lost += tally.lost();
             frameless += tally.fill_empty;
-            if !tally.is_spoilt() {
+            let asked = rate * LOAD * TURN_ON_DEVICES.as_secs_f64();
+            if !tally.is_spoilt() && tally.offered as f64 >= ENOUGH * asked {
                 break;
             }
             spoilt += u64::from(attempt == REPEATS);

@@ -17,6 +17,8 @@ use crate::admin::protocol::{Reply, Request};
 
 /// Between two questions.
 const PAUSE: Duration = Duration::from_millis(20);
+/// Pods that are asked for at once, so that any question fits a request.
+const AT_ONCE: usize = 100;
 
 /// Waits for all agents.
 ///
@@ -43,21 +45,23 @@ pub fn everywhere(paths: &Paths, state: &LabState, timeout: Duration) -> Result<
 
 /// Says what a node's agent does not know yet; `None` when it knows all pods.
 fn lack(paths: &Paths, node: &str, pods: &BTreeMap<&String, &Vec<IpAddr>>) -> Option<String> {
-    let names = pods.keys().map(|name| (*name).clone()).collect();
+    let socket = paths.run_dir(node).join("admin.sock");
+    let names: Vec<String> = pods.keys().map(|name| (*name).clone()).collect();
     let mut known = BTreeMap::new();
-    let asked = ask(&paths.run_dir(node).join("admin.sock"), &Request::Pods { names }, |reply| {
-        if let Reply::Pods(told) = reply {
-            known = told;
+    for names in names.chunks(AT_ONCE) {
+        let asked = ask(&socket, &Request::Pods { names: names.to_vec() }, |reply| {
+            if let Reply::Pods(mut told) = reply {
+                known.append(&mut told);
+            }
+            Ok(())
+        });
+        if let Err(error) = asked {
+            return Some(error.to_string());
         }
-        Ok(())
-    });
-    match asked {
-        Ok(()) => pods
-            .iter()
-            .find(|(name, addresses)| !known.get(**name).is_some_and(|known| is_same(known, addresses)))
-            .map(|(name, _)| format!("it does not know the addresses of pod {name}")),
-        Err(error) => Some(error.to_string()),
     }
+    pods.iter()
+        .find(|(name, addresses)| !known.get(**name).is_some_and(|known| is_same(known, addresses)))
+        .map(|(name, _)| format!("it does not know the addresses of pod {name}"))
 }
 
 fn is_same(known: &[IpAddr], addresses: &[IpAddr]) -> bool {
