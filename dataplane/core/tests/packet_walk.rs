@@ -318,11 +318,11 @@ fn a_flow_passes_again_when_its_pod_is_known_again() {
     // Of the same policy as b, so that the table stays while a is gone.
     let a = node::pod("ns", "a", &["10.0.1.2", "fd00:1::2"]);
     let call = build::udp(Node::macs(POD_A), (ip("10.0.1.2"), 1000), (ip("10.0.1.3"), 2000), b"x");
-    assert_eq!(node.burst(POD_A, &[call.clone()]).len(), 1);
+    assert_eq!(node.burst(POD_A, std::slice::from_ref(&call)).len(), 1);
     node.delete(&a);
     assert_eq!(node.send(POD_A, &call), Err(DropReason::NoPolicyYet));
     node.apply(a);
-    assert_eq!(node.burst(POD_A, &[call.clone()]).len(), 1, "on the short way");
+    assert_eq!(node.burst(POD_A, std::slice::from_ref(&call)).len(), 1, "on the short way");
     assert!(node.send(POD_A, &call).is_ok());
 }
 
@@ -343,10 +343,10 @@ fn an_address_of_two_ports_is_judged_by_the_pod_that_stands_for_it() {
     node.adopt("old", EndpointId(9), &addresses);
     let call = build::udp(Node::macs(old), (ip("10.0.1.2"), 1000), (ip("10.0.1.3"), 2000), b"x");
     for _ in 0..3 {
-        assert_eq!(node.burst(old, &[call.clone()]).len(), 1);
+        assert_eq!(node.burst(old, std::slice::from_ref(&call)).len(), 1);
     }
     node.apply(policy("deny", "a", None, Some(vec![rule(Action::Deny, None)])));
-    assert!(node.burst(old, &[call.clone()]).is_empty());
+    assert!(node.burst(old, std::slice::from_ref(&call)).is_empty());
     assert_eq!(node.worker.counters().dropped(DropReason::PolicyEgress), 1);
 }
 
