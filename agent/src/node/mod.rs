@@ -12,6 +12,7 @@ pub mod args;
 mod attach;
 mod conflist;
 mod host_port;
+mod latency;
 mod manner;
 mod notes;
 mod offloads;
@@ -93,6 +94,10 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
     let cpus = args.cpu.choose(args.workers)?;
     private_directory(&args.run_dir)?;
     private_directory(&args.state_dir)?;
+    let _awake = args.cpu_latency.map(latency::bound).transpose()?;
+    if let Some(most) = args.cpu_latency {
+        tracing::info!(?most, "processors wake up within this while the agent runs");
+    }
 
     let mut netlink = Netlink::open()?;
     let uplinks = uplinks::find(&args.uplink, args.node_address)?;

@@ -1,0 +1,54 @@
+//! How long processors may take to wake up.
+//!
+//! A processor that has nothing to do halts, and is woken by an interrupt of another one; in a virtual machine that is an exit to its host on
+//! either side. Who answers a small packet pays for it twice: the worker on one processor wakes the pod's program on another. The kernel lets
+//! a process bound that for as long as it holds a file open (PM QoS, `Documentation/power/pm_qos_interface.rst`): with zero an idle
+//! processor looks for work in a loop, and wakes up without an interrupt.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::Duration;
+
+const DEVICE: &str = "/dev/cpu_dma_latency";
+
+/// The bound is in force until this is dropped.
+#[derive(Debug)]
+pub struct Bound(#[allow(dead_code, reason = "held open")] File);
+
+/// Has every processor of this node wake up within `most`, in whole microseconds.
+///
+/// Errors: the kernel has no such file, or does not let us; it says what to do.
+pub fn bound(most: Duration) -> Result<Bound, String> {
+    bound_by(Path::new(DEVICE), most).map_err(|error| {
+        format!(
+            "--cpu-latency {most:?}: cannot hold {DEVICE}: {error}; it needs a kernel with CPU idle management and the device of that name \
+             in this mount namespace (a privileged container has it), or leave the option out"
+        )
+    })
+}
+
+fn bound_by(device: &Path, most: Duration) -> io::Result<Bound> {
+    let microseconds = i32::try_from(most.as_micros()).unwrap_or(i32::MAX);
+    let mut file = OpenOptions::new().write(true).open(device)?;
+    file.write_all(&microseconds.to_ne_bytes())?;
+    Ok(Bound(file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bound_is_a_number_of_microseconds_in_four_bytes() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let device = directory.path().join("device");
+        for (most, bytes) in [(0, 0i32), (1_999, 1), (10_000_000, 10_000)] {
+            std::fs::write(&device, "").expect("a file");
+            let _held = bound_by(&device, Duration::from_nanos(most)).expect("held");
+            assert_eq!(std::fs::read(&device).expect("a file"), bytes.to_ne_bytes());
+        }
+        let missing = bound_by(&directory.path().join("missing"), Duration::ZERO);
+        assert_eq!(missing.expect_err("no device").kind(), io::ErrorKind::NotFound);
+    }
+}
