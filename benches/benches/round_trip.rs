@@ -11,10 +11,15 @@
 //! last processor, as `--cpu auto` has it; there every packet has to wake ping or echo from another processor, which is measured by itself:
 //! a byte through a pair of sockets and back. Trips follow each other at once, or with pauses; with 50 us a worker sleeps in the pauses only, so the limit of one
 //! that sleeps holds there. All take turns in rounds; a ratio is formed within a round.
+//!
+//! Twice: with processors that halt when they have nothing to do, as they come, and then while an agent with `--cpu-latency 0us` keeps them
+//! from that. It keeps them from it for the kernel's forwarding too, so ratios are between equals. The limit of a worker that does not sleep
+//! holds there: who asks for one does not want to wait for processors either.
 
 use std::io::{Read, Write};
 use std::net::UdpSocket;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -160,13 +165,12 @@ impl<'a> Case<'a> {
 
     fn ours(
         name: &'static str,
-        lab: &'a Lab,
-        address: &str,
+        node: &'a Node,
         processor: usize,
         limits: [Option<(f64, f64)>; PACES.len()],
     ) -> Self {
-        let case = Self::of(name, move || lab.exec("a/one"), address);
-        Self { worker: Some((lab, processor)), limits, ..case }
+        let case = Self::of(name, move || node.lab.exec("a/one"), &node.address);
+        Self { worker: Some((&node.lab, processor)), limits, ..case }
     }
 
     fn turn(&mut self) -> Result<()> {
@@ -196,25 +200,55 @@ fn bench() -> Result<()> {
     machine::describe("round trip of a datagram between two pods of a node, microseconds");
     let binary = benches::release_binary()?;
     let last = machine::cpus() - 1;
-    let usual = Lab::up(&binary, "u", &Plan { told: &["--spin=50us"], ..Plan::ONE_NODE })?;
-    let awake = Lab::up(&binary, "s", &Plan { told: &["--spin=10ms"], ..Plan::ONE_NODE })?;
     let kernel = Router::up()?;
-    let me = std::env::current_exe()?;
-    let [near, far] = [usual.address("a/two")?, awake.address("a/two")?];
-    let _echoes = [
-        Running::start(usual.exec("a/two").arg(&me).arg(ECHO))?,
-        Running::start(awake.exec("a/two").arg(&me).arg(ECHO))?,
-        Running::start(kernel.inside(1).arg(&me).arg(ECHO))?,
-    ];
+    let _echo = Running::start(kernel.inside(1).arg(std::env::current_exe()?).arg(ECHO))?;
     let (asleep, spinning) = ([None, Some((2.0, 1.8))], [Some((1.4, 1.2)); PACES.len()]);
-    let mut cases = [
-        Case::of("peer: kernel forwarding", || kernel.inside(0), FAR),
-        Case::ours("margay, --spin 50us, beside ping and echo", &usual, &near, 0, asleep),
-        Case::ours("margay, --spin 50us, other processor", &usual, &near, last, asleep),
-        Case::ours("margay, --spin 10ms, beside ping and echo", &awake, &far, 0, spinning),
-        Case::ours("margay, --spin 10ms, other processor", &awake, &far, last, spinning),
-    ];
-    for case in &cases {
+    let none = [None; PACES.len()];
+    {
+        let usual = Node::up(&binary, "u", &["--spin=50us"])?;
+        let awake = Node::up(&binary, "s", &["--spin=10ms"])?;
+        compare(
+            "processors halt when they have nothing to do",
+            &mut [
+                Case::of("peer: kernel forwarding", || kernel.inside(0), FAR),
+                Case::ours("margay, --spin 50us, beside ping and echo", &usual, 0, asleep),
+                Case::ours("margay, --spin 50us, other processor", &usual, last, none),
+                Case::ours("margay, --spin 10ms, beside ping and echo", &awake, 0, none),
+                Case::ours("margay, --spin 10ms, other processor", &awake, last, none),
+            ],
+        )?;
+    }
+    let awake = Node::up(&binary, "h", &["--spin=10ms", "--cpu-latency=0us"])?;
+    compare(
+        "processors do not halt: margay --cpu-latency 0us",
+        &mut [
+            Case::of("peer: kernel forwarding", || kernel.inside(0), FAR),
+            Case::ours("margay, --spin 10ms, other processor", &awake, last, spinning),
+            Case::ours("margay, --spin 10ms, beside ping and echo", &awake, 0, none),
+        ],
+    )
+}
+
+/// A node of ours, with echo in its second pod.
+struct Node {
+    lab: Lab,
+    address: String,
+    _echo: Running,
+}
+
+impl Node {
+    fn up(binary: &Path, tag: &str, told: &[&str]) -> Result<Self> {
+        let lab = Lab::up(binary, tag, &Plan { told, ..Plan::ONE_NODE })?;
+        let echo = Running::start(lab.exec("a/two").arg(std::env::current_exe()?).arg(ECHO))?;
+        Ok(Self { address: lab.address("a/two")?, lab, _echo: echo })
+    }
+}
+
+/// Lets the cases take turns, the first of which is the others' peer, and prints what they took.
+fn compare(title: &str, cases: &mut [Case<'_>]) -> Result<()> {
+    let last = machine::cpus() - 1;
+    let me = std::env::current_exe()?;
+    for case in cases.iter() {
         patiently(|| run((case.lead)().arg(&me).args([PING, &case.address, "1", "0"])))?;
     }
     let count = cases.len();
@@ -226,6 +260,7 @@ fn bench() -> Result<()> {
             cases[(at + round) % count].turn()?;
         }
     }
+    println!("\n== {title}");
     println!(
         "   {ROUNDS} rounds of {} and {} trips; load average now {}",
         PACES[0].trips,
