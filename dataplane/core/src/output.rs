@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use margay_policy_engine::packet::Verdict;
 use margay_policy_engine::snapshot::Attribution;
 
-use crate::handover::Handovers;
+use crate::handover::{Handovers, Transmit};
 use crate::topology::PortIndex;
 use crate::verdict::DropReason;
 use crate::worker::Captured;
@@ -46,7 +46,7 @@ pub struct PacketEvent {
 #[derive(Debug)]
 pub struct Output<F> {
     /// Frames to send, in order, each with its port.
-    pub transmit: Vec<(PortIndex, F)>,
+    pub transmit: Transmit<F>,
     /// Packets for other workers, in order for each.
     pub handovers: Handovers<F>,
     /// Frames that ended here; their memory is free again.
@@ -69,7 +69,7 @@ impl<F> Output<F> {
     /// Returns an empty output.
     pub fn new() -> Self {
         Self {
-            transmit: Vec::with_capacity(256),
+            transmit: Transmit::with_capacity(256),
             handovers: Handovers::default(),
             recycle: Vec::with_capacity(256),
             spare: Vec::new(),

@@ -242,7 +242,7 @@ impl Workers {
             self.workers[to].handle_handovers(scene.view(), scene.node.now, &mut parcels, &mut self.out);
             for (to, mut finished) in self.collect(to, sent) {
                 // What a worker that was given a packet makes of it may leave by a third's queue.
-                assert!(finished.slips().iter().all(|slip| slip.errand() == Errand::Send), "judged once");
+                assert!(finished.slips().all(|slip| slip.errand() == Errand::Send), "judged once");
                 self.workers[to].handle_handovers(scene.view(), scene.node.now, &mut finished, &mut self.out);
                 assert!(self.collect(to, sent).is_empty(), "sent once");
             }

@@ -6,17 +6,21 @@ use std::sync::Arc;
 
 use margay_core::frame::MemoryFrame;
 use margay_core::handover::{Errand, FirstLeg, Gist};
+use margay_core::topology::{PortKind, TopologyBuilder};
 use margay_core::{
-    DropReason, Frame, Handover, Nanos, Output, Parcels, PortIndex, Spread, View, Worker, WorkerConfig,
-    WorkerIndex,
+    Counters, DropReason, Frame, Handover, Nanos, Output, Parcels, PortIndex, Spread, View, Worker,
+    WorkerConfig, WorkerIndex,
 };
 use margay_policy_engine::model::{Action, Object};
 use margay_policy_engine::selector::Selector;
 use margay_wire::build;
-use margay_wire::parse::tcp_flags::{ACK, SYN};
+use margay_wire::parse::tcp_flags::{ACK, FIN, SYN};
 use node::{HOST, Node, POD_A, POD_B, UPLINK, ip, policy, rule};
 
 type Parcel = Handover<MemoryFrame>;
+
+/// Longer than a step of the time by which flows are forgotten: once in each, the other worker hears of them.
+const STEP: Nanos = Nanos(20_000_000);
 
 /// A node whose pod a is at worker 0 and whose pod b is at worker 1; the host port and the uplink's one queue are at worker 0.
 struct Two {
@@ -69,13 +73,16 @@ impl Two {
         let before = self.workers[worker].counters().clone();
         let view = Self::view(&self.node);
         let port = parcel.port;
+        let is_finished =
+            parcel.errand == Errand::Deliver(u32::try_from(self.node.topology.revision()).expect("small"));
         self.workers[worker].handle_handovers(
             view,
             self.node.now,
             &mut Parcels::from_iter([parcel]),
             &mut self.out,
         );
-        assert_eq!(self.workers[worker].at_hand(), Some(port), "whose packet it would have been");
+        let at_hand = Some(port).filter(|_| !is_finished);
+        assert_eq!(self.workers[worker].at_hand(), at_hand, "whose packet it would have been");
         self.books();
         assert!(self.out.handovers.is_empty(), "a packet changes hands once");
         self.out.recycle.clear();
@@ -84,6 +91,10 @@ impl Two {
             Some(reason) => Err(*reason),
             None => Ok(self.out.transmit.drain(..).map(|(port, _)| port).collect()),
         }
+    }
+
+    fn wait(&mut self, span: Nanos) {
+        self.node.now = self.node.now + span;
     }
 
     fn books(&self) {
@@ -97,6 +108,12 @@ fn udp(from: PortIndex) -> Vec<u8> {
     let (a, b) = ((ip("10.0.1.2"), 1000), (ip("10.0.1.3"), 2000));
     let (near, far) = if from == POD_A { (a, b) } else { (b, a) };
     build::udp(Node::macs(from), near, far, b"x")
+}
+
+fn tcp(from: PortIndex, flags: u8) -> Vec<u8> {
+    let (a, b) = ((ip("10.0.1.2"), 1000), (ip("10.0.1.3"), 2000));
+    let (near, far) = if from == POD_A { (a, b) } else { (b, a) };
+    build::tcp(Node::macs(from), near, far, flags, b"")
 }
 
 fn only(mut parcels: Vec<Parcel>) -> Parcel {
@@ -118,12 +135,142 @@ fn a_call_and_its_answer_change_hands_once_each_way() {
         let parcel = only(two.send(0, POD_A, &udp(POD_A)));
         assert!(word(&parcel).forward);
         assert_eq!(two.give(1, parcel), Ok(vec![POD_B]));
+        // Who has just heard of the flow does not say it back.
+        two.wait(STEP);
         let parcel = only(two.send(1, POD_B, &udp(POD_B)));
         assert!(!word(&parcel).forward, "the answer goes towards the opener");
         assert_eq!(two.give(0, parcel), Ok(vec![POD_A]));
+        two.wait(STEP);
     }
     let hits: Vec<_> = two.workers.iter().map(|w| (w.counters().flows, w.counters().flow_misses)).collect();
     assert_eq!(hits, [(1, 1), (1, 1)], "one entry at each");
+}
+
+/// Whichever way packets take, the other worker hears of a flow's first one, of the first answer, and once in each step; all others are
+/// finished, and only sent.
+#[test]
+fn the_other_worker_hears_of_what_is_news_and_sends_the_rest() {
+    for burst in [false, true] {
+        let mut two = Two::new();
+        let mut send = |two: &mut Two, from: PortIndex| {
+            let (here, to) = if from == POD_A { (0, POD_B) } else { (1, POD_A) };
+            let parcel = only(match burst {
+                true => two.send_burst(here, from, &udp(from)),
+                false => two.send(here, from, &udp(from)),
+            });
+            let told = match parcel.errand {
+                Errand::Judge(_) => true,
+                Errand::Deliver(_) => {
+                    assert_eq!(parcel.port, to, "by the port that it leaves by");
+                    let sent = margay_wire::parse(parcel.frame.data()).expect("well-formed");
+                    assert_eq!((sent.source, sent.destination), (node::our_mac(to), node::peer_mac(to)));
+                    false
+                }
+                errand => panic!("{errand:?}"),
+            };
+            assert_eq!(two.give(1 - here, parcel), Ok(vec![to]));
+            told
+        };
+        let mut heard = |two: &mut Two, from: &[PortIndex]| -> Vec<bool> {
+            from.iter().map(|from| send(two, *from)).collect()
+        };
+        let (a, b) = (POD_A, POD_B);
+        assert_eq!(heard(&mut two, &[a, a, a]), [true, false, false], "the opener's first");
+        assert_eq!(heard(&mut two, &[b, b, a, b]), [true, false, false, false], "the first answer");
+        two.wait(STEP);
+        assert_eq!(heard(&mut two, &[b, b, a, a]), [true, false, false, false], "whoever is first says it");
+        two.wait(STEP);
+        assert_eq!(heard(&mut two, &[a, a, b, b]), [true, false, false, false]);
+        for worker in &two.workers {
+            let counters = worker.counters();
+            assert_eq!((counters.flows, counters.flow_misses), (1, 1));
+            assert_eq!(counters.taken, counters.forwarded);
+        }
+        let sums = |of: fn(&Counters) -> u64| two.workers.iter().map(|it| of(it.counters())).sum::<u64>();
+        assert_eq!((sums(|it| it.handed_over), sums(|it| it.taken)), (15, 15));
+    }
+}
+
+#[test]
+fn every_segment_that_changes_a_connection_is_heard_of() {
+    let mut two = Two::new();
+    let mut send = |two: &mut Two, from: PortIndex, flags| {
+        let (here, to) = if from == POD_A { (0, POD_B) } else { (1, POD_A) };
+        let parcel = only(two.send_burst(here, from, &tcp(from, flags)));
+        let told = matches!(parcel.errand, Errand::Judge(_));
+        assert_eq!(two.give(1 - here, parcel), Ok(vec![to]));
+        told
+    };
+    let (a, b) = (POD_A, POD_B);
+    for (from, flags, heard) in [
+        (a, SYN, true),
+        (a, SYN, true),
+        (b, SYN | ACK, true),
+        (b, SYN | ACK, true),
+        (a, ACK, false),
+        (b, ACK, false),
+        (a, FIN | ACK, true),
+        (a, FIN | ACK, true),
+        (b, ACK, false),
+        (b, FIN | ACK, true),
+        (a, ACK, true),
+    ] {
+        assert_eq!(send(&mut two, from, flags), heard, "{flags:#x} of {from}");
+    }
+    let record = |worker: &Worker<_>| worker.flows(Two::view(&two.node), two.node.now, 0, 9).0[0].state;
+    assert_eq!(record(&two.workers[0]), "closing");
+}
+
+/// A pod that has gone since a packet to it was finished gets it no more, and nobody else does; one that is where it was does.
+#[test]
+fn a_finished_packet_goes_to_its_pod_or_to_nobody() {
+    let under_way = |two: &mut Two| {
+        let parcel = only(two.send_burst(0, POD_A, &udp(POD_A)));
+        assert_eq!(two.give(1, parcel), Ok(vec![POD_B]));
+        let parcel = only(two.send_burst(0, POD_A, &udp(POD_A)));
+        assert!(matches!(parcel.errand, Errand::Deliver(_)));
+        parcel
+    };
+    let mut two = Two::new();
+    let parcel = under_way(&mut two);
+    let spread = |builder: TopologyBuilder, revision| {
+        builder.build(revision).spread_over(Spread::new(2, [(UPLINK, 1)]))
+    };
+    two.node.topology = spread(two.node.builder.clone(), 3);
+    assert_eq!(two.give(1, parcel), Ok(vec![POD_B]), "a newer topology, the same pod");
+
+    let mut two = Two::new();
+    let parcel = under_way(&mut two);
+    let mut builder = two.node.builder.clone();
+    for port in &mut builder.ports {
+        if let PortKind::Pod { addresses, .. } = &mut port.kind
+            && port.index == POD_B
+        {
+            *addresses = vec![ip("10.0.1.77")];
+        }
+    }
+    two.node.topology = spread(builder, 3);
+    assert_eq!(two.give(1, parcel), Err(DropReason::NoPort), "somebody else is behind that port");
+}
+
+/// All packets of a flow are counted by the worker that they arrive at, and both workers are asked.
+#[test]
+fn a_flow_between_two_workers_is_told_with_all_its_packets() {
+    let mut two = Two::new();
+    for (from, count) in [(POD_A, 5), (POD_B, 7)] {
+        for _ in 0..count {
+            let (here, to) = if from == POD_A { (0, POD_B) } else { (1, POD_A) };
+            let parcel = only(two.send_burst(here, from, &udp(from)));
+            assert_eq!(two.give(1 - here, parcel), Ok(vec![to]));
+        }
+    }
+    let (mut records, next) = two.workers[0].flows(Two::view(&two.node), two.node.now, 0, 9);
+    assert_eq!((records.len(), next), (1, None));
+    assert!(two.workers[1].flows(Two::view(&two.node), two.node.now, 0, 9).0.is_empty(), "told once");
+    let record = &mut records[0];
+    assert_eq!(record.elsewhere, Some(WorkerIndex(1)));
+    record.learn(two.workers[1].counted(&[record.key])[0]);
+    assert_eq!((record.forward.0, record.reverse.0), (5, 7));
 }
 
 #[test]
@@ -140,15 +287,17 @@ fn what_was_read_changes_hands_and_a_taker_with_another_secret_reads_it_again() 
             two.workers[index] = Worker::new(config, two.node.now);
         }
         for round in 0..4 {
+            two.wait(STEP);
             let parcel = only(two.send_burst(0, POD_A, &udp(POD_A)));
             assert_ne!(parcel.gist, Gist::default(), "packet {round}");
             assert_eq!(two.give(1, parcel), Ok(vec![POD_B]));
         }
         let counted = two.workers.iter().map(|w| (w.counters().flows, w.counters().flow_misses));
         assert_eq!(counted.collect::<Vec<_>>(), [(1, 1), (1, 1)], "one entry at each, whatever was hinted");
-        // What is refused at the taker stays so, however well it was told where to look.
-        two.node.apply(policy("deny", "b", Some(vec![rule(Action::Deny, None)]), None));
+        // What is refused at the taker is, however well it was told where to look.
+        two.wait(STEP);
         let old = only(two.send_burst(0, POD_A, &udp(POD_A)));
+        two.node.apply(policy("deny", "b", Some(vec![rule(Action::Deny, None)]), None));
         assert_eq!(two.give(1, old), Err(DropReason::PolicyIngress));
     }
 }
@@ -163,17 +312,46 @@ fn what_the_second_leg_refuses_leaves_no_trace_at_the_first() {
 }
 
 #[test]
+fn what_policy_refuses_later_is_refused_where_it_arrives() {
+    for burst in [false, true] {
+        for (pod, ingress) in [("b", true), ("a", false)] {
+            let mut two = Two::new();
+            let send = |two: &mut Two| match burst {
+                true => two.send_burst(0, POD_A, &udp(POD_A)),
+                false => two.send(0, POD_A, &udp(POD_A)),
+            };
+            for _ in 0..2 {
+                let parcel = only(send(&mut two));
+                assert_eq!(two.give(1, parcel), Ok(vec![POD_B]));
+            }
+            let deny = || Some(vec![rule(Action::Deny, None)]);
+            let (rules, reason) = match ingress {
+                true => ((deny(), None), DropReason::PolicyIngress),
+                false => ((None, deny()), DropReason::PolicyEgress),
+            };
+            two.node.apply(policy("deny", pod, rules.0, rules.1));
+            assert!(send(&mut two).is_empty(), "nobody else is asked");
+            assert_eq!(two.workers[0].counters().dropped(reason), 1);
+        }
+    }
+}
+
+#[test]
 fn two_openers_of_one_flow_are_no_answers_to_each_other() {
     let mut two = Two::new();
     // Both call at once, and both packets are lost on the way to the other worker.
     drop(only(two.send(0, POD_A, &udp(POD_A))));
     drop(only(two.send(1, POD_B, &udp(POD_B))));
-    // Now nobody may call a any more; a may still call b.
-    two.node.apply(policy("deny", "a", Some(vec![rule(Action::Deny, None)]), None));
+    two.wait(STEP);
     let parcel = only(two.send(1, POD_B, &udp(POD_B)));
     assert!(word(&parcel).forward, "for b's worker it is b's own flow");
+    // Now nobody may call a any more; a may still call b.
+    two.node.apply(policy("deny", "a", Some(vec![rule(Action::Deny, None)]), None));
     assert_eq!(two.give(0, parcel), Err(DropReason::PolicyIngress), "a's own call does not let it in");
+    assert!(two.send(1, POD_B, &udp(POD_B)).is_empty(), "nor is it let out any more");
+    assert_eq!(two.workers[1].counters().dropped(DropReason::PolicyIngress), 1);
     // A's call is allowed, and makes it a's flow at both.
+    two.wait(STEP);
     let parcel = only(two.send(0, POD_A, &udp(POD_A)));
     assert_eq!(two.give(1, parcel), Ok(vec![POD_B]));
     let parcel = only(two.send(1, POD_B, &udp(POD_B)));
@@ -187,6 +365,7 @@ fn another_snapshot_at_the_second_worker_judges_both_legs() {
     let egress = policy("half", "a", None, Some(vec![rule(Action::Deny, None)]));
     let parcel = only(two.send(0, POD_A, &udp(POD_A)));
     assert_eq!(two.give(1, parcel), Ok(vec![POD_B]));
+    two.wait(STEP);
     let parcel = only(two.send(0, POD_A, &udp(POD_A)));
     // Under way, the sender's egress is denied.
     two.node.apply(egress);
@@ -214,27 +393,24 @@ fn a_sender_that_becomes_somebody_else_is_judged_again_at_the_taker() {
         let mut two = Two::new();
         two.node.apply(from(app));
         for _ in 0..3 {
+            two.wait(STEP);
             let parcel = only(two.send_burst(0, port, &bytes));
             assert_eq!(two.give(1, parcel), Ok(vec![POD_B]), "{app}");
         }
+        two.wait(STEP);
+        let parcel = only(two.send_burst(0, port, &bytes));
         let mut stranger = node::pod("ns", app, &addresses);
         if let Object::Pod(pod) = &mut stranger {
             let pod = Arc::make_mut(pod);
             Arc::make_mut(&mut pod.labels).insert("app".into(), "stranger".into());
         }
         two.node.apply(stranger);
-        let parcel = only(two.send_burst(0, port, &bytes));
         assert_eq!(two.give(1, parcel), Err(DropReason::PolicyIngress), "{app}");
     }
 }
 
 #[test]
 fn tcp_in_mid_flow_is_taken_over_only_when_both_ends_have_spoken() {
-    let tcp = |from: PortIndex, flags| {
-        let (a, b) = ((ip("10.0.1.2"), 1000), (ip("10.0.1.3"), 2000));
-        let (near, far) = if from == POD_A { (a, b) } else { (b, a) };
-        build::tcp(Node::macs(from), near, far, flags, b"")
-    };
     let mut two = Two::new();
     // The call never arrives at the second worker, so what follows it is no connection there.
     drop(only(two.send(0, POD_A, &tcp(POD_A, SYN))));
@@ -247,6 +423,7 @@ fn tcp_in_mid_flow_is_taken_over_only_when_both_ends_have_spoken() {
     assert_eq!(two.give(0, parcel), Ok(vec![POD_A]));
     // The second worker starts anew; the first one's word is enough.
     two.workers[1] = Two::new().workers.into_iter().nth(1).expect("two");
+    two.wait(STEP);
     let parcel = only(two.send(0, POD_A, &tcp(POD_A, ACK)));
     assert_eq!(two.give(1, parcel), Ok(vec![POD_B]));
 }

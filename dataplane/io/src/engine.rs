@@ -3,7 +3,7 @@
 //!
 //! Two rules keep it calm. *Only active ports are polled*: a port that was silent for a millisecond leaves the list and comes back when
 //! its event does, so 250 idle ports cost nothing. *Fill rings are elastic*: an idle port holds few frames of the shared memory, a busy
-//! one many; it needs fewer from second to second when it is busy no more, and they are given back as traffic uses them up.
+//! one many; when it is busy no more it needs half as many each tenth of a second, and they are given back as traffic uses them up.
 //!
 //! Nobody takes the memory from the others. *What a device does not send* is never more than what is free beside it, so with any number
 //! of devices that stand still some memory stays free. *What another worker does not take* ends here as soon as less than an eighth is

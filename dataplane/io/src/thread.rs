@@ -23,8 +23,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime};
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError};
+use margay_core::flow::FlowKey;
 use margay_core::tunnel::PeerReport;
-use margay_core::worker::{Captured, FlowRecord, TapFilter, TapId};
+use margay_core::worker::{Captured, Counted, FlowRecord, TapFilter, TapId};
 use margay_core::{Nanos, PortIndex, Topology, View, WorkerIndex};
 use margay_policy_engine::snapshot::Snapshot;
 use mio::unix::SourceFd;
@@ -85,6 +86,8 @@ pub(crate) enum Command {
     Reclaim { memory: MemoryId, slots: Vec<SocketSlot> },
     /// A piece of the flow table.
     Flows { cursor: usize, limit: usize, reply: Sender<(Vec<FlowRecord>, Option<usize>)> },
+    /// What this worker has counted of flows that another one tells.
+    Counted { keys: Vec<FlowKey>, reply: Sender<Vec<Option<Counted>>> },
     /// The encryption plan in force and the peers of this worker.
     Tunnels { reply: Sender<(u64, Vec<PeerReport>)> },
     /// Tell packets that match, until the other end of `told` is gone.
@@ -354,6 +357,9 @@ impl<P: Processor<UmemFrame>> Loop<P> {
                     let view = View { snapshot: snapshot.map(|s| s.value()), topology };
                     let _ =
                         reply.send(self.engine.ask(|processor| processor.flows(view, time, cursor, limit)));
+                }
+                Command::Counted { keys, reply } => {
+                    let _ = reply.send(self.engine.ask(|processor| processor.counted(&keys)));
                 }
                 Command::Tunnels { reply } => {
                     let _ = reply.send(self.engine.ask(|processor| processor.tunnels(time)));

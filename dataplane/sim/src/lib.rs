@@ -160,7 +160,13 @@ impl Cluster {
             let view = View { snapshot: Some(&at.snapshot), topology };
             at.worker.flows(view, self.now, 0, usize::MAX).0
         };
-        workers.iter().flat_map(of).collect()
+        let mut flows: Vec<_> = workers.iter().flat_map(of).collect();
+        for flow in &mut flows {
+            if let Some(other) = flow.elsewhere {
+                flow.learn(workers[usize::from(other.0)].worker.counted(&[flow.key])[0]);
+            }
+        }
+        flows
     }
 
     /// Lets every packet of every worker be watched from now on, which sends it the long way.

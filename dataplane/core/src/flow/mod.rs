@@ -69,15 +69,6 @@ impl JudgedBy {
         let ends = |by: &Self| [by.egress, by.ingress].map(|leg| leg.map(|leg| leg.endpoint));
         ends(self) == ends(other)
     }
-
-    /// Returns what a judgement of some of its legs rests on: of the opener's egress, of the other end's ingress.
-    pub fn only(&self, egress: bool, ingress: bool) -> Self {
-        let Self { source, destination, .. } = *self;
-        match (self.egress.filter(|_| egress), self.ingress.filter(|_| ingress)) {
-            (None, None) => Self::default(),
-            (egress, ingress) => Self { egress, ingress, source, destination },
-        }
-    }
 }
 
 /// The way out in one direction, under one topology.
@@ -361,7 +352,7 @@ impl Flow {
             }
     }
 
-    /// Returns whether the legs kept here approve. While they do not, packets are dropped until a newer judgement approves.
+    /// Returns whether both legs approve. While they do not, packets are dropped until a newer judgement approves.
     #[inline(always)]
     pub fn is_approved(&self) -> bool {
         self.refused_for.is_none()
@@ -425,10 +416,11 @@ impl Flow {
         steps(now) >= self.expires
     }
 
-    /// Lets it live for `lifetime` from now on.
+    /// Lets it live for `lifetime` from now on. Returns whether that makes a difference: the first time in a step of 17 ms it does.
     #[inline(always)]
-    pub fn live_on(&mut self, now: Nanos, lifetime: Nanos) {
-        self.expires = steps(now + lifetime) + 1;
+    pub fn live_on(&mut self, now: Nanos, lifetime: Nanos) -> bool {
+        let before = std::mem::replace(&mut self.expires, steps(now + lifetime) + 1);
+        before != self.expires
     }
 
     /// Returns the time until it is forgotten if nothing more comes.

@@ -1,27 +1,34 @@
-//! Packets on their way to one worker: their slips, and their frames beside them.
+//! Packets on their way to one worker: what is said of them, and their frames beside it.
 //!
 //! ```text
-//!  giver: a frame and four words are appended ─▶ slips ── as they are, by pointer ─▶ taker: read in place
-//!                                             └▶ frames ── taken off the giver's memory, fastened to the taker's ─▶
+//!  giver: a frame and a word are appended ─▶ words, gists ── as they are, by pointer ─▶ taker: read in place
+//!                                         └▶ frames ── taken off the giver's memory, fastened to the taker's ─▶
 //! ```
 //!
-//! Slips are aligned words that the giver writes once and nobody copies on their common way: what the taker reads first would else be
-//! copied again and again while it is on its way from one processor's cache to the other's.
+//! Words are written once by the giver and copied by nobody in the first batch of a turn: what the taker reads first would else be
+//! copied again and again while it is on its way from one processor's cache to the other's. Of the batches behind it in the same turn they
+//! are appended.
+
+use std::slice::Iter;
 
 use margay_accel::{prefetch_items_to_write, push_made};
 
-use super::{Handover, Slip};
+use super::lane::Lane;
+use super::slip::Word;
+use super::{Gist, Handover, Slip};
 use crate::spread::WorkerIndex;
 use crate::topology::PortIndex;
 
 /// Packets in order, each a frame and a slip.
 ///
-/// Invariant: there are at least as many slips as frames, and the frames belong to the last slips. Frames are taken from the front; slips
-/// stay until the last frame is gone.
+/// Invariant: the frames belong to the last words, and the last gists to those of these words that have one. Frames are taken from the
+/// front; what was said of them stays until the last frame is gone.
 #[derive(Debug)]
 pub struct Parcels<F> {
-    slips: Vec<Slip>,
-    frames: Vec<F>,
+    lane: Lane<F>,
+    gists: Vec<Gist>,
+    /// How many gists are of frames that were taken.
+    past: usize,
 }
 
 impl<F> Default for Parcels<F> {
@@ -30,105 +37,165 @@ impl<F> Default for Parcels<F> {
     }
 }
 
+/// What is said of packets, in order.
+#[derive(Clone, Debug)]
+pub struct Slips<'a> {
+    words: Iter<'a, Word>,
+    gists: Iter<'a, Gist>,
+}
+
+impl Iterator for Slips<'_> {
+    type Item = Slip;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Slip> {
+        let word = *self.words.next()?;
+        Some(Slip::of(word, if word.has_gist() { self.gists.next() } else { None }))
+    }
+}
+
 impl<F> Parcels<F> {
     /// Returns room for `count` packets.
     pub fn with_capacity(count: usize) -> Self {
-        Self { slips: Vec::with_capacity(count), frames: Vec::with_capacity(count) }
+        Self { lane: Lane::with_capacity(count), gists: Vec::with_capacity(count), past: 0 }
     }
 
     /// Returns the number of packets.
     #[inline]
     pub fn len(&self) -> usize {
-        self.frames.len()
+        self.lane.frames.len()
     }
 
     /// Returns whether there is none.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.frames.is_empty()
+        self.lane.frames.is_empty()
     }
 
     /// Drops all packets.
     pub fn clear(&mut self) {
-        self.frames.clear();
-        self.slips.clear();
+        self.lane.frames.clear();
+        self.forget();
+    }
+
+    /// Lets go of what was said of frames that are gone.
+    fn forget(&mut self) {
+        self.lane.words.clear();
+        self.gists.clear();
+        self.past = 0;
     }
 
     /// Appends a packet.
     #[inline]
     pub fn push(&mut self, parcel: Handover<F>) {
         let Handover { frame, port, errand, gist } = parcel;
-        self.push_made(frame, || Slip::new(port, errand, gist));
+        let (word, gist) = Slip::new(port, errand, gist).parts();
+        match gist {
+            Some(gist) => self.push_told(frame, word, gist),
+            None => self.push_word(frame, word),
+        }
     }
 
-    /// Appends a packet; its slip is written where it stays.
+    /// Appends a packet whose word needs no gist.
     #[inline(always)]
-    pub(crate) fn push_made(&mut self, frame: F, slip: impl FnOnce() -> Slip) {
-        push_made(&mut self.slips, slip);
-        push_made(&mut self.frames, || frame);
+    pub(crate) fn push_word(&mut self, frame: F, word: Word) {
+        debug_assert!(!word.has_gist());
+        self.lane.push(frame, word);
+    }
+
+    /// Appends a packet whose word needs a gist.
+    #[inline(always)]
+    pub(crate) fn push_told(&mut self, frame: F, word: Word, gist: Gist) {
+        debug_assert!(word.has_gist());
+        push_made(&mut self.gists, || gist);
+        self.lane.push(frame, word);
+    }
+
+    /// Returns the words of all packets, in order.
+    #[inline]
+    pub(crate) fn words(&self) -> &[Word] {
+        self.lane.words()
     }
 
     /// Returns the slips of all packets, in order.
     #[inline]
-    pub fn slips(&self) -> &[Slip] {
-        &self.slips[self.slips.len() - self.frames.len()..]
+    pub fn slips(&self) -> Slips<'_> {
+        Slips { words: self.words().iter(), gists: self.gists[self.past..].iter() }
     }
 
     /// Returns the frames of all packets, in order.
     #[inline]
     pub fn frames(&self) -> &[F] {
-        &self.frames
+        &self.lane.frames
     }
 
     /// Returns the port that the slips name, where it is the same for all.
     pub fn only_port(&self) -> Option<PortIndex> {
-        let (first, others) = self.slips().split_first()?;
-        others.iter().all(|slip| slip.port() == first.port()).then_some(first.port())
+        let (first, others) = self.words().split_first()?;
+        others.iter().all(|word| word.port() == first.port()).then_some(first.port())
     }
 
     /// Takes out the first `count` frames, or all; their slips are returned beside them.
     #[inline]
-    pub(crate) fn take_first(&mut self, count: usize) -> (&[Slip], std::vec::Drain<'_, F>) {
-        let first = self.slips.len() - self.frames.len();
-        let count = count.min(self.frames.len());
-        (&self.slips[first..first + count], self.frames.drain(..count))
+    pub(crate) fn take_first(&mut self, count: usize) -> (Slips<'_>, std::vec::Drain<'_, F>) {
+        let first = self.lane.words.len() - self.lane.frames.len();
+        let count = count.min(self.lane.frames.len());
+        let words = &self.lane.words[first..first + count];
+        let gists = &self.gists[self.past..];
+        self.past += words.iter().filter(|word| word.has_gist()).count();
+        (Slips { words: words.iter(), gists: gists.iter() }, self.lane.frames.drain(..count))
+    }
+
+    /// As [`Parcels::take_first`], of packets none of which has a gist.
+    #[inline(always)]
+    pub(crate) fn take_finished(&mut self, count: usize) -> (&[Word], std::vec::Drain<'_, F>) {
+        let first = self.lane.words.len() - self.lane.frames.len();
+        let count = count.min(self.lane.frames.len());
+        (&self.lane.words[first..first + count], self.lane.frames.drain(..count))
     }
 
     /// Takes all packets out, in order.
     pub fn drain(&mut self) -> impl Iterator<Item = Handover<F>> {
-        let first = self.slips.len() - self.frames.len();
-        let slips = self.slips.drain(..).skip(first);
-        self.frames.drain(..).zip(slips).map(|(frame, slip)| Handover::of(frame, &slip))
+        let count = self.len();
+        let (slips, frames) = self.take_first(count);
+        frames.zip(slips).map(|(frame, slip)| Handover::of(frame, &slip))
     }
 
     /// Appends the first `most` packets to `to`, or all, and each frame as `change` makes it.
     ///
-    /// Cost: where all go to where none are, their slips stay where they are in memory and only change their owner.
+    /// Cost: where all go to where none are, what is said of them stays where it is in memory and only changes its owner.
     #[inline]
     pub fn move_to<G>(&mut self, to: &mut Parcels<G>, most: usize, mut change: impl FnMut(F) -> G) {
-        let count = self.frames.len().min(most);
+        let count = self.lane.frames.len().min(most);
         if to.is_empty() {
-            to.slips.clear();
+            to.forget();
         }
-        if count == self.frames.len() && to.is_empty() {
-            std::mem::swap(&mut self.slips, &mut to.slips);
+        if count == self.lane.frames.len() && to.is_empty() {
+            std::mem::swap(&mut self.lane.words, &mut to.lane.words);
+            std::mem::swap(&mut self.gists, &mut to.gists);
+            to.past = std::mem::take(&mut self.past);
         } else {
-            to.slips.extend_from_slice(&self.slips()[..count]);
+            let words = &self.words()[..count];
+            let told = words.iter().filter(|word| word.has_gist()).count();
+            to.lane.words.extend_from_slice(words);
+            to.gists.extend_from_slice(&self.gists[self.past..self.past + told]);
+            self.past += told;
         }
-        to.frames.reserve(count);
-        for frame in self.frames.drain(..count) {
-            push_made(&mut to.frames, || change(frame));
+        to.lane.frames.reserve(count);
+        for frame in self.lane.frames.drain(..count) {
+            push_made(&mut to.lane.frames, || change(frame));
         }
-        if self.frames.is_empty() {
-            self.slips.clear();
+        if self.lane.frames.is_empty() {
+            self.forget();
         }
     }
 
     /// Asks for all that is here, to be written: it was another processor's.
     #[inline]
     pub fn prefetch(&self) {
-        prefetch_items_to_write(&self.slips);
-        prefetch_items_to_write(&self.frames);
+        prefetch_items_to_write(&self.lane.words);
+        prefetch_items_to_write(&self.gists);
+        prefetch_items_to_write(&self.lane.frames);
     }
 }
 
@@ -170,20 +237,32 @@ impl<F> Handovers<F> {
         self.of(to).push(parcel);
     }
 
-    /// As [`Handovers::push`]; the slip is written where it stays.
     #[inline(always)]
-    pub(crate) fn push_made(&mut self, to: WorkerIndex, frame: F, slip: impl FnOnce() -> Slip) {
-        self.of(to).push_made(frame, slip);
+    pub(crate) fn of(&mut self, to: WorkerIndex) -> &mut Parcels<F> {
+        self.any = true;
+        self.place(to)
     }
 
     #[inline(always)]
-    fn of(&mut self, to: WorkerIndex) -> &mut Parcels<F> {
+    fn place(&mut self, to: WorkerIndex) -> &mut Parcels<F> {
         let at = usize::from(to.0);
         if at >= self.to.len() {
             self.grow(at);
         }
-        self.any = true;
         &mut self.to[at]
+    }
+
+    /// Returns where a packet for worker `to` gathers: among those that are its own, or `own` where that is so. No branch: see [`Lane`].
+    #[inline(always)]
+    pub(crate) fn lane_or<'a>(
+        &'a mut self,
+        to: WorkerIndex,
+        is_own: bool,
+        own: &'a mut Lane<F>,
+    ) -> &'a mut Lane<F> {
+        self.any |= !is_own;
+        let others = &mut self.place(to).lane;
+        std::hint::select_unpredictable(is_own, own, others)
     }
 
     #[cold]
@@ -233,13 +312,17 @@ mod tests {
     }
 
     fn parcel(number: u16) -> Handover<u16> {
-        let gist = Gist { addresses: u64::from(number) << 7, rest: 3, hash: 5 };
-        Handover { frame: number, port: PortIndex(number), errand: Errand::Take, gist }
+        // Some have a gist, some have none.
+        let (errand, gist) = match number % 3 {
+            0 => (Errand::Deliver(7), Gist::default()),
+            _ => (Errand::Take, Gist { addresses: u64::from(number) << 7, rest: 3, hash: 5 }),
+        };
+        Handover { frame: number, port: PortIndex(number), errand, gist }
     }
 
     /// Checks that each frame has its own slip, and returns the frames.
     fn frames(parcels: &mut Parcels<u16>) -> Vec<u16> {
-        assert_eq!((parcels.slips().len(), parcels.frames().len()), (parcels.len(), parcels.len()));
+        assert_eq!((parcels.slips().count(), parcels.frames().len()), (parcels.len(), parcels.len()));
         let each = parcels.drain().map(|it| {
             let wanted = parcel(it.frame);
             assert_eq!((it.port, it.errand, it.gist), (wanted.port, wanted.errand, wanted.gist));
@@ -255,9 +338,12 @@ mod tests {
         {
             let (mut from, mut to) = (parcels(0..10), parcels(100..100 + there));
             let (slips, first) = from.take_first(usize::from(taken));
-            let slips = slips.to_vec();
-            let first: Vec<_> = first.zip(slips).map(|(frame, slip)| (frame, slip.port().0)).collect();
-            assert_eq!(first, (0..taken).map(|number| (number, number)).collect::<Vec<_>>());
+            let first: Vec<_> = first.zip(slips).map(|(frame, slip)| (frame, slip)).collect();
+            let wanted = (0..taken).map(|number| {
+                let Handover { frame, port, errand, gist } = parcel(number);
+                (frame, Slip::new(port, errand, gist))
+            });
+            assert_eq!(first, wanted.collect::<Vec<_>>());
             from.move_to(&mut to, most, |frame| frame);
             let moved = most.min(usize::from(10 - taken)) as u16;
             let wanted: Vec<_> = (100..100 + there).chain(taken..taken + moved).collect();
@@ -271,12 +357,12 @@ mod tests {
     }
 
     #[test]
-    fn all_slips_go_by_pointer_and_what_was_taken_before_stays_behind() {
+    fn all_words_go_by_pointer_and_what_was_taken_before_stays_behind() {
         let (mut from, mut to) = (parcels(0..10), parcels(20..30));
         drop(to.take_first(10));
-        let at = from.slips().as_ptr();
+        let at = from.words().as_ptr();
         from.move_to(&mut to, 64, |frame| frame);
-        assert_eq!(to.slips().as_ptr(), at);
+        assert_eq!(to.words().as_ptr(), at);
         assert_eq!(frames(&mut to), (0..10).collect::<Vec<_>>());
     }
 

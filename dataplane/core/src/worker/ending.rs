@@ -55,6 +55,8 @@ pub(super) enum Ending {
     Seal(PeerId),
     /// Goes on in the hands of another worker.
     HandOver(WorkerIndex, Errand),
+    /// Goes on in the hands of another worker, finished, to the pod behind this port.
+    Deliver(WorkerIndex, PortIndex),
     /// Left in so many pieces, which are the last in the output; the packet itself is as it came, for its sender to be told `told` about it.
     Fragmented { pieces: usize, told: Option<icmp::Error> },
     /// Was turned into an answer, to go back where it came from.
@@ -91,6 +93,10 @@ impl<F: Frame> Worker<F> {
             Ok(Ending::HandOver(to, errand)) => {
                 self.counters.handed_over += 1;
                 out.handovers.push((to, Handover::new(frame, port, errand)));
+            }
+            Ok(Ending::Deliver(to, by)) => {
+                self.counters.handed_over += 1;
+                out.handovers.push((to, Handover::new(frame, by, Errand::Deliver(view.under().1))));
             }
             Ok(Ending::Answer) => {
                 self.counters.answered += 1;

@@ -1,7 +1,8 @@
 //! Between workers: who keeps a packet's flow, when a packet changes hands, and what becomes of one that was given to us.
 //!
 //! ```text
-//!  pod port     ─▶ its home keeps the flow ─▶ out by another pod? ─▶ that pod's home judges and sends   (Judge)
+//!  pod port     ─▶ its home keeps the flow ─▶ out by another pod? ─▶ that pod's home sends               (Deliver)
+//!                                          │     news of the flow? ─▶ and judges it as well               (Judge)
 //!                                          └▶ out by a queue that is not ours? ─▶ whose it is sends      (Send)
 //!  host, uplink ─▶ keeper elsewhere?       ─▶ the keeper does everything but the sanity stage            (Take)
 //!  the tunnel   ─▶ the peer is another's?  ─▶ whose it is seals or opens                                 (Seal, Open)
@@ -14,16 +15,16 @@
 use std::net::IpAddr;
 
 use margay_wire::parse::parse_quoted;
-use margay_wire::{IpHeaders, Packet, Parsed};
+use margay_wire::{IpHeaders, Packet, Parsed, parse_head};
 
 use super::{BURST, Dropped, Ending, Passing, View, Worker, fast, finish, path};
 use crate::flow::{FlowKey, Path};
 use crate::frame::Frame;
-use crate::handover::{Errand, Handover, Parcels};
+use crate::handover::{Errand, Handover, Parcels, Word};
 use crate::output::Output;
 use crate::spread::WorkerIndex;
 use crate::time::Nanos;
-use crate::topology::{Port, PortKind, Topology};
+use crate::topology::{Port, PortIndex, PortKind, Topology};
 use crate::verdict::DropReason;
 
 impl<F: Frame> Worker<F> {
@@ -78,7 +79,7 @@ impl<F: Frame> Worker<F> {
         WorkerIndex(mix(of.source, of.destination) % carriers)
     }
 
-    /// Sends a packet on by `path`: finished, or as it is to the worker that has the leg of the pod behind that port.
+    /// Sends a packet on by `path`: finished, or as it is to the worker that has the pod behind that port.
     #[inline]
     pub(super) fn leave(
         &mut self,
@@ -113,10 +114,17 @@ impl<F: Frame> Worker<F> {
         let mut plain = std::mem::take(&mut self.ahead);
         plain.resize(BURST, fast::Plain::NONE);
         while !parcels.is_empty() {
-            let count = parcels.len().min(BURST);
+            let (finished, others) = finished_and_others(parcels.words(), burst.topology());
+            if finished > 0 {
+                self.join_from(view, first.take(), out);
+                self.deliver(finished, parcels, out);
+                continue;
+            }
+            let count = others.min(BURST);
             self.at_hand = None;
-            self.read_ahead(&mut plain[..count], |at| {
-                let (frame, slip) = (&parcels.frames()[at], &parcels.slips()[at]);
+            let mut slips = parcels.frames().iter().zip(parcels.slips());
+            self.read_ahead(&mut plain[..count], |_| {
+                let Some((frame, slip)) = slips.next() else { return fast::Plain::NONE };
                 margay_accel::prefetch_lines_to_write(frame.data(), 1);
                 match slip.has_flow() {
                     true => fast::Plain::told(&slip.gist())
@@ -130,7 +138,7 @@ impl<F: Frame> Worker<F> {
                 let (port, errand) = (slip.port(), slip.errand());
                 self.at_hand = Some(port);
                 if self.config.lro {
-                    match (errand != Errand::Send && super::is_uplink(view, port), first) {
+                    match (slip.has_flow() && super::is_uplink(view, port), first) {
                         (true, None) => first = Some(out.transmit.len()),
                         (false, Some(_)) => self.join_from(view, first.take(), out),
                         _ => {}
@@ -138,7 +146,7 @@ impl<F: Frame> Worker<F> {
                 }
                 match errand {
                     Errand::Send => {
-                        margay_accel::push_pair(&mut out.transmit, port, frame);
+                        out.transmit.push((port, frame));
                         continue;
                     }
                     Errand::Seal(peer) => {
@@ -151,6 +159,10 @@ impl<F: Frame> Worker<F> {
                         self.take_sealed(view, now, port, (addressee, plan), frame, out);
                         continue;
                     }
+                    Errand::Deliver(_) => {
+                        self.deliver_elsewhen(view, now, port, frame, out);
+                        continue;
+                    }
                     Errand::Take | Errand::Judge(_) => {}
                 }
                 let exit = if self.is_tapped(port, &frame) {
@@ -160,14 +172,47 @@ impl<F: Frame> Worker<F> {
                 };
                 match exit {
                     Some(fast::Exit::Seal(peer)) => self.seal(view, now, port, peer, frame, out),
-                    Some(exit) => exit.take(port, frame, read, out),
-                    None => self.take(view, now, Handover::of(frame, slip), read, out),
+                    Some(exit) => exit.take(self.config.index, port, frame, read, out),
+                    None => self.take(view, now, Handover::of(frame, &slip), read, out),
                 }
             }
             self.renewing = self.renewals != renewals;
         }
         self.ahead = plain;
         self.join_from(view, first, out);
+    }
+
+    /// Sends the first `count` packets, which are finished.
+    #[inline(always)]
+    fn deliver(&mut self, count: usize, parcels: &mut Parcels<F>, out: &mut Output<F>) {
+        self.at_hand = None;
+        for frame in &parcels.frames()[..count] {
+            // Whoever sends it reads it, and receives into it next.
+            margay_accel::prefetch_lines_to_write(frame.data(), 1);
+        }
+        let (words, frames) = parcels.take_finished(count);
+        out.transmit.extend_from(words, frames);
+        self.counters.taken += count as u64;
+        self.counters.forwarded += count as u64;
+    }
+
+    /// Sends a packet to a pod that was finished under another topology, if the pod is still behind that port.
+    #[cold]
+    fn deliver_elsewhen(
+        &mut self,
+        view: View<'_>,
+        now: Nanos,
+        port: PortIndex,
+        frame: F,
+        out: &mut Output<F>,
+    ) {
+        self.counters.taken += 1;
+        if is_still_there(view.topology, port, &frame) {
+            self.counters.forwarded += 1;
+            out.transmit.push((port, frame));
+        } else {
+            self.end(view, now, port, frame, None, DropReason::NoPort.into(), out);
+        }
     }
 
     /// Joins segments from the output's position `first` on.
@@ -229,7 +274,7 @@ impl<F: Frame> Worker<F> {
         let me = self.config.index;
         let mut at = first;
         while let Some((port, _)) = out.transmit.get(at) {
-            let carrier = topology.port(*port).map_or(me, |port| topology.spread().carrier(me, port));
+            let carrier = topology.port(port).map_or(me, |port| topology.spread().carrier(me, port));
             if carrier == me {
                 at += 1;
             } else {
@@ -243,6 +288,23 @@ impl<F: Frame> Worker<F> {
     pub fn handover_refused(&mut self, count: u64) {
         self.counters.handed_over -= count;
         self.counters.drops[DropReason::HandoverFull as usize] += count;
+    }
+}
+
+/// Returns how many packets are only to be delivered, under this topology, before the first that is not, and how many are not before the
+/// next that is.
+#[inline(always)]
+fn finished_and_others(words: &[Word], topology: u32) -> (usize, usize) {
+    let ends = |wanted: bool| words.iter().position(|word| word.is_delivery(topology) != wanted);
+    let end = |wanted| ends(wanted).unwrap_or(words.len());
+    (end(true), end(false))
+}
+
+/// Returns whether the pod that a packet goes to is behind the port.
+fn is_still_there(topology: &Topology, port: PortIndex, frame: &impl Frame) -> bool {
+    match parse_head(frame.data(), frame.packet_len()).map(|parsed| parsed.packet) {
+        Ok(Packet::Ip(ip)) => topology.local_pod(ip.destination) == Some(port),
+        _ => false,
     }
 }
 

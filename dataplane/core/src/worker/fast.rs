@@ -9,7 +9,6 @@
 mod begin;
 mod renew;
 
-use margay_accel::push_pair;
 use margay_wire::parse::tcp_flags;
 use margay_wire::quick::{self, Quick};
 use margay_wire::{ETHERNET_LEN, MacAddr, checksum, protocol};
@@ -17,7 +16,7 @@ use margay_wire::{ETHERNET_LEN, MacAddr, checksum, protocol};
 use super::{Prepared, View, Worker, finish};
 use crate::flow::{Arrival, FlowKey, FlowTable, Path, Side, tcp};
 use crate::frame::Frame;
-use crate::handover::{Errand, FirstLeg, Gist, Slip};
+use crate::handover::{Errand, FirstLeg, Gist, Word};
 use crate::output::Output;
 use crate::spread::WorkerIndex;
 use crate::time::Nanos;
@@ -48,6 +47,12 @@ impl<'a> Burst<'a> {
     pub(super) fn taken(view: View<'a>, now: Nanos) -> Self {
         let steady = renew::identified_for(view);
         Self { view, mac: None, port: PortIndex(0), under: view.under(), steady, now, begins: true }
+    }
+
+    /// Returns the topology, as flows remember it.
+    #[inline(always)]
+    pub(super) fn topology(&self) -> u32 {
+        self.under.1
     }
 
     /// For packets that came out of datagrams.
@@ -150,30 +155,45 @@ impl Plain {
 /// How a packet leaves on the short way.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Exit {
-    /// By a queue of ours, finished.
-    Port(PortIndex),
+    /// By a port, finished; where its queue is another worker's, with an errand for that one, as a word.
+    ///
+    /// Not two cases, because of a burst's packets any may be either, and nothing foretells the next: that is decided once, at the end.
+    Port { worker: WorkerIndex, port: PortIndex, errand: Word },
     /// By the tunnel, to a peer of ours.
     Seal(PeerId),
-    /// By another worker's hands, which are to judge its second leg, or to seal it; the errand as a word.
-    Worker(WorkerIndex, u64),
-    /// By another worker's hands, finished, and only to be sent by this port.
-    Carrier(WorkerIndex, PortIndex),
+    /// By the tunnel, to a peer of another worker.
+    SealElsewhere(WorkerIndex, PeerId),
+    /// By another worker's hands, which are to hear of its flow and judge it too, an errand as a word.
+    Hear(WorkerIndex, Word),
 }
 
 impl Exit {
-    /// Gives the frame, which came from `port` and was `read`, where it goes. Sealing is the worker's to do: such a frame is given back to
-    /// the shell.
+    /// A finished packet that leaves by `path`, found under this topology, whoever has the queue.
     #[inline(always)]
-    pub(super) fn take<F>(self, port: PortIndex, frame: F, read: &Plain, out: &mut Output<F>) {
+    fn by(path: &Path, topology: u32) -> Self {
+        let errand = if path.second_leg { Word::deliver(topology) } else { Word::send() };
+        Self::Port { worker: path.worker, port: path.port, errand }
+    }
+
+    /// Gives the frame, which came to worker `me` from `port` and was `read`, where it goes. Sealing is the worker's to do: such a frame is
+    /// given back to the shell.
+    #[inline(always)]
+    pub(super) fn take<F>(
+        self,
+        me: WorkerIndex,
+        port: PortIndex,
+        frame: F,
+        read: &Plain,
+        out: &mut Output<F>,
+    ) {
         match self {
-            Exit::Port(to) => push_pair(&mut out.transmit, to, frame),
+            Exit::Port { worker, port, errand } => {
+                let own = &mut out.transmit.lane;
+                out.handovers.lane_or(worker, worker == me, own).push(frame, errand.of(port));
+            }
             Exit::Seal(_) => out.recycle.push(frame),
-            Exit::Worker(to, word) => {
-                out.handovers.push_made(to, frame, || Slip::of_word(read.gist(), port, word));
-            }
-            Exit::Carrier(to, by) => {
-                out.handovers.push_made(to, frame, || Slip::of_word(Gist::default(), by, Slip::send()));
-            }
+            Exit::SealElsewhere(to, peer) => out.handovers.of(to).push_word(frame, Word::seal(peer).of(port)),
+            Exit::Hear(to, word) => out.handovers.of(to).push_told(frame, word.of(port), read.gist()),
         }
     }
 }
@@ -181,7 +201,7 @@ impl Exit {
 impl<F: Frame> Worker<F> {
     /// Reads packets ahead, and asks for what their flows keep in memory. `read` reads the one at a place.
     #[inline(always)]
-    pub(super) fn read_ahead(&self, plain: &mut [Plain], read: impl Fn(usize) -> Plain) {
+    pub(super) fn read_ahead(&self, plain: &mut [Plain], mut read: impl FnMut(usize) -> Plain) {
         let count = plain.len();
         for at in 0..count + LAG {
             if let Some(slot) = plain.get_mut(at) {
@@ -238,13 +258,13 @@ impl<F: Frame> Worker<F> {
                 first.forward == (direction == 0) && first.generation == burst.under.0
             }
             Some(Errand::Take) => true,
-            Some(Errand::Send | Errand::Seal(_) | Errand::Open(..)) => false,
+            Some(Errand::Send | Errand::Deliver(_) | Errand::Seal(_) | Errand::Open(..)) => false,
         };
         if !welcome {
             return None;
         }
         if flow.snapshot != burst.under.0 {
-            // Of a second leg, only the port that it leaves by is our business, and of what was not looked at where it came from, both.
+            // What another worker has judged under this very snapshot needs no second look at where it came from.
             let age = burst.under.0.wrapping_sub(flow.snapshot);
             let is_known = age <= burst.steady && !matches!(errand, Some(Errand::Take));
             if is_known && age <= self.standing.governed_for(burst.view, burst.under.0, path.port) {
@@ -257,23 +277,28 @@ impl<F: Frame> Worker<F> {
             }
         }
         let me = self.config.index;
-        if path.second_leg && path.worker != me {
-            if errand.is_some() {
+        let elsewhere = path.second_leg & (path.worker != me);
+        let fits = quick.total_len <= path.mtu && !(path.decrement_ttl && quick.ttl <= 1);
+        if !fits || (errand.is_some() && elsewhere) {
+            if !elsewhere || errand.is_some() {
                 return None;
             }
-            flow.observe_parts(direction, quick.total_len, quick.protocol, quick.tcp_flags, burst.now);
-            trim(frame, quick.end());
-            let first = FirstLeg { forward: direction == 0, state: flow.state, generation: burst.under.0 };
-            self.counters.received += u64::from(burst.begins);
-            self.counters.flow_hits += 1;
-            self.counters.handed_over += 1;
-            return Some(Exit::Worker(path.worker, Slip::judge(first)));
-        }
-        if quick.total_len > path.mtu || (path.decrement_ttl && quick.ttl <= 1) {
             return None;
         }
-        flow.observe_parts(direction, quick.total_len, quick.protocol, quick.tcp_flags, burst.now);
+        let is_news =
+            flow.observe_parts(direction, quick.total_len, quick.protocol, quick.tcp_flags, burst.now);
         trim(frame, quick.end());
+        if is_news {
+            std::hint::cold_path();
+            if elsewhere {
+                let first =
+                    FirstLeg { forward: direction == 0, state: flow.state, generation: burst.under.0 };
+                self.counters.received += u64::from(burst.begins);
+                self.counters.flow_hits += 1;
+                self.counters.handed_over += 1;
+                return Some(Exit::Hear(path.worker, Word::judge(first)));
+            }
+        }
         send_on(frame, quick, &path)?;
         match errand {
             None => self.counters.received += u64::from(burst.begins),
@@ -285,10 +310,11 @@ impl<F: Frame> Worker<F> {
                 return Some(Exit::Seal(peer));
             }
             self.counters.handed_over += 1;
-            return Some(Exit::Worker(path.worker, Slip::seal(peer)));
+            return Some(Exit::SealElsewhere(path.worker, peer));
         }
-        self.counters.forwarded += 1;
-        Some(if path.worker == me { Exit::Port(path.port) } else { Exit::Carrier(path.worker, path.port) })
+        self.counters.handed_over += u64::from(elsewhere);
+        self.counters.forwarded += u64::from(!elsewhere);
+        Some(Exit::by(&path, burst.under.1))
     }
 }
 

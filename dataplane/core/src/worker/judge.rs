@@ -10,7 +10,6 @@ use margay_wire::{IpHeaders, Transport};
 
 use super::{Dropped, EndpointToHost, View, WorkerConfig};
 use crate::flow::{JudgedBy, Leg};
-use crate::spread::WorkerIndex;
 use crate::topology::{PortKind, Topology};
 use crate::verdict::DropReason;
 
@@ -23,8 +22,6 @@ pub struct Parties {
     pub ingress: Option<EndpointId>,
     /// The receiver is this node.
     pub to_host: bool,
-    /// The workers that keep the sender's leg and the receiver's.
-    pub homes: [WorkerIndex; 2],
 }
 
 impl Parties {
@@ -44,20 +41,7 @@ impl Parties {
             egress: endpoint(source),
             ingress: if from_host { None } else { endpoint(destination) },
             to_host: topology.is_node_address(destination),
-            homes: [source, destination].map(|address| topology.home(address).unwrap_or_default()),
         }
-    }
-
-    /// Returns those whose legs worker `me` keeps.
-    pub fn at(self, me: WorkerIndex) -> Self {
-        let [egress, ingress] = self.homes.map(|home| home == me);
-        Self { egress: self.egress.filter(|_| egress), ingress: self.ingress.filter(|_| ingress), ..self }
-    }
-
-    /// Returns those whose legs other workers keep.
-    pub fn not_at(self, me: WorkerIndex) -> Self {
-        let [egress, ingress] = self.homes.map(|home| home != me);
-        Self { egress: self.egress.filter(|_| egress), ingress: self.ingress.filter(|_| ingress), ..self }
     }
 
     /// Returns whether any policy of this node has a say.

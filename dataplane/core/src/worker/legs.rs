@@ -1,16 +1,15 @@
-//! The legs of a flow that this worker keeps: found, confirmed, judged anew.
+//! The legs of a flow: found, confirmed, judged anew.
 //!
 //! A flow has a leg at each pod of this node that it touches: the opener's egress, the other end's ingress. Both must approve (policy
-//! model 13.1). A worker keeps the legs of its own pods, in one entry when both are its own. The worker that a packet arrives at judges
-//! first: a packet that opens a flow for both legs, so that what is refused leaves no trace anywhere, later ones for its own leg. Where
-//! the other leg is another worker's, that one judges the same packet for its own leg, and goes by the first one's word for who opened
-//! the flow:
+//! model 13.1). Any worker can judge both, because tables are the same for all; what a worker cannot know is who has spoken at the others'
+//! ports. So a flow between pods of two workers has an entry at each, which stands for both legs there, and each worker decides by its own
+//! about what arrives at it. The other one hears of what changes the flow, and that it lives ([`Flow::observe`]): such a packet is judged
+//! once more there, which goes by the first one's word for who opened the flow:
 //!
 //! * It knows the flow with the same opener: its own answer counts.
-//! * It does not know it, or with the other end as its opener (both began at once, or one of the two was refused): its leg is judged as
-//!   if the flow had begun this way. In the middle of a TCP connection that is unknown here, only if the first leg has seen both ends
+//! * It does not know it, or with the other end as its opener (both began at once, or one of the two was refused): it is judged as
+//!   if the flow had begun this way. In the middle of a TCP connection that is unknown here, only if the first worker has seen both ends
 //!   speak.
-//! * The first leg was judged under another snapshot: both are judged here, so no packet is judged by halves of two.
 
 use margay_policy_engine::packet::PacketTuple;
 use margay_policy_engine::snapshot::Snapshot;
@@ -42,36 +41,20 @@ impl<F: Frame> Worker<F> {
         known: Option<u32>,
         out: &mut Output<F>,
     ) -> Result<(u32, usize), Dropped> {
-        let (found, live) = match self.lookup(passing, prepared, known)? {
+        match self.lookup(passing, prepared, known)? {
             Known::Flow(slot, direction) => {
                 self.counters.flow_hits += 1;
-                ((slot, direction), true)
+                Ok((slot, direction))
             }
             // Its first has passed, and the flow has ended since: there is nothing to judge it by.
             Known::Unknown if matches!(passing.ip.fragment, Fragment::Later { .. }) => {
-                return Err(DropReason::FragmentWithoutFirst.into());
+                Err(DropReason::FragmentWithoutFirst.into())
             }
             Known::Unknown => {
                 self.counters.flow_misses += 1;
-                (self.open(passing, prepared, known, out)?, false)
+                self.open(passing, prepared, known, out)
             }
-        };
-        if let Some(told) = passing.told()
-            && told.generation != passing.view.under().0
-            && !(live && self.config.policy_change == PolicyChangeFlowAction::Keep)
-        {
-            self.judge_first_leg_too(passing.view, found.0)?;
         }
-        Ok(found)
-    }
-
-    /// Judges the legs of a flow that other workers keep, under our snapshot.
-    #[cold]
-    fn judge_first_leg_too(&self, view: View<'_>, slot: u32) -> Result<(), Dropped> {
-        let flow = self.flows.flow(slot).ok_or(DropReason::InvalidState)?;
-        let tuple = flow.tuple();
-        let parties = Parties::of(view.topology, &tuple).not_at(self.config.index);
-        judge::judge(view, &self.config, &tuple, &parties).map(|_| ())
     }
 
     /// Finds the flow that `ip` belongs to and makes sure that it is still what it was judged as.
@@ -113,15 +96,12 @@ impl<F: Frame> Worker<F> {
         let Some(flow) = self.flows.flow(slot) else { return false };
         let (tuple, old) = (flow.tuple(), flow.judged_by());
         let pair = self.pairs.meet(view, flow.port(), tuple.source, tuple.destination);
-        let parties = pair.parties.at(self.config.index);
+        let parties = pair.parties;
         if !parties.are(&old) {
             self.flows.remove(slot);
             return false;
         }
-        let now = match pair.by {
-            Some(by) => Some(by.only(parties.egress.is_some(), parties.ingress.is_some())),
-            None => judge::evidence(view, &tuple, &parties),
-        };
+        let now = pair.by;
         let keep = self.config.policy_change == PolicyChangeFlowAction::Keep && flow.is_approved();
         // While a party had no table there was nothing to judge by, so what the flow rests on is older than that refusal.
         let is_judged = !matches!(flow.refusal(), Some((DropReason::NoPolicyYet, _)));
@@ -151,19 +131,22 @@ impl<F: Frame> Worker<F> {
         out: &mut Output<F>,
     ) -> Result<(u32, usize), Dropped> {
         let Passing { view, now, port, ip, .. } = *passing;
-        let me = self.config.index;
         let Prepared { key, side, hash, .. } = *prepared;
         let known = known.filter(|slot| self.flows.is(*slot, &key));
         let tuple = judge::tuple(ip);
-        let &mut pairs::Pair { parties: all, by, path, .. } =
+        let &mut pairs::Pair { parties, by, path, .. } =
             self.pairs.meet(view, port.index, ip.source, ip.destination);
-        let parties = all.at(me);
-        let evidence = |parties: &Parties| match &by {
-            Some(by) => Ok(by.only(parties.egress.is_some(), parties.ingress.is_some())),
-            None => judge::evidence(view, &tuple, parties).ok_or(DropReason::NoPolicyYet),
+        let judged = |worker: &Self| {
+            let by = by.ok_or(DropReason::NoPolicyYet)?;
+            judge::judge_by(view, &worker.config, &tuple, &parties, &by).map(|()| by)
+        };
+        let judged_backwards = |worker: &Self| {
+            let reversed = judge::reversed(&tuple);
+            let parties = Parties::of(view.topology, &reversed);
+            judge::judge(view, &worker.config, &reversed, &parties)
         };
         if passing.told().is_none() && view.snapshot.is_some_and(Snapshot::has_log_rules) {
-            self.log(view, now, port.index, &tuple, &all, out);
+            self.log(view, now, port.index, &tuple, &parties, out);
         }
         let in_mid_flow = match ip.transport {
             Transport::Tcp { flags, .. } => !tcp::opens(flags),
@@ -184,38 +167,23 @@ impl<F: Frame> Worker<F> {
                 return Err(DropReason::InvalidState.into());
             }
             state = told.state;
-            if told.forward {
-                let by = evidence(&parties)?;
-                judge::judge_by(view, &self.config, &tuple, &parties, &by)?;
-                (side, by)
-            } else {
-                let reversed = judge::reversed(&tuple);
-                let backwards = Parties::of(view.topology, &reversed).at(me);
-                match judge::judge(view, &self.config, &reversed, &backwards) {
-                    Ok(judged_by) => (other(side), judged_by),
-                    Err(refused) if in_mid_flow => return Err(refused),
-                    Err(_) => {
-                        // Here that flow is over, and the first leg lives on what was refused here: this packet begins a new one.
-                        state = State::Other { answered: false };
-                        judge::judge_by(view, &self.config, &tuple, &all, &evidence(&all)?)?;
-                        (side, evidence(&parties)?)
-                    }
+            match if told.forward { None } else { Some(judged_backwards(self)) } {
+                None => (side, judged(self)?),
+                Some(Ok(by)) => (other(side), by),
+                Some(Err(refused)) if in_mid_flow => return Err(refused),
+                Some(Err(_)) => {
+                    // By our snapshot that flow is over, by the giver's it was not: this packet begins a new one.
+                    state = State::Other { answered: false };
+                    (side, judged(self)?)
                 }
             }
-        } else if !in_mid_flow || !all.any() {
-            judge::judge_by(view, &self.config, &tuple, &all, &evidence(&all)?)?;
-            (side, evidence(&parties)?)
+        } else if !in_mid_flow || !parties.any() {
+            (side, judged(self)?)
         } else if adopting && is_tcp {
             // Either end may have opened it before we were here (PM-D19).
-            match judge::judge(view, &self.config, &tuple, &all) {
-                Ok(_) => (side, evidence(&parties)?),
-                Err(refused) => {
-                    let reversed = judge::reversed(&tuple);
-                    let all = Parties::of(view.topology, &reversed);
-                    judge::judge(view, &self.config, &reversed, &all).map_err(|_| refused)?;
-                    let by = judge::evidence(view, &reversed, &all.at(me));
-                    (other(side), by.ok_or(DropReason::NoPolicyYet)?)
-                }
+            match judged(self) {
+                Ok(by) => (side, by),
+                Err(refused) => (other(side), judged_backwards(self).map_err(|_| refused)?),
             }
         } else {
             return Err(DropReason::InvalidState.into());
@@ -280,14 +248,31 @@ impl Flow {
         }
     }
 
-    /// Takes a packet: state, lifetime, counters.
+    /// Returns how long it is remembered after a packet that does not change its state.
+    #[inline(always)]
+    fn lifetime(&self, protocol: u8) -> Nanos {
+        match self.state {
+            State::Tcp(tcp) => tcp.timeout(),
+            State::Other { .. } => match protocol {
+                margay_wire::protocol::UDP | margay_wire::protocol::UDPLITE => UDP_LIFETIME,
+                margay_wire::protocol::ICMP | margay_wire::protocol::ICMPV6 => Nanos::from_secs(5),
+                _ => Nanos::from_secs(600),
+            },
+        }
+    }
+
+    /// Takes a packet: state, lifetime, counters. Returns whether it is news to the worker that keeps the flow for the other pod: it changes
+    /// the flow's state, belongs to a connection that is not settled, or is the first in a step of the time by which flows are forgotten.
+    ///
+    /// So the entry there ends when this one does, to a step, and each worker knows of the other's pod what it would know of its own.
+    /// Whoever has heard in this step does not say it back.
     #[inline]
-    pub(super) fn observe(&mut self, direction: usize, ip: &IpHeaders, now: Nanos) {
+    pub(super) fn observe(&mut self, direction: usize, ip: &IpHeaders, now: Nanos) -> bool {
         let flags = match ip.transport {
             Transport::Tcp { flags, .. } => flags,
             _ => 0,
         };
-        self.observe_parts(direction, ip.total_len, ip.protocol, flags, now);
+        self.observe_parts(direction, ip.total_len, ip.protocol, flags, now)
     }
 
     /// As [`Flow::observe`]; `flags` is zero where there is no TCP header.
@@ -299,26 +284,25 @@ impl Flow {
         protocol: u8,
         flags: u8,
         now: Nanos,
-    ) {
+    ) -> bool {
         self.count(direction, total_len);
-        let lifetime = match &mut self.state {
-            State::Tcp(tcp) => {
-                if flags != 0 {
-                    // A new connection over an old one was judged by `open`, which replaced the entry.
-                    let live = flags & (tcp_flags::FIN | tcp_flags::RST | tcp_flags::ACK);
-                    tcp.observe(direction, live);
-                }
-                tcp.timeout()
+        let before = self.state;
+        match &mut self.state {
+            State::Tcp(tcp) if flags != 0 => {
+                // A new connection over an old one was judged by `open`, which replaced the entry.
+                let live = flags & (tcp_flags::FIN | tcp_flags::RST | tcp_flags::ACK);
+                tcp.observe(direction, live);
             }
-            State::Other { answered } => {
-                *answered |= direction == 1;
-                match protocol {
-                    margay_wire::protocol::UDP | margay_wire::protocol::UDPLITE => UDP_LIFETIME,
-                    margay_wire::protocol::ICMP | margay_wire::protocol::ICMPV6 => Nanos::from_secs(5),
-                    _ => Nanos::from_secs(600),
-                }
+            State::Tcp(_) => {}
+            State::Other { answered } => *answered |= direction == 1,
+        }
+        let is_first_in_step = self.live_on(now, self.lifetime(protocol));
+        let may_change = match self.state {
+            State::Tcp(_) => {
+                flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) != 0 || !self.is_settled()
             }
+            State::Other { .. } => false,
         };
-        self.live_on(now, lifetime);
+        is_first_in_step | may_change | (self.state != before)
     }
 }

@@ -59,7 +59,7 @@ use limits::{Allowance, PerPort};
 use sanity::Class;
 
 pub use config::{EndpointToHost, PolicyChangeFlowAction, WorkerConfig};
-pub use records::FlowRecord;
+pub use records::{Counted, FlowRecord};
 pub use tap::{Captured, Fate, TapEnd, TapFilter, TapId, ToldLeg};
 
 /// What is in force during one burst. Loaded once by the shell, so no packet sees half of a change.
@@ -128,7 +128,7 @@ impl Passing<'_> {
         self.arrival.filter(|_| !is_moody())
     }
 
-    /// Returns what the first leg says, when this worker has the second.
+    /// Returns what the worker says that it arrived at, when that is another one.
     fn told(&self) -> Option<FirstLeg> {
         match self.errand {
             Some(Errand::Judge(first)) => Some(first),
@@ -225,7 +225,7 @@ impl<F: Frame> Worker<F> {
     /// Takes frames that arrived together from one port to their ends, in order; `frames` is empty afterwards.
     ///
     /// The same as [`Worker::handle_frame`] for each, and faster: headers, index and flows are asked for a burst ahead, and packets of
-    /// known flows take the short way of [`fast`].
+    /// known flows, and those that open one, take the short ways of [`fast`].
     pub fn handle_burst(
         &mut self,
         view: View<'_>,
@@ -275,7 +275,7 @@ impl<F: Frame> Worker<F> {
                 };
                 match exit {
                     Some(fast::Exit::Seal(peer)) => self.seal(view, now, port, peer, frame, out),
-                    Some(exit) => exit.take(port, frame, read, out),
+                    Some(exit) => exit.take(self.config.index, port, frame, read, out),
                     None => {
                         self.counters.received += 1;
                         self.walk(view, now, port, frame, Some(read), out);
@@ -444,7 +444,9 @@ impl<F: Frame> Worker<F> {
     ) -> Result<Ending, Dropped> {
         let Passing { view, now, port, ip, .. } = *passing;
         let flow = self.flows.flow_mut(slot).ok_or(DropReason::InvalidState)?;
-        flow.observe(direction, ip, now);
+        // Who watches is told by the worker that sends, which has to see the packet then.
+        let is_news =
+            flow.observe(direction, ip, now) || ip.fragment != Fragment::None || !self.taps.is_empty();
         if flow.is_misplaced() {
             self.flows.resort(slot);
         }
@@ -486,6 +488,12 @@ impl<F: Frame> Worker<F> {
                 }
             }
         };
+        let fits = ip.total_len <= path.mtu && !(path.decrement_ttl && ip.ttl <= 1);
+        if path.second_leg && path.worker != self.config.index && passing.errand.is_none() && fits && !is_news
+        {
+            finish::finish(frame, port, ip, &path, &mut self.identifications, out)?;
+            return Ok(Ending::Deliver(path.worker, path.port));
+        }
         let first = FirstLeg { forward: direction == 0, state, generation: view.under().0 };
         self.leave(passing, &path, Errand::Judge(first), frame, out)
     }

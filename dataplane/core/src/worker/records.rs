@@ -6,14 +6,25 @@ use margay_policy_engine::packet::{Direction, EndpointId};
 use margay_policy_engine::snapshot::Attribution;
 
 use super::{View, Worker, judge};
-use crate::flow::{Flow, State};
+use crate::flow::{Flow, FlowKey, Side, State};
 use crate::frame::Frame;
+use crate::spread::WorkerIndex;
 use crate::time::Nanos;
 use crate::topology::PortIndex;
+
+/// Packets and bytes of a flow that one worker has counted: those from the low end of its key, and those from the high end.
+pub type Counted = [(u64, u64); 2];
 
 /// One live flow, for `margay flows`.
 #[derive(Clone, Debug)]
 pub struct FlowRecord {
+    /// What workers know it by.
+    pub key: FlowKey,
+    /// The worker that keeps it too, for the other pod, and alone counts all of that pod's packets: [`FlowRecord::learn`] what it has
+    /// [`Worker::counted`].
+    pub elsewhere: Option<WorkerIndex>,
+    /// Which end of the key opened it.
+    pub opener: Side,
     /// Who opened it.
     pub source: IpAddr,
     /// Whom it was opened to.
@@ -40,10 +51,37 @@ pub struct FlowRecord {
     pub ingress: Option<Attribution>,
 }
 
+impl FlowRecord {
+    /// Takes in what another worker has counted: of each direction, the more is all of it, because whoever the packets do not arrive at
+    /// counts only those that it heard of.
+    pub fn learn(&mut self, counted: Option<Counted>) {
+        let Some(mut counted) = counted else { return };
+        if self.opener == Side::High {
+            counted.reverse();
+        }
+        for (known, more) in [&mut self.forward, &mut self.reverse].into_iter().zip(counted) {
+            *known = (known.0.max(more.0), known.1.max(more.1));
+        }
+    }
+}
+
 impl<F: Frame> Worker<F> {
+    /// Returns what was counted of the flows with these keys, where they are known.
+    pub fn counted(&self, keys: &[FlowKey]) -> Vec<Option<Counted>> {
+        let counted = |key: &FlowKey| {
+            let flow = self.flows.flow(self.flows.find(key, self.flows.hash(key))?)?;
+            let mut counted = [flow.counted(0), flow.counted(1)];
+            if flow.opener == Side::High {
+                counted.reverse();
+            }
+            Some(counted)
+        };
+        keys.iter().map(counted).collect()
+    }
+
     /// Returns up to `limit` live flows, starting at table position `cursor`; the second value is the next cursor, `None` at the end.
     ///
-    /// A flow with a leg at another worker is told by the worker that has its first. Attributions are those of the present snapshot: who would decide the flow's opening packet now.
+    /// A flow that another worker keeps too is told by the one that its first packet arrived at. Attributions are those of the present snapshot: who would decide the flow's opening packet now.
     pub fn flows(
         &self,
         view: View<'_>,
@@ -60,10 +98,19 @@ impl<F: Frame> Worker<F> {
                 self.flows.flow(slot as u32).filter(|flow| !flow.is_over(now) && !flow.is_second())
             {
                 let sealed = [0, 1].map(|direction| self.is_sealed(view, flow, direction));
-                records.push(flow.record(view, now, sealed.into()));
+                let elsewhere = self.elsewhere(view, flow);
+                records.push(flow.record(view, now, sealed.into(), elsewhere));
             }
         }
         (records, None)
+    }
+
+    /// Returns the other worker that keeps it.
+    fn elsewhere(&self, view: View<'_>, flow: &Flow) -> Option<WorkerIndex> {
+        let tuple = flow.tuple();
+        let ends = [tuple.source, tuple.destination].map(|end| view.topology.home(end));
+        let [Some(one), Some(other)] = ends else { return None };
+        [one, other].into_iter().find(|home| one != other && *home != self.config.index)
     }
 
     /// Whether packets of one direction go into the tunnel here, or came out of it.
@@ -86,7 +133,13 @@ impl Flow {
         }
     }
 
-    fn record(&self, view: View<'_>, now: Nanos, encrypted: (bool, bool)) -> FlowRecord {
+    fn record(
+        &self,
+        view: View<'_>,
+        now: Nanos,
+        encrypted: (bool, bool),
+        elsewhere: Option<WorkerIndex>,
+    ) -> FlowRecord {
         let tuple = self.tuple();
         let (from, to) = self.key().ends(self.opener);
         let by = |endpoint: Option<EndpointId>, direction: Direction| {
@@ -96,6 +149,9 @@ impl Flow {
         };
         let judge::Parties { egress, ingress, .. } = judge::Parties::of(view.topology, &tuple);
         FlowRecord {
+            key: self.key(),
+            opener: self.opener,
+            elsewhere,
             source: tuple.source,
             destination: tuple.destination,
             protocol: self.key().protocol,

@@ -130,7 +130,17 @@ impl Dataplane {
             return Ok((Vec::new(), None));
         }
         let worker = WorkerIndex(at as u16);
-        let (flows, next) = self.ask(worker, |reply| Command::Flows { cursor: slot, limit, reply })?;
+        let (mut flows, next) = self.ask(worker, |reply| Command::Flows { cursor: slot, limit, reply })?;
+        // Who keeps a flow for the other pod has counted that pod's packets.
+        for other in self.workers().filter(|other| *other != worker) {
+            let mut shared: Vec<_> = flows.iter_mut().filter(|it| it.elsewhere == Some(other)).collect();
+            if shared.is_empty() {
+                continue;
+            }
+            let keys = shared.iter().map(|flow| flow.key).collect();
+            let counted = self.ask(other, |reply| Command::Counted { keys, reply })?;
+            shared.iter_mut().zip(counted).for_each(|(flow, counted)| flow.learn(counted));
+        }
         let next = match next {
             Some(slot) => Some(at << WORKER_SHIFT | slot),
             None => (at + 1 < self.hands.len()).then_some((at + 1) << WORKER_SHIFT),

@@ -264,7 +264,8 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
     /// Looks at what ports need: one that used less than a quarter of what it may have gets by with half of that, down to an idle one's; one that
     /// is silent because its packets find too few frames, which shows on no ring, gets what they need.
     ///
-    /// Slowly, since a sender that pauses comes back with a burst: it finds what the one before it needed.
+    /// Slowly, since a sender that pauses comes back with a burst: it finds what the one before it needed, if that was
+    /// a tenth of a second ago.
     pub(super) fn feed(&mut self, now: Nanos) {
         if now < self.next_feed {
             return;

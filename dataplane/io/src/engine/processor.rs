@@ -2,9 +2,10 @@
 
 use std::net::IpAddr;
 
+use margay_core::flow::FlowKey;
 use margay_core::handover::Parcels;
 use margay_core::tunnel::PeerReport;
-use margay_core::worker::{FlowRecord, TapFilter, TapId};
+use margay_core::worker::{Counted, FlowRecord, TapFilter, TapId};
 use margay_core::{Counters, Frame, Nanos, Output, PortIndex, View, Worker};
 
 /// What stands inside the engine: [`margay_core::Worker`] in the agent, something smaller in tests of input and output.
@@ -72,6 +73,11 @@ pub trait Processor<F> {
         _limit: usize,
     ) -> (Vec<FlowRecord>, Option<usize>) {
         (Vec::new(), None)
+    }
+
+    /// Returns what it has counted of flows; see [`Worker::counted`]. A processor without flows knows none.
+    fn counted(&self, keys: &[FlowKey]) -> Vec<Option<Counted>> {
+        vec![None; keys.len()]
     }
 }
 
@@ -141,5 +147,9 @@ impl<F: Frame> Processor<F> for Worker<F> {
         limit: usize,
     ) -> (Vec<FlowRecord>, Option<usize>) {
         Worker::flows(self, view, now, cursor, limit)
+    }
+
+    fn counted(&self, keys: &[FlowKey]) -> Vec<Option<Counted>> {
+        Worker::counted(self, keys)
     }
 }

@@ -17,7 +17,7 @@ use margay_wire::{ETHERNET_LEN, MacAddr, Packet, Parsed, protocol};
 use super::{Burst, Exit, Plain, send_on, trim};
 use crate::flow::{self, Arrival, Beginning, Flow, Opening, State, key, tcp};
 use crate::frame::Frame;
-use crate::handover::{FirstLeg, Slip};
+use crate::handover::{FirstLeg, Word};
 use crate::verdict::DropReason;
 use crate::worker::pairs::{Alike, Between, Pair, Start};
 use crate::worker::sanity::{self, Class};
@@ -111,7 +111,7 @@ impl<F: Frame> Worker<F> {
                 return Begun::Refused(refused);
             }
             *approved = asked;
-            // Not before: who is refused leaves no name.
+            // Not before: whom policy refuses leaves no name.
             alike.flow.arrivals[0] = self.arrivals.id(Arrival { port: burst.port, mac: alike.mac });
         }
         let beginning = Beginning {
@@ -130,17 +130,13 @@ impl<F: Frame> Worker<F> {
         if to_second_leg {
             let first = FirstLeg { forward: true, state, generation: burst.under.0 };
             self.counters.handed_over += 1;
-            return Begun::Leaves(Exit::Worker(path.worker, Slip::judge(first)));
+            return Begun::Leaves(Exit::Hear(path.worker, Word::judge(first)));
         }
         if send_on(frame, quick, path).is_none() {
             return Begun::Refused(DropReason::Truncated.into());
         }
         self.counters.forwarded += 1;
-        Begun::Leaves(if path.worker == me {
-            Exit::Port(path.port)
-        } else {
-            Exit::Carrier(path.worker, path.port)
-        })
+        Begun::Leaves(Exit::by(path, burst.under.1))
     }
 
     /// Finds out what the flows have in common that packets between these addresses open. A packet that does not pass the sanity stage
@@ -172,7 +168,6 @@ impl<F: Frame> Worker<F> {
                 path
             }
         };
-        let here = pair.parties.at(self.config.index);
         let mut flow = Flow::new(&Opening {
             key: read.key,
             opener: read.side,
@@ -181,7 +176,7 @@ impl<F: Frame> Worker<F> {
             second: false,
             port: port.index,
             under: burst.under,
-            judged_by: by.only(here.egress.is_some(), here.ingress.is_some()),
+            judged_by: by,
         });
         flow.paths[0] = pair.path;
         pair.start =

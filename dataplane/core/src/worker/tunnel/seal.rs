@@ -101,7 +101,7 @@ impl<F: Frame> Worker<F> {
     ) {
         let mut at = first;
         while let Some((port, _)) = out.transmit.get(at) {
-            if *port != PortIndex::TUNNEL {
+            if port != PortIndex::TUNNEL {
                 at += 1;
                 continue;
             }
