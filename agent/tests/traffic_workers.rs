@@ -82,6 +82,7 @@ fn everybody_meets(mark: &str, workers: u16) {
     let handed = |status: &Value| status["counters"]["handed_over"].as_u64().expect("number");
     assert!(handed(&lab.agent_status("node1")) > 0, "packets change hands");
     lab.books_balance();
+    all_packets_of_a_flow_are_told(&lab);
     // Nobody made a worker panic.
     for (what, answer) in [
         ("shop/web", "shop/web is not quarantined"),
@@ -93,6 +94,41 @@ fn everybody_meets(mark: &str, workers: u16) {
     let status = lab.agent_status("node1");
     assert!(status["workers"].as_array().expect("workers").iter().all(|worker| worker["panics"] == 0));
     assert!(status["ports"].as_array().expect("ports").iter().all(|port| port["quarantined"] == false));
+}
+
+/// Sends 300 datagrams, one after the other, and waits for each to come back; without an address it sends back what comes.
+const ECHO: &str = "import socket, sys
+mine = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+mine.bind(('0.0.0.0', 7100))
+if sys.argv[1:]:
+    mine.settimeout(2)
+    for n in range(300):
+        mine.sendto(b'x', (sys.argv[1], 7100))
+        mine.recv(9)
+while not sys.argv[1:]:
+    mine.sendto(*mine.recvfrom(9))
+";
+
+/// A flow between pods of two workers is told once, with all packets of both directions, though each worker has counted only one pod's.
+fn all_packets_of_a_flow_are_told(lab: &Lab) {
+    let address = lab.addresses("shop/db")[0].clone();
+    let _echo = lab.start("shop/db", &["python3", "-c", ECHO]);
+    let ask = || lab.exec("shop/web", &["python3", "-c", ECHO, &address]).status.success();
+    assert!(within(5, ask), "{}", lab.diagnosis());
+    let socket = lab.directory.join("nodes/node1/run/admin.sock");
+    let told = std::process::Command::new(env!("CARGO_BIN_EXE_margay"))
+        .args(["flows", "-o", "json", "--pod", "shop/db", "--port", "7100", "--socket"])
+        .arg(socket)
+        .output()
+        .expect("run");
+    let told = String::from_utf8_lossy(&told.stdout);
+    let flows: Vec<Value> =
+        serde_json::Deserializer::from_str(&told).into_iter().map(|flow| flow.expect(&told)).collect();
+    let [flow] = &flows[..] else { panic!("one flow: {told}") };
+    let packets = |way: &str| flow[way].as_u64().expect("a number");
+    let (forward, reverse) = (packets("forward_packets"), packets("reverse_packets"));
+    // An attempt before echo was there may have sent one in vain.
+    assert!(reverse >= 300 && (reverse..reverse + 5).contains(&forward), "{told}");
 }
 
 #[test]

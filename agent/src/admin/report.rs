@@ -250,7 +250,7 @@ pub struct MemoryReport {
 pub struct CounterReport {
     /// Frames taken from ports.
     pub received: u64,
-    /// Packets given from one worker to another to be judged.
+    /// Packets given from one worker to another: to be sent to a pod, judged, sealed or opened.
     pub handed_over: u64,
     /// Frames sent on.
     pub forwarded: u64,

@@ -175,7 +175,11 @@ pub fn render(status: &StatusReport) -> Result<String, std::fmt::Error> {
         "Packets larger than their path that left in fragments; they are forwarded too",
         counters.cut,
     );
-    count("handed_over", "Packets given from one worker to another to be judged", counters.handed_over);
+    count(
+        "handed_over",
+        "Packets given from one worker to another: to be sent to a pod, judged, sealed or opened",
+        counters.handed_over,
+    );
     count("icmp_errors_sent", "ICMP errors sent about dropped packets", counters.icmp_errors_sent);
     count("resets_sent", "TCP resets sent about segments that policy refused", counters.resets_sent);
     count(

@@ -95,9 +95,7 @@ fn start(args: &AgentArgs) -> Result<(), Failure> {
     private_directory(&args.run_dir)?;
     private_directory(&args.state_dir)?;
     let _awake = args.cpu_latency.map(latency::bound).transpose()?;
-    if let Some(most) = args.cpu_latency {
-        tracing::info!(?most, "processors wake up within this while the agent runs");
-    }
+    args.cpu_latency.into_iter().for_each(latency::log);
 
     let mut netlink = Netlink::open()?;
     let uplinks = uplinks::find(&args.uplink, args.node_address)?;
