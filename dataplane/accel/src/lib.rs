@@ -115,26 +115,6 @@ pub fn push_made<T>(to: &mut Vec<T>, make: impl FnOnce() -> T) {
     }
 }
 
-/// Appends a pair, each half of which is written where it stays.
-///
-/// A pair with room between its halves is copied as a whole, that room included, even by [`push_made`]: from a place on the stack where it was
-/// put together just before, in other pieces.
-#[inline(always)]
-pub fn push_pair<A, B>(to: &mut Vec<(A, B)>, first: A, second: B) {
-    if to.len() == to.capacity() {
-        to.reserve(1);
-    }
-    let at = to.len();
-    // SAFETY: there is room for one more behind the last element; both halves of it are initialised before the length says so, and
-    // nothing in between can panic.
-    unsafe {
-        let place = to.as_mut_ptr().add(at);
-        (&raw mut (*place).0).write(first);
-        (&raw mut (*place).1).write(second);
-        to.set_len(at + 1);
-    }
-}
-
 /// Asks the kernel to back `memory` with huge pages where it can (madvise(2), `MADV_HUGEPAGE`): a table that is visited at random then
 /// costs a cache miss, not a page walk as well. Only whole 2 MiB stretches count; a refusal changes nothing.
 pub fn advise_huge_pages<T>(memory: &mut [MaybeUninit<T>]) {
@@ -384,20 +364,6 @@ mod tests {
         }));
         assert!(panicked.is_err());
         assert_eq!(to.len(), 100);
-    }
-
-    #[test]
-    fn both_halves_of_a_pair_are_appended() {
-        let mut to: Vec<(u16, Box<usize>)> = Vec::with_capacity(3);
-        for number in 0..100u16 {
-            push_pair(&mut to, number, Box::new(usize::from(number) * 3));
-        }
-        assert_eq!(to.len(), 100);
-        assert!(
-            to.iter()
-                .zip(0..)
-                .all(|((first, second), number)| *first == number && **second == 3 * usize::from(number))
-        );
     }
 
     #[test]

@@ -5,8 +5,8 @@
 //! Sealing and opening are the business of the worker that has the peer, so these are changes of hands of their own. What was
 //! read of a plain IPv4 packet goes with it, so that the taker can ask for its own flow before it has the frame.
 //!
-//! All that is said of a packet is a word, or four where it has a flow to be found: its [`Slip`]. It is written once, by the giver, where the
-//! taker will read it: packets for one worker gather in [`Parcels`], whose words change hands as a whole, and only the frames are looked at on the way ([`Parcels::move_to`]).
+//! All that is said of a packet is a word, or four where there is more to say than what to do: its [`Slip`]. It is written once, by the giver, where the
+//! taker will read it: packets for one worker gather in [`Parcels`], whose words change hands as a whole where nothing is before them, and only the frames are looked at on the way ([`Parcels::move_to`]).
 
 mod lane;
 mod parcels;
@@ -23,7 +23,7 @@ pub use slip::{Gist, Slip};
 
 /// What the worker that a packet arrived at says of its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FirstLeg {
+pub struct Told {
     /// Whether the packet goes the way of the flow's opener.
     pub forward: bool,
     /// Connection state, this packet included.
@@ -40,7 +40,7 @@ pub enum Errand {
     /// It has passed the sanity stage of its port, nothing more: its flow is the taker's.
     Take,
     /// It may pass, as far as the giver knows, and its flow is one that the taker keeps too: it hears of it, and agrees or not.
-    Judge(FirstLeg),
+    Judge(Told),
     /// It may pass, its flow is one that the taker has heard of lately, and it is finished: send it to the pod. Under the topology with this
     /// number (its low half) the pod was behind that port.
     Deliver(u32),

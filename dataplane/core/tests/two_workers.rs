@@ -5,7 +5,7 @@ mod node;
 use std::sync::Arc;
 
 use margay_core::frame::MemoryFrame;
-use margay_core::handover::{Errand, FirstLeg, Gist};
+use margay_core::handover::{Errand, Gist, Told};
 use margay_core::topology::{PortKind, TopologyBuilder};
 use margay_core::{
     Counters, DropReason, Frame, Handover, Nanos, Output, Parcels, PortIndex, Spread, View, Worker,
@@ -73,8 +73,7 @@ impl Two {
         let before = self.workers[worker].counters().clone();
         let view = Self::view(&self.node);
         let port = parcel.port;
-        let is_finished =
-            parcel.errand == Errand::Deliver(u32::try_from(self.node.topology.revision()).expect("small"));
+        let is_finished = matches!(parcel.errand, Errand::Deliver(_));
         self.workers[worker].handle_handovers(
             view,
             self.node.now,
@@ -121,7 +120,7 @@ fn only(mut parcels: Vec<Parcel>) -> Parcel {
     parcels.remove(0)
 }
 
-fn word(parcel: &Parcel) -> FirstLeg {
+fn word(parcel: &Parcel) -> Told {
     match parcel.errand {
         Errand::Judge(first) => first,
         _ => panic!("not to be judged: {:?}", parcel.errand),
@@ -152,7 +151,7 @@ fn a_call_and_its_answer_change_hands_once_each_way() {
 fn the_other_worker_hears_of_what_is_news_and_sends_the_rest() {
     for burst in [false, true] {
         let mut two = Two::new();
-        let mut send = |two: &mut Two, from: PortIndex| {
+        let send = |two: &mut Two, from: PortIndex| {
             let (here, to) = if from == POD_A { (0, POD_B) } else { (1, POD_A) };
             let parcel = only(match burst {
                 true => two.send_burst(here, from, &udp(from)),
@@ -171,7 +170,7 @@ fn the_other_worker_hears_of_what_is_news_and_sends_the_rest() {
             assert_eq!(two.give(1 - here, parcel), Ok(vec![to]));
             told
         };
-        let mut heard = |two: &mut Two, from: &[PortIndex]| -> Vec<bool> {
+        let heard = |two: &mut Two, from: &[PortIndex]| -> Vec<bool> {
             from.iter().map(|from| send(two, *from)).collect()
         };
         let (a, b) = (POD_A, POD_B);
@@ -194,7 +193,7 @@ fn the_other_worker_hears_of_what_is_news_and_sends_the_rest() {
 #[test]
 fn every_segment_that_changes_a_connection_is_heard_of() {
     let mut two = Two::new();
-    let mut send = |two: &mut Two, from: PortIndex, flags| {
+    let send = |two: &mut Two, from: PortIndex, flags| {
         let (here, to) = if from == POD_A { (0, POD_B) } else { (1, POD_A) };
         let parcel = only(two.send_burst(here, from, &tcp(from, flags)));
         let told = matches!(parcel.errand, Errand::Judge(_));
@@ -217,8 +216,14 @@ fn every_segment_that_changes_a_connection_is_heard_of() {
     ] {
         assert_eq!(send(&mut two, from, flags), heard, "{flags:#x} of {from}");
     }
-    let record = |worker: &Worker<_>| worker.flows(Two::view(&two.node), two.node.now, 0, 9).0[0].state;
-    assert_eq!(record(&two.workers[0]), "closing");
+    let record = two.workers[0].flows(Two::view(&two.node), two.node.now, 0, 9).0.remove(0);
+    assert_eq!(record.state, "closing");
+    // Both know that both ends have ended it.
+    two.wait(Nanos::from_secs(31));
+    for worker in &mut two.workers {
+        worker.handle_timeout(Two::view(&two.node), two.node.now, &mut two.out);
+        assert_eq!(worker.counters().flows, 0, "what is over is forgotten after 30 s, at either");
+    }
 }
 
 /// A pod that has gone since a packet to it was finished gets it no more, and nobody else does; one that is where it was does.
@@ -251,26 +256,60 @@ fn a_finished_packet_goes_to_its_pod_or_to_nobody() {
     }
     two.node.topology = spread(builder, 3);
     assert_eq!(two.give(1, parcel), Err(DropReason::NoPort), "somebody else is behind that port");
+    assert_eq!(two.out.events.last().expect("an event").port, POD_A, "told as the sender's");
+
+    // Made anew, with the same address behind the same number.
+    let mut two = Two::new();
+    let parcel = under_way(&mut two);
+    let mut builder = two.node.builder.clone();
+    for port in &mut builder.ports {
+        if let PortKind::Pod { pod_mac, .. } = &mut port.kind
+            && port.index == POD_B
+        {
+            *pod_mac = node::mac(0x55);
+        }
+    }
+    two.node.topology = spread(builder, 3);
+    assert_eq!(two.give(1, parcel), Err(DropReason::NoPort), "not the pod that it was judged for");
 }
 
 /// All packets of a flow are counted by the worker that they arrive at, and both workers are asked.
 #[test]
 fn a_flow_between_two_workers_is_told_with_all_its_packets() {
+    // Either end of the key may be the opener's.
+    for opener in [0, 1] {
+        let mut two = Two::new();
+        let pods = [POD_A, POD_B];
+        for (here, count) in [(opener, 5), (1 - opener, 7)] {
+            for _ in 0..count {
+                let parcel = only(two.send_burst(here, pods[here], &udp(pods[here])));
+                assert_eq!(two.give(1 - here, parcel), Ok(vec![pods[1 - here]]));
+            }
+        }
+        let told = |worker: usize| two.workers[worker].flows(Two::view(&two.node), two.node.now, 0, 9);
+        let (mut records, next) = told(opener);
+        assert_eq!((records.len(), next), (1, None));
+        assert!(told(1 - opener).0.is_empty(), "told once");
+        let record = &mut records[0];
+        let other = WorkerIndex(1 - opener as u16);
+        assert_eq!(record.elsewhere, Some(other));
+        record.learn(two.workers[usize::from(other.0)].counted(&[record.key])[0]);
+        assert_eq!((record.forward.0, record.reverse.0), (5, 7));
+    }
+    // Both called: each is the opener to its own worker.
     let mut two = Two::new();
-    for (from, count) in [(POD_A, 5), (POD_B, 7)] {
+    for (here, pod, count) in [(0, POD_A, 3), (1, POD_B, 4)] {
         for _ in 0..count {
-            let (here, to) = if from == POD_A { (0, POD_B) } else { (1, POD_A) };
-            let parcel = only(two.send_burst(here, from, &udp(from)));
-            assert_eq!(two.give(1 - here, parcel), Ok(vec![to]));
+            drop(only(two.send_burst(here, pod, &udp(pod))));
         }
     }
-    let (mut records, next) = two.workers[0].flows(Two::view(&two.node), two.node.now, 0, 9);
-    assert_eq!((records.len(), next), (1, None));
-    assert!(two.workers[1].flows(Two::view(&two.node), two.node.now, 0, 9).0.is_empty(), "told once");
-    let record = &mut records[0];
-    assert_eq!(record.elsewhere, Some(WorkerIndex(1)));
-    record.learn(two.workers[1].counted(&[record.key])[0]);
-    assert_eq!((record.forward.0, record.reverse.0), (5, 7));
+    let told =
+        |worker: usize| two.workers[worker].flows(Two::view(&two.node), two.node.now, 0, 9).0.remove(0);
+    for (here, packets) in [(0, (3, 4)), (1, (4, 3))] {
+        let mut record = told(here);
+        record.learn(two.workers[1 - here].counted(&[record.key])[0]);
+        assert_eq!((record.forward.0, record.reverse.0), packets);
+    }
 }
 
 #[test]
@@ -303,7 +342,7 @@ fn what_was_read_changes_hands_and_a_taker_with_another_secret_reads_it_again() 
 }
 
 #[test]
-fn what_the_second_leg_refuses_leaves_no_trace_at_the_first() {
+fn what_either_leg_refuses_leaves_no_trace() {
     let mut two = Two::new();
     two.node.apply(policy("deny", "b", Some(vec![rule(Action::Deny, None)]), None));
     assert!(two.send(0, POD_A, &udp(POD_A)).is_empty());
@@ -360,7 +399,7 @@ fn two_openers_of_one_flow_are_no_answers_to_each_other() {
 }
 
 #[test]
-fn another_snapshot_at_the_second_worker_judges_both_legs() {
+fn another_snapshot_at_the_second_worker_judges_again() {
     let mut two = Two::new();
     let egress = policy("half", "a", None, Some(vec![rule(Action::Deny, None)]));
     let parcel = only(two.send(0, POD_A, &udp(POD_A)));

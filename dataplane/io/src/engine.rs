@@ -89,7 +89,7 @@ pub struct Losses {
     pub events: u64,
     /// Frames that had no port to leave by.
     pub portless: u64,
-    /// Finished packets that found the inbox of their port's worker full.
+    /// Finished packets for uplinks and the host port that found the inbox of their port's worker full.
     pub unsent: u64,
 }
 

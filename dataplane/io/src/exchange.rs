@@ -111,6 +111,7 @@ pub struct Alone;
 impl<F> Exchange<F> for Alone {
     fn give(&mut self, handovers: &mut Handovers<F>, refused: &mut Vec<Handover<F>>) {
         refused.extend(handovers.drain().map(|(_, parcel)| parcel));
+        handovers.clear();
     }
 
     fn take(&mut self, _: &mut Parcels<F>, _: usize) -> usize {

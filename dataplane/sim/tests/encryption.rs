@@ -400,13 +400,19 @@ fn the_short_way_through_the_tunnel_does_what_the_long_one_does() {
                     (0..2).flat_map(|node| (0..shape.0).map(move |worker| (node, usize::from(worker))));
                 each.map(|(node, worker)| {
                     let c = cluster.counters(node, worker);
-                    // What is watched is seen by the worker that sends as well.
-                    let hits = (shape.0 == 1).then_some(c.flow_hits);
-                    (c.received, c.forwarded, c.sealed, c.opened, hits, c.flow_misses, c.drops)
+                    let all = (c.received, c.forwarded, c.sealed, c.opened, c.flow_misses, c.drops);
+                    (all, c.handed_over, c.taken)
                 })
                 .collect()
             };
             assert_eq!(counters(&twins[0]), counters(&twins[1]), "seed {seed} step {step}");
+            // What is watched is looked up by the worker that it was given to as well.
+            for (node, worker) in (0..2).flat_map(|node| (0..shape.0).map(move |worker| (node, worker))) {
+                let [unseen, watched] =
+                    [0, 1].map(|twin: usize| twins[twin].counters(node, usize::from(worker)));
+                let more = watched.flow_hits - unseen.flow_hits;
+                assert!(more <= unseen.taken, "seed {seed} step {step}: {unseen:?} {watched:?}");
+            }
         }
     }
 }

@@ -85,7 +85,7 @@ pub struct Path {
     /// Whether the TTL is decremented: not on the last hop inside this node.
     pub decrement_ttl: bool,
     /// Whether a leg of the flow stands at that port: a pod is behind it.
-    pub second_leg: bool,
+    pub to_pod: bool,
     /// The worker that sends it; of a packet that is sealed, the one that has the peer.
     pub worker: WorkerIndex,
     /// The peer that it is sealed for; the port is the tunnel then.
@@ -164,7 +164,7 @@ const MAPPED: u128 = 0xffff;
 const V6: u8 = 1;
 /// It stands among those that may be put out.
 const LISTED: u8 = 2;
-/// Its first leg is another worker's.
+/// Another worker had its first packet.
 const SECOND: u8 = 4;
 /// `icmp` is what its opening packet had.
 const ICMP: u8 = 8;
@@ -221,7 +221,7 @@ pub struct Opening {
     pub state: State,
     /// ICMP type and code of the opening packet.
     pub icmp: Option<(u8, u8)>,
-    /// The first leg is another worker's.
+    /// Another worker had its first packet, and this one heard of it.
     pub second: bool,
     /// The port that the opening packet came from.
     pub port: PortIndex,
@@ -364,7 +364,7 @@ impl Flow {
         self.port
     }
 
-    /// Returns whether its first leg is another worker's.
+    /// Returns whether another worker had its first packet.
     #[inline(always)]
     pub fn is_second(&self) -> bool {
         self.marks & SECOND != 0

@@ -22,7 +22,7 @@ use crate::topology::PortIndex;
 /// Packets in order, each a frame and a slip.
 ///
 /// Invariant: the frames belong to the last words, and the last gists to those of these words that have one. Frames are taken from the
-/// front; what was said of them stays until the last frame is gone.
+/// front; what was said of them stays until all is cleared, or others are moved here.
 #[derive(Debug)]
 pub struct Parcels<F> {
     lane: Lane<F>,
@@ -295,6 +295,7 @@ impl<F> Handovers<F> {
         let mut out = Vec::new();
         for parcels in &mut self.to {
             let (taken, left): (Vec<_>, Vec<_>) = parcels.drain().partition(|parcel| is_it(&parcel.frame));
+            parcels.clear();
             left.into_iter().for_each(|parcel| parcels.push(parcel));
             out.extend(taken);
         }
@@ -338,7 +339,7 @@ mod tests {
         {
             let (mut from, mut to) = (parcels(0..10), parcels(100..100 + there));
             let (slips, first) = from.take_first(usize::from(taken));
-            let first: Vec<_> = first.zip(slips).map(|(frame, slip)| (frame, slip)).collect();
+            let first: Vec<_> = first.zip(slips).collect();
             let wanted = (0..taken).map(|number| {
                 let Handover { frame, port, errand, gist } = parcel(number);
                 (frame, Slip::new(port, errand, gist))

@@ -1,4 +1,4 @@
-//! What is said of a packet that changes hands: a word, and three more where its taker has a flow to find.
+//! What is said of a packet that changes hands: a word, and three more of a packet whose flow is to be found or whose peer is.
 //!
 //! Words, because they are written and copied as such: a copy that gathers what was just stored in smaller pieces waits for every store
 //! before it, those to memory that another processor has among them. And few, because each line of them changes processors.
@@ -11,7 +11,7 @@
 //!    word 2  the hash of its flow's key in the giver's table
 //! ```
 
-use super::{Errand, FirstLeg};
+use super::{Errand, Told};
 use crate::flow::State;
 use crate::flow::tcp::TcpState;
 use crate::topology::PortIndex;
@@ -82,7 +82,7 @@ impl Word {
 
     /// Returns [`Errand::Judge`] as a word, but for the port.
     #[inline(always)]
-    pub(crate) fn judge(first: FirstLeg) -> Self {
+    pub(crate) fn judge(first: Told) -> Self {
         let forward = if first.forward { FORWARD } else { 0 };
         let state = match first.state {
             State::Tcp(tcp) => TCP | u64::from(tcp.byte()) << BYTE,
@@ -169,7 +169,7 @@ impl Slip {
                     0 => State::Other { answered: word & ANSWERED != 0 },
                     _ => State::Tcp(TcpState::of_byte((word >> BYTE) as u8)),
                 };
-                Errand::Judge(FirstLeg { forward: word & FORWARD != 0, state, generation: half })
+                Errand::Judge(Told { forward: word & FORWARD != 0, state, generation: half })
             }
             SEAL => Errand::Seal(PeerId(half)),
             DELIVER => Errand::Deliver(half),
@@ -208,7 +208,7 @@ mod tests {
         for (number, state) in states.enumerate() {
             for forward in [true, false] {
                 let generation = [0, 1, u32::MAX, 0x8000_0000][number % 4];
-                errands.push(Errand::Judge(FirstLeg { forward, state, generation }));
+                errands.push(Errand::Judge(Told { forward, state, generation }));
             }
         }
         for peer in [0, 1, PeerId::END - 1].map(PeerId) {

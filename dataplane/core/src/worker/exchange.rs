@@ -89,7 +89,7 @@ impl<F: Frame> Worker<F> {
         frame: &mut F,
         out: &mut Output<F>,
     ) -> Result<Ending, Dropped> {
-        if path.second_leg && path.worker != self.config.index {
+        if path.to_pod && path.worker != self.config.index {
             // Given to us already: the pod has moved since, and a packet changes hands once.
             return match passing.errand {
                 Some(_) => Err(DropReason::NoPort.into()),
@@ -138,7 +138,10 @@ impl<F: Frame> Worker<F> {
                 let (port, errand) = (slip.port(), slip.errand());
                 self.at_hand = Some(port);
                 if self.config.lro {
-                    match (slip.has_flow() && super::is_uplink(view, port), first) {
+                    match (
+                        !matches!(errand, Errand::Send | Errand::Deliver(_)) && super::is_uplink(view, port),
+                        first,
+                    ) {
                         (true, None) => first = Some(out.transmit.len()),
                         (false, Some(_)) => self.join_from(view, first.take(), out),
                         _ => {}
@@ -160,6 +163,7 @@ impl<F: Frame> Worker<F> {
                         continue;
                     }
                     Errand::Deliver(_) => {
+                        self.at_hand = None;
                         self.deliver_elsewhen(view, now, port, frame, out);
                         continue;
                     }
@@ -207,12 +211,24 @@ impl<F: Frame> Worker<F> {
         out: &mut Output<F>,
     ) {
         self.counters.taken += 1;
-        if is_still_there(view.topology, port, &frame) {
+        let parsed = parse_head(frame.data(), frame.packet_len()).ok();
+        let ip = parsed.as_ref().and_then(|parsed| match &parsed.packet {
+            Packet::Ip(ip) => Some(ip),
+            Packet::Arp(_) => None,
+        });
+        let behind = |address| view.topology.local_pod(address);
+        // A pod that was made anew may have the address and the number of the one before, and has another Ethernet address.
+        let is_the_same = parsed.as_ref().zip(view.topology.port(port)).is_some_and(|(parsed, port)| {
+            matches!(port.kind, PortKind::Pod { pod_mac, .. } if pod_mac == parsed.destination)
+        });
+        if is_the_same && ip.and_then(|ip| behind(ip.destination)) == Some(port) {
             self.counters.forwarded += 1;
             out.transmit.push((port, frame));
-        } else {
-            self.end(view, now, port, frame, None, DropReason::NoPort.into(), out);
+            return;
         }
+        // Told as its sender's: whoever is behind that port now has nothing to do with it.
+        let from = ip.and_then(|ip| behind(ip.source)).unwrap_or(port);
+        self.end(view, now, from, frame, ip, DropReason::NoPort.into(), out);
     }
 
     /// Joins segments from the output's position `first` on.
@@ -284,7 +300,8 @@ impl<F: Frame> Worker<F> {
         }
     }
 
-    /// Notes that `count` packets which were to be judged elsewhere found no room there: they ended here after all.
+    /// Notes that `count` packets for other workers, but those that had only to be sent ([`Errand::Send`]), found no room there: they
+    /// ended here after all.
     pub fn handover_refused(&mut self, count: u64) {
         self.counters.handed_over -= count;
         self.counters.drops[DropReason::HandoverFull as usize] += count;
@@ -298,14 +315,6 @@ fn finished_and_others(words: &[Word], topology: u32) -> (usize, usize) {
     let ends = |wanted: bool| words.iter().position(|word| word.is_delivery(topology) != wanted);
     let end = |wanted| ends(wanted).unwrap_or(words.len());
     (end(true), end(false))
-}
-
-/// Returns whether the pod that a packet goes to is behind the port.
-fn is_still_there(topology: &Topology, port: PortIndex, frame: &impl Frame) -> bool {
-    match parse_head(frame.data(), frame.packet_len()).map(|parsed| parsed.packet) {
-        Ok(Packet::Ip(ip)) => topology.local_pod(ip.destination) == Some(port),
-        _ => false,
-    }
 }
 
 /// Returns a number that is the same for both directions.

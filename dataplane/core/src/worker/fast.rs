@@ -16,7 +16,7 @@ use margay_wire::{ETHERNET_LEN, MacAddr, checksum, protocol};
 use super::{Prepared, View, Worker, finish};
 use crate::flow::{Arrival, FlowKey, FlowTable, Path, Side, tcp};
 use crate::frame::Frame;
-use crate::handover::{Errand, FirstLeg, Gist, Word};
+use crate::handover::{Errand, Gist, Told, Word};
 use crate::output::Output;
 use crate::spread::WorkerIndex;
 use crate::time::Nanos;
@@ -171,7 +171,7 @@ impl Exit {
     /// A finished packet that leaves by `path`, found under this topology, whoever has the queue.
     #[inline(always)]
     fn by(path: &Path, topology: u32) -> Self {
-        let errand = if path.second_leg { Word::deliver(topology) } else { Word::send() };
+        let errand = if path.to_pod { Word::deliver(topology) } else { Word::send() };
         Self::Port { worker: path.worker, port: path.port, errand }
     }
 
@@ -277,12 +277,9 @@ impl<F: Frame> Worker<F> {
             }
         }
         let me = self.config.index;
-        let elsewhere = path.second_leg & (path.worker != me);
+        let elsewhere = path.to_pod & (path.worker != me);
         let fits = quick.total_len <= path.mtu && !(path.decrement_ttl && quick.ttl <= 1);
         if !fits || (errand.is_some() && elsewhere) {
-            if !elsewhere || errand.is_some() {
-                return None;
-            }
             return None;
         }
         let is_news =
@@ -291,8 +288,7 @@ impl<F: Frame> Worker<F> {
         if is_news {
             std::hint::cold_path();
             if elsewhere {
-                let first =
-                    FirstLeg { forward: direction == 0, state: flow.state, generation: burst.under.0 };
+                let first = Told { forward: direction == 0, state: flow.state, generation: burst.under.0 };
                 self.counters.received += u64::from(burst.begins);
                 self.counters.flow_hits += 1;
                 self.counters.handed_over += 1;

@@ -104,7 +104,7 @@ pub(super) fn is_too_big<F: Frame>(
 #[inline(always)]
 pub(super) fn complete<F: Frame>(frame: &mut F, partial: Option<Partial>, path: &Path) {
     let Some(at) = partial else { return };
-    if path.tunnel.is_some() || !path.second_leg || !frame.leave_checksum(at.start, at.offset) {
+    if path.tunnel.is_some() || !path.to_pod || !frame.leave_checksum(at.start, at.offset) {
         complete_here(frame, partial);
     }
 }

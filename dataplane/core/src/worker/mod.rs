@@ -13,7 +13,7 @@
 //! | ending | [`ending`] | by whose hands does it go on, or why does it not? |
 //!
 //! ICMP errors leave this way after the sanity stage, for [`related`]; what is told beside the counters is in [`events`]. With several
-//! workers a packet may change hands on its way: [`exchange`] says when, and [`legs`] what each of the two judges.
+//! workers a packet may change hands on its way: [`exchange`] says when, and [`legs`] who judges and who only hears of it.
 //!
 //! Invariant: after every call [`Counters::beginnings`] equals [`Counters::endings`].
 
@@ -47,7 +47,7 @@ use margay_wire::{Fragment, IpHeaders, Packet, ParseError, Parsed, parse_head};
 
 use crate::flow::{Arrival, FlowKey, FlowTable, Interned, Path, Side};
 use crate::frame::Frame;
-use crate::handover::{Errand, FirstLeg};
+use crate::handover::{Errand, Told};
 use crate::output::Output;
 use crate::time::Nanos;
 use crate::topology::{Port, PortIndex, PortKind, Topology};
@@ -129,7 +129,7 @@ impl Passing<'_> {
     }
 
     /// Returns what the worker says that it arrived at, when that is another one.
-    fn told(&self) -> Option<FirstLeg> {
+    fn told(&self) -> Option<Told> {
         match self.errand {
             Some(Errand::Judge(first)) => Some(first),
             _ => None,
@@ -489,12 +489,11 @@ impl<F: Frame> Worker<F> {
             }
         };
         let fits = ip.total_len <= path.mtu && !(path.decrement_ttl && ip.ttl <= 1);
-        if path.second_leg && path.worker != self.config.index && passing.errand.is_none() && fits && !is_news
-        {
+        if path.to_pod && path.worker != self.config.index && passing.errand.is_none() && fits && !is_news {
             finish::finish(frame, port, ip, &path, &mut self.identifications, out)?;
             return Ok(Ending::Deliver(path.worker, path.port));
         }
-        let first = FirstLeg { forward: direction == 0, state, generation: view.under().0 };
+        let first = Told { forward: direction == 0, state, generation: view.under().0 };
         self.leave(passing, &path, Errand::Judge(first), frame, out)
     }
 

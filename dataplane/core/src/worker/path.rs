@@ -57,7 +57,7 @@ pub fn resolve(
                 destination_mac: MacAddr::default(),
                 mtu: topology.tunnel_mtu(family).min(tunnel::LARGEST) as u16,
                 decrement_ttl: !from_host,
-                second_leg: false,
+                to_pod: false,
                 worker: topology.spread().keeper(peer),
                 tunnel: Some(peer),
             }));
@@ -121,7 +121,7 @@ fn path(
         destination_mac,
         mtu: port.mtu.min(0xffff) as u16,
         decrement_ttl,
-        second_leg: matches!(port.kind, PortKind::Pod { .. }),
+        to_pod: matches!(port.kind, PortKind::Pod { .. }),
         worker: topology.spread().carrier(me, port),
         tunnel: None,
     }

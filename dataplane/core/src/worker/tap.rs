@@ -177,8 +177,9 @@ impl<F: Frame> Worker<F> {
         self.taps.taps.extend(filter.map(|filter| Tap { id, filter, lost: 0 }));
     }
 
-    /// Whether a packet must not take the short way, because a tap may want it. What a known flow's packets go
-    /// that way is never dropped, so taps that ask for drops do not mind; while there are taps no packet begins a flow that way.
+    /// Whether a packet must not take the short way, because a tap may want it. No packet of a known
+    /// flow that goes that way is dropped here, so taps that ask for drops do not mind; while there are taps none begins a flow that way. What
+    /// another worker then finds has no port any more is counted and told as an event, but to no tap.
     #[inline(always)]
     pub(super) fn is_tapped(&self, port: PortIndex, frame: &F) -> bool {
         !self.taps.is_empty() && self.is_wanted(port, frame)
@@ -228,9 +229,9 @@ impl<F: Frame> Worker<F> {
         out: &mut Output<F>,
     ) {
         let fate = match ended {
-            // The other worker tells it.
-            Ok(Ending::HandOver(..)) => return,
-            Ok(Ending::Forward(port) | Ending::Deliver(_, port)) => Fate::Forwarded(*port),
+            // The other worker tells it; who is watched is not finished here (`depart`).
+            Ok(Ending::HandOver(..) | Ending::Deliver(..)) => return,
+            Ok(Ending::Forward(port)) => Fate::Forwarded(*port),
             Ok(Ending::Seal(_)) => Fate::Forwarded(PortIndex::TUNNEL),
             Ok(Ending::Fragmented { .. }) => Fate::Fragmented,
             // Messages of the tunnel's protocol are told to nobody.

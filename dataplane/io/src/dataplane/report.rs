@@ -138,7 +138,8 @@ impl Dataplane {
                 continue;
             }
             let keys = shared.iter().map(|flow| flow.key).collect();
-            let counted = self.ask(other, |reply| Command::Counted { keys, reply })?;
+            // Of one that is silent nothing is learnt; the flows are told all the same.
+            let counted = self.ask(other, |reply| Command::Counted { keys, reply }).unwrap_or_default();
             shared.iter_mut().zip(counted).for_each(|(flow, counted)| flow.learn(counted));
         }
         let next = match next {

@@ -27,7 +27,7 @@ pub trait Processor<F> {
         parcels.clear();
     }
 
-    /// Is told that so many packets which were to be judged elsewhere found no room there; see [`Worker::handover_refused`].
+    /// Is told that so many packets for other workers found no room there; see [`Worker::handover_refused`].
     fn handover_refused(&mut self, _: u64) {}
 
     /// Does what time demands; see [`Worker::handle_timeout`]. A processor that keeps nothing has nothing to do.

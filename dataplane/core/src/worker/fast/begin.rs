@@ -17,7 +17,7 @@ use margay_wire::{ETHERNET_LEN, MacAddr, Packet, Parsed, protocol};
 use super::{Burst, Exit, Plain, send_on, trim};
 use crate::flow::{self, Arrival, Beginning, Flow, Opening, State, key, tcp};
 use crate::frame::Frame;
-use crate::handover::{FirstLeg, Word};
+use crate::handover::{Told, Word};
 use crate::verdict::DropReason;
 use crate::worker::pairs::{Alike, Between, Pair, Start};
 use crate::worker::sanity::{self, Class};
@@ -92,11 +92,11 @@ impl<F: Frame> Worker<F> {
         let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, ..] = *ethernet;
         let path = &alike.path;
         let me = self.config.index;
-        let to_second_leg = path.second_leg && path.worker != me;
+        let elsewhere = path.to_pod && path.worker != me;
         let fits = quick.total_len <= path.mtu && !(path.decrement_ttl && quick.ttl <= 1);
         if MacAddr([s0, s1, s2, s3, s4, s5]) != alike.mac
             || Some(MacAddr([d0, d1, d2, d3, d4, d5])) != burst.mac
-            || !(fits || to_second_leg)
+            || !(fits || elsewhere)
         {
             return Begun::Open;
         }
@@ -127,8 +127,8 @@ impl<F: Frame> Worker<F> {
         }
         self.counters.flows = self.flows.len() as u64;
         self.counters.flow_evicted = self.flows.evicted();
-        if to_second_leg {
-            let first = FirstLeg { forward: true, state, generation: burst.under.0 };
+        if elsewhere {
+            let first = Told { forward: true, state, generation: burst.under.0 };
             self.counters.handed_over += 1;
             return Begun::Leaves(Exit::Hear(path.worker, Word::judge(first)));
         }
