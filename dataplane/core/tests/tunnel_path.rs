@@ -5,10 +5,15 @@ mod node;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use margay_core::frame::MemoryFrame;
+use margay_core::handover::Errand;
 use margay_core::tunnel::plan::{EncryptionPlan, FamilyPlan, OwnEnd, PeerPlan};
 use margay_core::tunnel::{Encryption, Family, Opened, PeerId, PrivateKey, Sealed, Tunnels};
-use margay_core::{DropReason, Nanos, PortIndex, Spread, WorkerIndex};
-use margay_wire::{ETHERNET_LEN, IpHeaders, Packet, build, checksum, parse};
+use margay_core::{
+    DropReason, Nanos, Output, Parcels, PortIndex, Spread, View, Worker, WorkerConfig, WorkerIndex,
+};
+use margay_wire::parse::tcp_flags;
+use margay_wire::{ETHERNET_LEN, IpHeaders, Packet, build, checksum, parse, protocol};
 use node::{Node, POD_A, POD_B, UPLINK, ip, our_mac, peer_mac};
 use proptest::prelude::*;
 
@@ -184,6 +189,55 @@ fn without_a_spare_frame_packets_end_by_name() {
 }
 
 /// A packet from the other node's pod, without its Ethernet header.
+/// Datagrams come in by a queue of one worker, and another one opens them and has the pod.
+#[test]
+fn segments_that_another_worker_received_sealed_are_joined() {
+    let config =
+        WorkerConfig { lro: true, adoption_window: Nanos::from_secs(100), ..WorkerConfig::default() };
+    let mut node = Node::with(config.clone());
+    for port in node.builder.ports.iter_mut().filter(|port| port.index == POD_A) {
+        port.mtu = 60_000;
+    }
+    node.rebuild();
+    encrypt(&mut node);
+    let mut other = Other::new();
+    let sent = node.burst(POD_A, &[hello()]);
+    assert_eq!(other.answer(&mut node, sent).len(), 1, "what waited for the handshake");
+    node.topology = std::mem::take(&mut node.topology).spread_over(Spread::new(2, [(UPLINK, 2)]));
+
+    let segment = |nth: u32| {
+        let ends = ((ip("10.0.2.9"), 4000), (ip("10.0.1.2"), 80));
+        let mut frame = build::tcp(peer_macs(), ends.0, ends.1, tcp_flags::ACK, &[nth as u8; 100]);
+        // In order, not to be cut, and with sums that are right.
+        frame[20..22].copy_from_slice(&[0x40, 0]);
+        frame[24..26].fill(0);
+        let sum = checksum::of(&frame[14..34]);
+        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+        frame[38..42].copy_from_slice(&(nth * 100).to_be_bytes());
+        frame[50..52].fill(0);
+        let pseudo = checksum::pseudo_header(ends.0.0, ends.1.0, protocol::TCP, 120);
+        let sum = !checksum::fold(checksum::add(pseudo, &frame[34..]));
+        frame[50..52].copy_from_slice(&sum.to_be_bytes());
+        other.seal(&frame[ETHERNET_LEN..], Nanos(0))
+    };
+    let mut sealed: Vec<_> = (0..5).map(segment).map(|bytes| MemoryFrame::new(&bytes)).collect();
+    let mut reader = Worker::new(WorkerConfig { index: WorkerIndex(1), ..config }, node.now);
+    let view = View { snapshot: node.snapshot.as_deref(), topology: &node.topology };
+    let mut out = Output::new();
+    reader.handle_burst(view, node.now, UPLINK, &mut sealed, &mut out);
+    let mut parcels: Parcels<_> = out.handovers.drain().map(|(_, parcel)| parcel).collect();
+    assert!(parcels.slips().all(|slip| matches!(slip.errand(), Errand::Open(..))) && parcels.len() == 5);
+    node.worker.handle_handovers(view, node.now, &mut parcels, &mut node.out);
+    let sent: Vec<_> =
+        node.out.transmit.iter().map(|(port, frame)| (port, frame.to_vec().len() - 54)).collect();
+    // The first is adopted, on the long way; it is part of the whole all the same.
+    assert_eq!(sent, [(POD_A, 500)]);
+}
+
+fn peer_macs() -> (margay_wire::MacAddr, margay_wire::MacAddr) {
+    (peer_mac(UPLINK), our_mac(UPLINK))
+}
+
 fn hello_back(len: usize) -> Vec<u8> {
     let macs = Node::macs(UPLINK);
     let frame = build::udp(macs, (ip("10.0.2.9"), 2000), (ip("10.0.1.3"), 1000), &vec![1; len]);
