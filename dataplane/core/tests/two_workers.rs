@@ -7,6 +7,7 @@ use std::sync::Arc;
 use margay_core::frame::MemoryFrame;
 use margay_core::handover::{Errand, Gist, Told};
 use margay_core::topology::{PortKind, TopologyBuilder};
+use margay_core::worker::PolicyChangeFlowAction;
 use margay_core::{
     Counters, DropReason, Frame, Handover, Nanos, Output, Parcels, PortIndex, Spread, View, Worker,
     WorkerConfig, WorkerIndex,
@@ -31,6 +32,10 @@ struct Two {
 
 impl Two {
     fn new() -> Self {
+        Self::with(PolicyChangeFlowAction::Reevaluate)
+    }
+
+    fn with(policy_change: PolicyChangeFlowAction) -> Self {
         let mut node = Node::new();
         node.topology = node.builder.clone().build(2).spread_over(Spread::new(2, [(UPLINK, 1)]));
         let workers = [0, 1].map(|index| {
@@ -38,6 +43,7 @@ impl Two {
                 index: WorkerIndex(index),
                 adoption_window: Nanos(0),
                 max_flows: 64,
+                policy_change,
                 ..WorkerConfig::default()
             };
             Worker::new(config, node.now)
@@ -372,6 +378,39 @@ fn what_policy_refuses_later_is_refused_where_it_arrives() {
             assert!(send(&mut two).is_empty(), "nobody else is asked");
             assert_eq!(two.workers[0].counters().dropped(reason), 1);
         }
+    }
+}
+
+/// With `policyChangeFlowAction: Keep` what has begun goes on at both workers, and nothing begins.
+#[test]
+fn what_is_kept_is_kept_by_both() {
+    for burst in [false, true] {
+        let mut two = Two::with(PolicyChangeFlowAction::Keep);
+        let pass = |two: &mut Two, from: PortIndex| {
+            let (here, to) = if from == POD_A { (0, POD_B) } else { (1, POD_A) };
+            let parcel = only(match burst {
+                true => two.send_burst(here, from, &udp(from)),
+                false => two.send(here, from, &udp(from)),
+            });
+            assert_eq!(two.give(1 - here, parcel), Ok(vec![to]));
+        };
+        pass(&mut two, POD_A);
+        pass(&mut two, POD_B);
+        two.node.apply(policy("deny", "b", Some(vec![rule(Action::Deny, None)]), None));
+        for _ in 0..2 {
+            // News, and then what is none.
+            pass(&mut two, POD_A);
+            pass(&mut two, POD_A);
+            pass(&mut two, POD_B);
+            two.wait(STEP);
+        }
+        // Told under the snapshot before a change, heard under the one after it.
+        let parcel = only(two.send_burst(0, POD_A, &udp(POD_A)));
+        two.node.apply(policy("deny", "b", Some(vec![rule(Action::Deny, Some(17))]), None));
+        assert_eq!(two.give(1, parcel), Ok(vec![POD_B]));
+        let new = build::udp(Node::macs(POD_A), (ip("10.0.1.2"), 1001), (ip("10.0.1.3"), 2000), b"x");
+        assert!(two.send_burst(0, POD_A, &new).is_empty());
+        assert_eq!(two.workers[0].counters().dropped(DropReason::PolicyIngress), 1);
     }
 }
 
