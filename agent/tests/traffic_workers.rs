@@ -115,7 +115,7 @@ fn all_packets_of_a_flow_are_told(lab: &Lab) {
     let _echo = lab.start("shop/db", &["python3", "-c", ECHO]);
     let ask = || lab.exec("shop/web", &["python3", "-c", ECHO, &address]).status.success();
     assert!(within(5, ask), "{}", lab.diagnosis());
-    let socket = lab.directory.join("nodes/node1/run/admin.sock");
+    let socket = lab.directory.join("labs").join(&lab.name).join("nodes/node1/run/admin.sock");
     let told = std::process::Command::new(env!("CARGO_BIN_EXE_margay"))
         .args(["flows", "-o", "json", "--pod", "shop/db", "--port", "7100", "--socket"])
         .arg(socket)
