@@ -218,7 +218,8 @@ pub struct Handovers<F> {
 
 impl<F> Default for Handovers<F> {
     fn default() -> Self {
-        Self { to: Vec::new(), any: false }
+        // Every packet asks where it would gather: the only worker has nothing to make room for on its way.
+        Self { to: vec![Parcels::with_capacity(Self::ROOM)], any: false }
     }
 }
 

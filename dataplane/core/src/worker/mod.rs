@@ -239,6 +239,7 @@ impl<F: Frame> Worker<F> {
         let burst = fast::Burst::new(view, now, port);
         let may_be_sealed = view.topology.encryption().is_some();
         let may_begin = self.may_begin(view);
+        let alone = view.topology.spread().workers() == 1;
         let mut plain = std::mem::take(&mut self.ahead);
         plain.resize(BURST, fast::Plain::NONE);
         while !frames.is_empty() {
@@ -275,7 +276,7 @@ impl<F: Frame> Worker<F> {
                 };
                 match exit {
                     Some(fast::Exit::Seal(peer)) => self.seal(view, now, port, peer, frame, out),
-                    Some(exit) => exit.take(self.config.index, port, frame, read, out),
+                    Some(exit) => exit.take(self.config.index, alone, port, frame, read, out),
                     None => {
                         self.counters.received += 1;
                         self.walk(view, now, port, frame, Some(read), out);

@@ -196,7 +196,7 @@ impl<F: Frame> Worker<F> {
         };
         match exit {
             Some(Exit::Seal(peer)) => self.seal(view, now, PortIndex::TUNNEL, peer, frame, out),
-            Some(exit) => exit.take(self.config.index, PortIndex::TUNNEL, frame, &read, out),
+            Some(exit) => exit.take(self.config.index, false, PortIndex::TUNNEL, frame, &read, out),
             None => self.walk(view, now, PortIndex::TUNNEL, frame, Some(&read), out),
         }
     }
