@@ -210,7 +210,7 @@ impl<F> FromIterator<Handover<F>> for Parcels<F> {
 /// Packets for other workers, by worker and in order.
 #[derive(Debug)]
 pub struct Handovers<F> {
-    /// By number of the worker.
+    /// By number of the worker; none before the first packet for another one.
     to: Vec<Parcels<F>>,
     /// Whether there may be any: `false` says no, `true` that one has to look.
     any: bool,
@@ -218,8 +218,7 @@ pub struct Handovers<F> {
 
 impl<F> Default for Handovers<F> {
     fn default() -> Self {
-        // Every packet asks where it would gather: the only worker has nothing to make room for on its way.
-        Self { to: vec![Parcels::with_capacity(Self::ROOM)], any: false }
+        Self { to: Vec::new(), any: false }
     }
 }
 
@@ -253,7 +252,8 @@ impl<F> Handovers<F> {
         &mut self.to[at]
     }
 
-    /// Returns where a packet for worker `to` gathers: among those that are its own, or `own` where that is so. No branch: see [`Lane`].
+    /// Returns where a packet for worker `to` gathers: among those that are its own, or `own` where that is so. Once a packet has changed
+    /// hands here, no branch decides it: see [`Lane`].
     #[inline(always)]
     pub(crate) fn lane_or<'a>(
         &'a mut self,
@@ -261,6 +261,9 @@ impl<F> Handovers<F> {
         is_own: bool,
         own: &'a mut Lane<F>,
     ) -> &'a mut Lane<F> {
+        if is_own && self.to.is_empty() {
+            return own;
+        }
         self.any |= !is_own;
         let others = &mut self.place(to).lane;
         std::hint::select_unpredictable(is_own, own, others)

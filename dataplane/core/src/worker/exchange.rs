@@ -176,7 +176,7 @@ impl<F: Frame> Worker<F> {
                 };
                 match exit {
                     Some(fast::Exit::Seal(peer)) => self.seal(view, now, port, peer, frame, out),
-                    Some(exit) => exit.take(self.config.index, false, port, frame, read, out),
+                    Some(exit) => exit.take(self.config.index, port, frame, read, out),
                     None => self.take(view, now, Handover::of(frame, &slip), read, out),
                 }
             }

@@ -175,20 +175,18 @@ impl Exit {
         Self::Port { worker: path.worker, port: path.port, errand }
     }
 
-    /// Gives the frame, which came to worker `me`, the only one if `alone`, from `port` and was `read`, where it goes. Sealing is the worker's to do: such a frame is
+    /// Gives the frame, which came to worker `me` from `port` and was `read`, where it goes. Sealing is the worker's to do: such a frame is
     /// given back to the shell.
     #[inline(always)]
     pub(super) fn take<F>(
         self,
         me: WorkerIndex,
-        alone: bool,
         port: PortIndex,
         frame: F,
         read: &Plain,
         out: &mut Output<F>,
     ) {
         match self {
-            Exit::Port { port, errand, .. } if alone => out.transmit.lane.push(frame, errand.of(port)),
             Exit::Port { worker, port, errand } => {
                 let own = &mut out.transmit.lane;
                 out.handovers.lane_or(worker, worker == me, own).push(frame, errand.of(port));

@@ -100,8 +100,8 @@ impl Prepared {
 
 /// Frames looked at together, so that what one of them needs from memory comes while the others are handled.
 const BURST: usize = 64;
-/// Cache lines of the next packet that are asked for while one is handled: all of one that fits an Ethernet frame. Its sum, its cipher, or the
-/// kernel's copy will read them.
+/// Cache lines of the next packet that are asked for while one is handled: all of one that fits an Ethernet frame. Its sum, its cipher,
+/// or the kernel's copy will read them.
 const NEXT_LINES: usize = 24;
 
 /// A packet that has passed the sanity stage, here or at the worker that it came from.
@@ -119,7 +119,8 @@ struct Passing<'a> {
 }
 
 impl Passing<'_> {
-    /// Returns what its port and sender are remembered by, unless they are to be asked each time: who may have to come encrypted in a moment.
+    /// Returns what its port and sender are remembered by, unless they are to be asked each time: who may have to come encrypted in a
+    /// moment.
     fn lasting_arrival(&self) -> Option<Arrival> {
         if self.port.index == PortIndex::TUNNEL {
             return Some(tunnel::ARRIVAL);
@@ -239,7 +240,6 @@ impl<F: Frame> Worker<F> {
         let burst = fast::Burst::new(view, now, port);
         let may_be_sealed = view.topology.encryption().is_some();
         let may_begin = self.may_begin(view);
-        let alone = view.topology.spread().workers() == 1;
         let mut plain = std::mem::take(&mut self.ahead);
         plain.resize(BURST, fast::Plain::NONE);
         while !frames.is_empty() {
@@ -276,7 +276,7 @@ impl<F: Frame> Worker<F> {
                 };
                 match exit {
                     Some(fast::Exit::Seal(peer)) => self.seal(view, now, port, peer, frame, out),
-                    Some(exit) => exit.take(self.config.index, alone, port, frame, read, out),
+                    Some(exit) => exit.take(self.config.index, port, frame, read, out),
                     None => {
                         self.counters.received += 1;
                         self.walk(view, now, port, frame, Some(read), out);
@@ -357,10 +357,10 @@ impl<F: Frame> Worker<F> {
     /// The packet's way; the order is that of policy model 12.1.
     ///
     /// **Fast and slow.** A packet of a known flow needs no policy, no route and, when its very port and Ethernet source have passed the
-    /// sanity stage for this flow and topology, no second look at its addresses: all that is remembered in the flow's entry. What
-    /// retires the memory: a newer snapshot whose epochs or identities differ (judged again), a newer topology (sanity, endpoints and
-    /// path anew), the end of the connection. A hit touches one or two cache lines of the flow; a miss pays for two table walks, and for a route where no
-    /// flow has gone between these addresses lately ([`pairs`]).
+    /// sanity stage for this flow and topology, no second look at its addresses: all that is remembered in the flow's entry. What retires
+    /// the memory: a newer snapshot whose epochs or identities differ (judged again), a newer topology (sanity, endpoints and path anew),
+    /// the end of the connection. A hit touches one or two cache lines of the flow; a miss pays for two table walks, and for a route
+    /// where no flow has gone between these addresses lately ([`pairs`]).
     #[inline]
     fn process(
         &mut self,

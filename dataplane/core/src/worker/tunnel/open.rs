@@ -196,7 +196,7 @@ impl<F: Frame> Worker<F> {
         };
         match exit {
             Some(Exit::Seal(peer)) => self.seal(view, now, PortIndex::TUNNEL, peer, frame, out),
-            Some(exit) => exit.take(self.config.index, false, PortIndex::TUNNEL, frame, &read, out),
+            Some(exit) => exit.take(self.config.index, PortIndex::TUNNEL, frame, &read, out),
             None => self.walk(view, now, PortIndex::TUNNEL, frame, Some(&read), out),
         }
     }
@@ -240,7 +240,8 @@ impl<F: Frame> Worker<F> {
     }
 }
 
-/// Whether a datagram may be of a tunnel that is not ours. The beginning of a handshake with an unknown peer is not: it was made for our key.
+/// Whether a datagram may be of a tunnel that is not ours. The beginning of a handshake with an unknown peer is not: it was made for our
+/// key.
 fn is_strange(error: TunnelError, is_beginning: bool) -> bool {
     match error {
         TunnelError::NotForUs | TunnelError::Malformed => true,
