@@ -326,7 +326,8 @@ fn a_flow_passes_again_when_its_pod_is_known_again() {
     assert!(node.send(POD_A, &call).is_ok());
 }
 
-/// Of two pods with one address, as while a sandbox is replaced, one stands for it, and a change of its policy is noticed at the other's port.
+/// Of two pods with one address, as while a sandbox is replaced, one stands for it, and a change of its policy is noticed at the other's
+/// port.
 #[test]
 fn an_address_of_two_ports_is_judged_by_the_pod_that_stands_for_it() {
     let mut node = Node::new();

@@ -188,7 +188,6 @@ fn without_a_spare_frame_packets_end_by_name() {
     assert_eq!(node.send(UPLINK, &datagram), Err(DropReason::TunnelNoRoom));
 }
 
-/// A packet from the other node's pod, without its Ethernet header.
 /// Datagrams come in by a queue of one worker, and another one opens them and has the pod.
 #[test]
 fn segments_that_another_worker_received_sealed_are_joined() {
@@ -238,6 +237,7 @@ fn peer_macs() -> (margay_wire::MacAddr, margay_wire::MacAddr) {
     (peer_mac(UPLINK), our_mac(UPLINK))
 }
 
+/// A packet from the other node's pod, without its Ethernet header.
 fn hello_back(len: usize) -> Vec<u8> {
     let macs = Node::macs(UPLINK);
     let frame = build::udp(macs, (ip("10.0.2.9"), 2000), (ip("10.0.1.3"), 1000), &vec![1; len]);
@@ -247,8 +247,8 @@ fn hello_back(len: usize) -> Vec<u8> {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 60, ..ProptestConfig::default() })]
 
-    /// Whatever comes to the port and whatever the peer seals: nothing panics, every packet has one ending, and of what was sealed only what
-    /// has the peer's source and a pod of ours as its destination arrives.
+    /// Whatever comes to the port and whatever the peer seals: nothing panics, every packet has one ending, and of what was sealed only
+    /// what has the peer's source and a pod of ours as its destination arrives.
     #[test]
     fn whatever_a_peer_seals_is_a_packet_like_any(
         inputs in proptest::collection::vec(

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use margay_core::frame::MemoryFrame;
 use margay_core::handover::{Errand, Gist, Told};
-use margay_core::topology::{PortKind, TopologyBuilder};
+use margay_core::topology::PortKind;
 use margay_core::worker::PolicyChangeFlowAction;
 use margay_core::{
     Counters, DropReason, Frame, Handover, Nanos, Output, Parcels, PortIndex, Spread, View, Worker,
@@ -242,41 +242,33 @@ fn a_finished_packet_goes_to_its_pod_or_to_nobody() {
         assert!(matches!(parcel.errand, Errand::Deliver(_)));
         parcel
     };
-    let mut two = Two::new();
-    let parcel = under_way(&mut two);
-    let spread = |builder: TopologyBuilder, revision| {
-        builder.build(revision).spread_over(Spread::new(2, [(UPLINK, 1)]))
+    // A newer topology, in which b's port is as `change` makes it.
+    let given_under = |change: fn(&mut PortKind)| {
+        let mut two = Two::new();
+        let parcel = under_way(&mut two);
+        let mut builder = two.node.builder.clone();
+        let b = builder.ports.iter_mut().find(|port| port.index == POD_B).expect("its port");
+        change(&mut b.kind);
+        two.node.topology = builder.build(3).spread_over(Spread::new(2, [(UPLINK, 1)]));
+        (two.give(1, parcel), two.out.events.last().map(|event| event.port))
     };
-    two.node.topology = spread(two.node.builder.clone(), 3);
-    assert_eq!(two.give(1, parcel), Ok(vec![POD_B]), "a newer topology, the same pod");
-
-    let mut two = Two::new();
-    let parcel = under_way(&mut two);
-    let mut builder = two.node.builder.clone();
-    for port in &mut builder.ports {
-        if let PortKind::Pod { addresses, .. } = &mut port.kind
-            && port.index == POD_B
-        {
+    assert_eq!(given_under(|_| ()), (Ok(vec![POD_B]), None), "the same pod");
+    let to_nobody = (Err(DropReason::NoPort), Some(POD_A));
+    let moved = given_under(|kind| {
+        if let PortKind::Pod { addresses, .. } = kind {
             *addresses = vec![ip("10.0.1.77")];
         }
-    }
-    two.node.topology = spread(builder, 3);
-    assert_eq!(two.give(1, parcel), Err(DropReason::NoPort), "somebody else is behind that port");
-    assert_eq!(two.out.events.last().expect("an event").port, POD_A, "told as the sender's");
-
-    // Made anew, with the same address behind the same number.
-    let mut two = Two::new();
-    let parcel = under_way(&mut two);
-    let mut builder = two.node.builder.clone();
-    for port in &mut builder.ports {
-        if let PortKind::Pod { pod_mac, .. } = &mut port.kind
-            && port.index == POD_B
-        {
+    });
+    assert_eq!(moved, to_nobody, "somebody else is behind that port; told as the sender's");
+    let made_anew = given_under(|kind| {
+        if let PortKind::Pod { pod_mac, .. } = kind {
             *pod_mac = node::mac(0x55);
         }
-    }
-    two.node.topology = spread(builder, 3);
-    assert_eq!(two.give(1, parcel), Err(DropReason::NoPort), "not the pod that it was judged for");
+    });
+    assert_eq!(
+        made_anew, to_nobody,
+        "with the same address behind the same number, not the pod it was judged for"
+    );
 }
 
 /// All packets of a flow are counted by the worker that they arrive at, and both workers are asked.
