@@ -1,10 +1,10 @@
 //! How long processors may take to wake up.
 //!
-//! A processor that has nothing to do halts, and is woken by an interrupt of another one; in a virtual machine that is an exit to its host on
-//! either side. Who answers a small packet pays for it twice: the worker on one processor wakes the pod's program on another. The kernel lets
-//! a process bound that for as long as it holds a file open (PM QoS, `Documentation/power/pm_qos_interface.rst`): with zero an idle
-//! processor looks for work in a loop, and wakes up without an interrupt, where its first idle state is such a loop. It is on x86 with an idle driver
-//! (`drivers/cpuidle/poll_state.c`); elsewhere the kernel takes the bound, and halts all the same.
+//! A processor that has nothing to do halts, and is woken by an interrupt of another one; in a virtual machine that is an exit to its
+//! host on either side. Who answers a small packet pays for it twice: the worker on one processor wakes the pod's program on another. The
+//! kernel lets a process bound that for as long as it holds a file open (PM QoS, `Documentation/power/pm_qos_interface.rst`): with zero
+//! an idle processor looks for work in a loop, and wakes up without an interrupt, where its first idle state is such a loop. It is on x86
+//! with an idle driver (`drivers/cpuidle/poll_state.c`); elsewhere the kernel takes the bound, and halts all the same.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -29,12 +29,13 @@ pub fn bound(most: Duration) -> Result<Bound, String> {
     })
 }
 
-/// Returns why processors halt in spite of a bound of zero, where they do. `root` is sysfs's folder of processors.
-fn why_they_halt(root: &Path) -> Option<String> {
+/// Returns why processors do not keep to a bound, where they do not. `root` is sysfs's folder of processors.
+fn why_unbound(root: &Path, most: Duration) -> Option<String> {
     let read = |path: &str| std::fs::read_to_string(root.join(path)).map(|text| text.trim().to_owned());
     match (read("cpuidle/current_driver").as_deref(), read("cpu0/cpuidle/state0/name").as_deref()) {
         (Ok("none") | Err(_), _) => Some("the kernel has no driver for idle processors".to_owned()),
         (_, Ok("POLL")) => None,
+        _ if !most.is_zero() => None,
         (Ok(driver), state) => Some(format!(
             "the first idle state of driver {driver} is {}, which halts",
             state.unwrap_or("unknown")
@@ -44,18 +45,14 @@ fn why_they_halt(root: &Path) -> Option<String> {
 
 /// Says in the log what the bound is worth here.
 pub fn log(most: Duration) {
-    match most.is_zero().then(|| why_they_halt(Path::new("/sys/devices/system/cpu"))).flatten() {
-        Some(why) => tracing::warn!(
-            ?most,
-            why,
-            "--cpu-latency is asked of the kernel, but processors halt all the same"
-        ),
+    match why_unbound(Path::new("/sys/devices/system/cpu"), most) {
+        Some(why) => tracing::warn!(?most, why, "--cpu-latency is held, but processors do not keep to it"),
         None => tracing::info!(?most, "processors wake up within this while the agent runs"),
     }
 }
 
 fn bound_by(device: &Path, most: Duration) -> io::Result<Bound> {
-    let microseconds = i32::try_from(most.as_micros()).unwrap_or(i32::MAX);
+    let microseconds = i32::try_from(most.as_micros()).map_err(io::Error::other)?;
     let mut file = OpenOptions::new().write(true).open(device)?;
     file.write_all(&microseconds.to_ne_bytes())?;
     Ok(Bound(file))
@@ -74,7 +71,13 @@ mod tests {
             let _held = bound_by(&device, Duration::from_nanos(most)).expect("held");
             assert_eq!(std::fs::read(&device).expect("a file"), bytes.to_ne_bytes());
         }
-        let halting = |driver: Option<&str>, state: Option<&str>| {
+        let missing = bound_by(&directory.path().join("missing"), Duration::ZERO);
+        assert_eq!(missing.expect_err("no device").kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn where_processors_do_not_keep_to_a_bound_is_known() {
+        let unbound = |driver: Option<&str>, state: Option<&str>, most: Duration| {
             let root = tempfile::tempdir().expect("a directory");
             for (file, text) in [("cpuidle/current_driver", driver), ("cpu0/cpuidle/state0/name", state)] {
                 let path = root.path().join(file);
@@ -82,13 +85,17 @@ mod tests {
                 text.into_iter()
                     .for_each(|text| std::fs::write(&path, format!("{text}\n")).expect("written"));
             }
-            why_they_halt(root.path())
+            why_unbound(root.path(), most).is_some()
         };
-        assert_eq!(halting(Some("haltpoll"), Some("POLL")), None);
-        for (driver, state) in [(None, None), (Some("none"), None), (Some("psci_idle"), Some("WFI"))] {
-            assert!(halting(driver, state).is_some(), "{driver:?} {state:?}");
+        // Driver, first state, whether a bound of 0 and one of 1 ms are not kept.
+        for (driver, state, halts) in [
+            (Some("haltpoll"), Some("POLL"), [false, false]),
+            (None, None, [true, true]),
+            (Some("none"), None, [true, true]),
+            (Some("psci_idle"), Some("WFI"), [true, false]),
+        ] {
+            let told = [Duration::ZERO, Duration::from_millis(1)].map(|most| unbound(driver, state, most));
+            assert_eq!(told, halts, "{driver:?} {state:?}");
         }
-        let missing = bound_by(&directory.path().join("missing"), Duration::ZERO);
-        assert_eq!(missing.expect_err("no device").kind(), io::ErrorKind::NotFound);
     }
 }
