@@ -87,10 +87,16 @@ fn chart(dashboard: &str) -> BTreeMap<String, String> {
     files
 }
 
-/// Takes the quotes off expressions that stand for a number.
+/// Takes the quotes off expressions that stand for a number, and makes as many items of one that stands for each of a list.
 fn template(text: &str) -> String {
     let mut lines = String::new();
     for line in text.lines() {
+        if let Some((item, rest)) = line.split_once("\"{{ each ")
+            && let Some(list) = rest.strip_suffix(" }}\"")
+        {
+            lines.push_str(&format!("{{{{- range {list} }}}}\n{item}{{{{ quote . }}}}\n{{{{- end }}}}\n"));
+            continue;
+        }
         match line.split_once("\"{{ int ") {
             Some((before, rest)) if rest.ends_with(" }}\"") => {
                 lines.push_str(&format!("{before}{{{{ int {}\n", rest.trim_end_matches('"')));

@@ -130,9 +130,9 @@ fn built_in_tiers() -> [Value; 2] {
     in_force("margay-built-in-tiers", spec, None)
 }
 
-/// Nobody joins a tier whose deletion waits for its policies (policy model 22.1). The server asks this once for each tier. Built-in ones are
-/// left out: somebody may have deleted one before it could not be, nothing takes that back, and policies without a tier have to go somewhere. A
-/// server that cannot look tiers up lets policies through, since all that is lost is that the deletion waits longer.
+/// Nobody joins a tier whose deletion waits for its policies (policy model 22.1). The server asks this once for each tier. Built-in ones
+/// are left out: somebody may have deleted one before it could not be, nothing takes that back, and policies without a tier have to go
+/// somewhere. A server that cannot look tiers up lets policies through, since all that is lost is that the deletion waits longer.
 fn ending_tiers() -> [Value; 2] {
     let tier = |object: &str| {
         format!(
@@ -198,13 +198,13 @@ fn own_node(settings: &Settings) -> [Value; 2] {
     in_force("margay-own-node", spec, None)
 }
 
-/// What the agent is started with; the parser of the command line judges it in a test.
+/// What the agent is started with.
 pub fn agent_arguments(settings: &Settings) -> Vec<String> {
     let port = match &settings.metrics_port {
         Value::String(text) => text.clone(),
         number => number.to_string(),
     };
-    vec![
+    let own = [
         "agent".to_owned(),
         "--node=$(NODE_NAME)".to_owned(),
         "--node-address=$(NODE_ADDRESS)".to_owned(),
@@ -218,7 +218,15 @@ pub fn agent_arguments(settings: &Settings) -> Vec<String> {
         format!("--cni-conf-dir={}", settings.cni_conf),
         format!("--cni-ipam={}", settings.ipam),
         format!("--admin-listen={}:{port}", settings.metrics_address),
-    ]
+    ];
+    own.into_iter().chain(settings.agent_args.iter().cloned()).collect()
+}
+
+/// Returns a container's arguments as the kubelet of some node hands them over: with the values of their variables.
+pub fn handed_over(arguments: &[String]) -> impl Iterator<Item = String> {
+    let on_a_node =
+        |text: &String| text.replace("$(NODE_NAME)", "node-a").replace("$(NODE_ADDRESS)", "192.0.2.10");
+    arguments.iter().map(on_a_node)
 }
 
 /// Name, host path, path inside, propagation.

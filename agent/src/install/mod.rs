@@ -22,9 +22,10 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Parser, ValueEnum};
 use margay_policy_engine::schema::Rules;
 
+use crate::cli::Cli;
 use settings::{Settings, memory_request};
 
 /// Help after the options.
@@ -83,6 +84,9 @@ pub struct InstallArgs {
     /// What a pod's packets to its own node meet after egress policy
     #[arg(long, default_value = "accept", value_parser = ["accept", "drop"])]
     endpoint_to_host: String,
+    /// What every agent is told besides, such as --agent-arg=--workers=2; may be given several times
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    agent_arg: Vec<String>,
     /// Pods that a node has at most; the memory request follows from it
     #[arg(long, default_value_t = settings::PODS)]
     pods_per_node: u32,
@@ -111,6 +115,7 @@ impl InstallArgs {
             key_namespace: self.key_namespace.clone(),
             uplink: self.uplink.clone(),
             endpoint_to_host: self.endpoint_to_host.clone(),
+            agent_args: self.agent_arg.clone(),
             memory: format!("{}Mi", memory_request(self.pods_per_node)),
             metrics_address: self.metrics_address.clone(),
             metrics_port: self.metrics_port.into(),
@@ -124,7 +129,7 @@ impl InstallArgs {
 
 /// Prints the objects, or writes the files.
 ///
-/// Errors: standard output is gone, or the folder cannot be written to.
+/// Errors: an agent would not start with what it is told, standard output is gone, or the folder cannot be written to.
 pub fn run(args: &InstallArgs) -> io::Result<ExitCode> {
     if let Some(folder) = &args.tree {
         for (path, text) in chart::tree() {
@@ -135,6 +140,7 @@ pub fn run(args: &InstallArgs) -> io::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let settings = args.settings();
+    check_arguments(&settings).map_err(|why| io::Error::new(io::ErrorKind::InvalidInput, why))?;
     let usual = [Only::Crds, Only::Agent];
     let wanted: &[Only] = if args.only.is_empty() { &usual } else { &args.only };
     let mut objects = Vec::new();
@@ -157,4 +163,21 @@ pub fn run(args: &InstallArgs) -> io::Result<ExitCode> {
     out.write_all(yaml::documents(&objects).as_bytes())?;
     out.flush()?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Returns why an agent would not start with what it is told.
+fn check_arguments(settings: &Settings) -> Result<(), String> {
+    let arguments = manifests::agent_arguments(settings);
+    let words = std::iter::once("margay".to_owned()).chain(manifests::handed_over(&arguments));
+    match Cli::try_parse_from(words) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let text = error.to_string();
+            let why = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+            Err(format!(
+                "agents would not start as they are told to: {why}; mend --agent-arg or the option that says so (`margay agent --help` \
+                 has them all). Nothing was printed"
+            ))
+        }
+    }
 }

@@ -30,7 +30,8 @@ func main() {
 	if err := json.NewDecoder(os.Stdin).Decode(&asked); err != nil {
 		panic(err)
 	}
-	functions := template.FuncMap{"int": whole}
+	quote := func(text string) string { return strconv.Quote(text) }
+	functions := template.FuncMap{"int": whole, "quote": quote}
 	parsed, err := template.New("chart").Option("missingkey=error").Funcs(functions).Parse(asked.Template)
 	if err != nil {
 		panic(err)

@@ -18,6 +18,8 @@ pub struct Settings {
     pub uplink: String,
     /// `--endpoint-to-host` of the agent.
     pub endpoint_to_host: String,
+    /// What the agent is told besides.
+    pub agent_args: Vec<String>,
     /// Address of metrics and health.
     pub metrics_address: String,
     /// Port of metrics and health.
@@ -69,6 +71,7 @@ impl Default for Settings {
             key_namespace: "calico-system".to_owned(),
             uplink: "auto".to_owned(),
             endpoint_to_host: "accept".to_owned(),
+            agent_args: Vec::new(),
             metrics_address: "127.0.0.1".to_owned(),
             metrics_port: json!(METRICS_PORT),
             memory: format!("{}Mi", memory_request(PODS)),
@@ -93,6 +96,7 @@ impl Settings {
             key_namespace: of("encryption.keyNamespace"),
             uplink: of("uplink"),
             endpoint_to_host: of("endpointToHost"),
+            agent_args: vec!["{{ each .Values.agentArgs }}".to_owned()],
             metrics_address: of("metrics.address"),
             metrics_port: number("metrics.port"),
             memory: of("resources.memory"),
@@ -119,6 +123,11 @@ impl Settings {
                 "endpointToHost",
                 json!(own.endpoint_to_host),
                 "What a pod's packets to its own node meet after egress policy: accept or drop.",
+            ),
+            (
+                "agentArgs",
+                json!(own.agent_args),
+                "What every agent is told besides, such as [--workers=2, --cpu-latency=0us]; one that it does not know keeps it from starting.",
             ),
             (
                 "resources.memory",

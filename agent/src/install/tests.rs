@@ -98,8 +98,15 @@ fn render(text: &str, values: &Value) -> Vec<Value> {
             other => Err(FuncError::Generic(format!("int {other:?}"))),
         }
     }
+    fn quote(arguments: &[Go]) -> Result<Go, FuncError> {
+        match arguments {
+            [Go::String(text)] => Ok(Go::String(format!("{text:?}"))),
+            other => Err(FuncError::Generic(format!("quote {other:?}"))),
+        }
+    }
     let mut template = Template::default();
     template.add_func("int", int);
+    template.add_func("quote", quote);
     template.parse(text).expect("a template");
     let data = go(&json!({ "Values": values, "Release": { "Namespace": "net" } }));
     let rendered = template.render(&Context::from(data)).expect("renders");
@@ -128,6 +135,7 @@ fn every_value_of_the_chart_reaches_the_objects() {
         key_namespace: "keys".to_owned(),
         uplink: "eth0,eth1".to_owned(),
         endpoint_to_host: "drop".to_owned(),
+        agent_args: vec!["--workers=2".to_owned(), "--cpu-latency=0us".to_owned()],
         metrics_address: "[::]".to_owned(),
         metrics_port: json!(1234),
         memory: "1Gi".to_owned(),
@@ -145,6 +153,7 @@ fn every_value_of_the_chart_reaches_the_objects() {
         ("admission.enabled", json!(true)),
         ("uplink", json!("eth0,eth1")),
         ("endpointToHost", json!("drop")),
+        ("agentArgs", json!(settings.agent_args)),
         ("metrics.address", json!("[::]")),
         ("metrics.port", json!(1234)),
         ("resources.memory", json!("1Gi")),
@@ -179,6 +188,7 @@ fn the_engine_of_go_renders_the_same() {
         ("encryption.enabled", json!(true)),
         ("admission.enabled", json!(true)),
         ("uninstall.nodes", json!(3)),
+        ("agentArgs", json!(["--spin=10ms", "--sysfs=/a \"b\""])),
     ];
     let mut compared = 0;
     for values in [values(&[]), values(&changes)] {
@@ -257,12 +267,9 @@ fn every_container_is_started_with_what_the_command_line_knows() {
         for container in
             ["initContainers", "containers"].iter().filter_map(|list| pod[list].as_array()).flatten()
         {
-            let arguments = container["args"].as_array().expect("arguments").iter();
-            // What the kubelet puts in the place of variables.
-            let arguments = arguments.map(|text| {
-                let text = text.as_str().expect("text").replace("$(NODE_NAME)", "node-a");
-                text.replace("$(NODE_ADDRESS)", "192.0.2.10")
-            });
+            let arguments: Vec<String> =
+                serde_json::from_value(container["args"].clone()).expect("arguments");
+            let arguments = manifests::handed_over(&arguments);
             let words: Vec<String> = std::iter::once("margay".to_owned()).chain(arguments).collect();
             commands.push(words[1].clone());
             if let Err(error) = Cli::try_parse_from(&words) {
@@ -271,6 +278,26 @@ fn every_container_is_started_with_what_the_command_line_knows() {
         }
     }
     assert_eq!(commands, ["cni-install", "agent", "uninstall", "uninstall", "uninstall"]);
+}
+
+#[test]
+fn what_keeps_agents_from_starting_is_told_before_anything_is_printed() {
+    let with = |arguments: &[&str]| {
+        let agent_args = arguments.iter().map(|it| (*it).to_owned()).collect();
+        super::check_arguments(&Settings { agent_args, ..Settings::default() })
+    };
+    assert_eq!(with(&["--workers=2", "--cpu-latency=0us", "--spin=10ms"]), Ok(()));
+    for (wrong, named) in [
+        ("--worker=2", "'--worker'"),
+        ("--workers=many", "'many'"),
+        ("--cni-ipam=other", "'--cni-ipam <"),
+        ("--help", "would not start"),
+    ] {
+        let why = with(&[wrong]).expect_err(wrong);
+        assert!(why.contains(named), "{wrong}: {why}");
+    }
+    let nowhere = Settings { metrics_address: "::".to_owned(), ..Settings::default() };
+    assert!(super::check_arguments(&nowhere).is_err_and(|why| why.contains(":::9470")));
 }
 
 #[test]
