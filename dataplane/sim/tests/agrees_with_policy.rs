@@ -9,7 +9,7 @@ use margay_policy_engine::packet::{Direction, EndpointId, PacketTuple, Verdict};
 use margay_sim::{Cluster, PodRef, Random, Shape, WireFaults};
 use margay_wire::parse::tcp_flags::SYN;
 use margay_wire::{build, protocol};
-use support::{policy, replayable, seeds};
+use support::{policy, seeds};
 
 fn allowed(engine: &mut Engine, pod: PodRef, direction: Direction, packet: &PacketTuple) -> bool {
     let endpoint = EndpointId(pod.pod as u32 + 2);
@@ -96,7 +96,5 @@ fn objects(engine: &Engine) -> Vec<Object> {
 
 #[test]
 fn what_is_delivered_is_what_policy_allows() {
-    for seed in seeds(200) {
-        replayable("what_is_delivered_is_what_policy_allows", seed, || scenario(seed));
-    }
+    seeds(200).for_each(scenario);
 }

@@ -16,7 +16,7 @@ use margay_policy_engine::oracle;
 use margay_policy_engine::packet::{Direction, PacketTuple, Verdict};
 use margay_sim::{Cluster, PodRef, Random, Shape, WireFaults};
 use margay_wire::{Fragment, IpHeaders, Packet, Transport, build, parse, protocol};
-use support::{policy, replayable, seeds};
+use support::{policy, seeds};
 
 const NODES: usize = 4;
 const PODS: usize = 3;
@@ -275,7 +275,5 @@ fn scenario(seed: u64) {
 
 #[test]
 fn clusters_under_everything_at_once_do_what_the_rules_say() {
-    for seed in seeds(60) {
-        replayable("clusters_under_everything_at_once_do_what_the_rules_say", seed, || scenario(seed));
-    }
+    seeds(60).for_each(scenario);
 }

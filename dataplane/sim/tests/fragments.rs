@@ -9,7 +9,7 @@ use margay_core::{Nanos, WorkerConfig};
 use margay_policy_engine::engine::Change;
 use margay_sim::{Cluster, PodRef, Random, Shape, WireFaults};
 use margay_wire::{Fragment, IpHeaders, Packet, build, parse};
-use support::{policy, replayable, seeds};
+use support::{policy, seeds};
 
 const SHAPES: [(u16, u16); 6] = [(1, 1), (2, 1), (2, 4), (3, 4), (8, 1), (8, 4)];
 
@@ -175,9 +175,5 @@ fn scenario(seed: u64) {
 
 #[test]
 fn fragments_arrive_whole_or_not_at_all_whatever_wire_and_workers_do() {
-    for seed in seeds(100) {
-        replayable("fragments_arrive_whole_or_not_at_all_whatever_wire_and_workers_do", seed, || {
-            scenario(seed)
-        });
-    }
+    seeds(100).for_each(scenario);
 }

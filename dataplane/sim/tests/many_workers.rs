@@ -12,7 +12,7 @@ use margay_wire::parse::tcp_flags::{ACK, FIN, SYN};
 use margay_wire::{IpHeaders, Packet, Transport, build, parse, protocol};
 use std::net::IpAddr;
 use std::sync::Arc;
-use support::{policy, replayable, seeds};
+use support::{policy, seeds};
 
 const SHAPES: [(u16, u16); 7] = [(2, 1), (2, 4), (3, 1), (3, 4), (8, 1), (8, 4), (1, 4)];
 
@@ -231,9 +231,7 @@ fn scenario(seed: u64) {
 
 #[test]
 fn many_workers_deliver_what_one_delivers() {
-    for seed in seeds(300) {
-        replayable("many_workers_deliver_what_one_delivers", seed, || scenario(seed));
-    }
+    seeds(300).for_each(scenario);
 }
 
 /// Workers whose turns interleave, with inboxes of any size and snapshots that reach them one by one: nothing is lost without a name, and
@@ -280,9 +278,7 @@ fn crowd(seed: u64) {
 
 #[test]
 fn frames_are_conserved_when_workers_crowd_each_other() {
-    for seed in seeds(200) {
-        replayable("frames_are_conserved_when_workers_crowd_each_other", seed, || crowd(seed));
-    }
+    seeds(200).for_each(crowd);
 }
 
 /// A policy on every pod: what may be sent and what may be received are exchanged between two versions, neither of which lets a packet
@@ -316,41 +312,37 @@ fn half(allow_egress: bool) -> Object {
 #[test]
 fn no_packet_is_judged_by_halves_of_two_snapshots() {
     for seed in seeds(40) {
-        replayable("no_packet_is_judged_by_halves_of_two_snapshots", seed, || {
-            let mut random = Random::new(seed);
-            let shape = Shape { workers: 2 + (seed % 2) as u16, queues: 1, ..Shape::default() };
-            let config =
-                WorkerConfig { adoption_window: Nanos(0), max_flows: 256, ..WorkerConfig::default() };
-            let mut cluster = Cluster::shaped(seed, 1, 6, shape, WireFaults::default(), &config);
-            cluster.apply(&Change::Upsert(half(false)));
-            for round in 0..200 {
-                cluster.apply_late(&Change::Upsert(half(round % 2 == 0)));
-                for _ in 0..6 {
-                    let pods = cluster.pods();
-                    let [from, to] = [0, 1].map(|_| pods[random.below(6) as usize]);
-                    if from == to {
-                        continue;
-                    }
-                    let near = (from.address(false), 80 + random.below(3) as u16);
-                    let far = (to.address(false), 80 + random.below(3) as u16);
-                    let macs = cluster.macs(from);
-                    cluster.inject(from, &build::udp(macs, near, far, b"data"));
-                    if random.below(2) == 0 {
-                        cluster.publish_to(0, random.below(shape.workers.into()) as usize);
-                    }
-                    if random.below(2) == 0 {
-                        cluster.step(0);
-                    }
+        let mut random = Random::new(seed);
+        let shape = Shape { workers: 2 + (seed % 2) as u16, queues: 1, ..Shape::default() };
+        let config = WorkerConfig { adoption_window: Nanos(0), max_flows: 256, ..WorkerConfig::default() };
+        let mut cluster = Cluster::shaped(seed, 1, 6, shape, WireFaults::default(), &config);
+        cluster.apply(&Change::Upsert(half(false)));
+        for round in 0..200 {
+            cluster.apply_late(&Change::Upsert(half(round % 2 == 0)));
+            for _ in 0..6 {
+                let pods = cluster.pods();
+                let [from, to] = [0, 1].map(|_| pods[random.below(6) as usize]);
+                if from == to {
+                    continue;
                 }
-                cluster.drain(0);
-                for pod in cluster.pods() {
-                    assert!(cluster.inbox(pod).is_empty(), "neither version lets anything through");
+                let near = (from.address(false), 80 + random.below(3) as u16);
+                let far = (to.address(false), 80 + random.below(3) as u16);
+                let macs = cluster.macs(from);
+                cluster.inject(from, &build::udp(macs, near, far, b"data"));
+                if random.below(2) == 0 {
+                    cluster.publish_to(0, random.below(shape.workers.into()) as usize);
+                }
+                if random.below(2) == 0 {
+                    cluster.step(0);
                 }
             }
-            assert!(
-                cluster.dropped(DropReason::PolicyEgress) > 0
-                    && cluster.dropped(DropReason::PolicyIngress) > 0
-            );
-        });
+            cluster.drain(0);
+            for pod in cluster.pods() {
+                assert!(cluster.inbox(pod).is_empty(), "neither version lets anything through");
+            }
+        }
+        assert!(
+            cluster.dropped(DropReason::PolicyEgress) > 0 && cluster.dropped(DropReason::PolicyIngress) > 0
+        );
     }
 }

@@ -13,27 +13,39 @@ use margay_policy_engine::selector::Selector;
 use margay_sim::Random;
 use margay_wire::protocol;
 
-/// Returns the seeds to try: `MARGAY_SCENARIOS` many (`default` without it), from `MARGAY_SEED` on.
-pub fn seeds(default: u64) -> std::ops::Range<u64> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
-    let first = number("MARGAY_SEED").unwrap_or(1);
-    first..first + number("MARGAY_SCENARIOS").unwrap_or(default)
+/// The seeds of a test's scenarios. Who panics with one is told how to replay it.
+pub struct Seeds {
+    left: std::ops::Range<u64>,
+    present: Option<u64>,
 }
 
-/// Runs a scenario and says how to replay it when it fails.
-pub fn replayable(test: &str, seed: u64, scenario: impl FnOnce()) {
-    struct Replay<'a>(&'a str, u64);
-    impl Drop for Replay<'_> {
-        fn drop(&mut self) {
-            if std::thread::panicking() {
-                let Self(test, seed) = self;
-                eprintln!("replay: MARGAY_SCENARIOS=1 MARGAY_SEED={seed} cargo test -p margay-sim {test}");
-            }
+/// Returns the seeds to try: `MARGAY_SCENARIOS` many (`default` without it), from `MARGAY_SEED` on.
+pub fn seeds(default: u64) -> Seeds {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let first = number("MARGAY_SEED").unwrap_or(1);
+    Seeds { left: first..first + number("MARGAY_SCENARIOS").unwrap_or(default), present: None }
+}
+
+impl Iterator for Seeds {
+    type Item = u64;
+
+    fn next(&mut self) -> Option<u64> {
+        self.present = self.left.next();
+        self.present
+    }
+}
+
+impl Drop for Seeds {
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Some(seed) = self.present
+        {
+            // Threads of tests have the names of the tests.
+            let thread = std::thread::current();
+            let test = thread.name().unwrap_or_default();
+            eprintln!("replay: MARGAY_SCENARIOS=1 MARGAY_SEED={seed} cargo test -p margay-sim {test}");
         }
     }
-    let replay = Replay(test, seed);
-    scenario();
-    drop(replay);
 }
 
 fn entity(random: &mut Random) -> Entity {
