@@ -1,5 +1,5 @@
-//! An agent as a DaemonSet starts it, on a node of a lab: it finds its own uplink, tells the container runtime when pods can be served, stays
-//! told when it stops, and `margay uninstall` leaves nothing of it.
+//! An agent as a DaemonSet starts it, on a node of a lab: it finds its own uplink, tells the container runtime when pods can be served,
+//! stays told when it stops, and `margay uninstall` leaves nothing of it.
 
 mod common;
 

@@ -73,7 +73,8 @@ fn own_key(lab: &Lab, family: usize) -> String {
 }
 
 impl Other {
-    /// Starts one on the lab's wire. `start` is what makes a device of the name that is put in place of `DEVICE`, and stays in the foreground.
+    /// Starts one on the lab's wire. `start` is what makes a device of the name that is put in place of `DEVICE`, and stays in the
+    /// foreground.
     fn start(lab: &mut Lab, mark: &str, start: &[&str], family: usize) -> Self {
         let netns = lab.namespace(mark);
         let wire = lab.wire();

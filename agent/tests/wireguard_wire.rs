@@ -1,4 +1,5 @@
-//! What a machine on the wire between two nodes sees: with encryption nothing but WireGuard, and without it everything, which `status` says.
+//! What a machine on the wire between two nodes sees: with encryption nothing but WireGuard, and without it everything, which `status`
+//! says.
 
 mod common;
 

@@ -6,15 +6,17 @@
 //!                                 generator ═veth═ in ▶      ▶ out ═veth═ sink, XDP_DROP
 //! ```
 //!
-//! Changes go through the agent's own way, from the object in memory to the snapshot that the worker loads once a burst. Each changes one rule
-//! of one policy of a node with 110 pods, in turn; one in [`LOCAL`] + 1 is the policy that judges the measured flows, whose packets are then
-//! judged again. In memory, "all to it" changes nothing else. Quiet and changing times take turns; a ratio is formed within a round.
+//! Changes go through the agent's own way, from the object in memory to the snapshot that the worker loads once a burst. Each changes one
+//! rule of one policy of a node with 110 pods, in turn; one in [`LOCAL`] + 1 is the policy that judges the measured flows, whose packets
+//! are then judged again. In memory, "all to it" changes nothing else. Quiet and changing times take turns; a ratio is formed within a
+//! round.
 //!
-//! On devices the worker's thread has the last processor, generator and changes the first. Its greatest load is what it carries when the generator
-//! sends without a pause; the rounds offer 80 % of it. *Lost* is what one port received and the other did not send, for whatever reason: all
-//! of it is allowed, so the counters must agree to the packet. What the kernel could not give to us (receive ring full, no frame to receive
-//! into) spoils a round, which is made at most three times; what any of them lost counts. Frames to receive into are ours to provide, so packets
-//! that found none are shown beside what was lost, and with them, or with a round that stayed spoilt, the mark is "open".
+//! On devices the worker's thread has the last processor, generator and changes the first. Its greatest load is what it carries when the
+//! generator sends without a pause; the rounds offer 80 % of it. *Lost* is what one port received and the other did not send, for
+//! whatever reason: all of it is allowed, so the counters must agree to the packet. What the kernel could not give to us (receive ring
+//! full, no frame to receive into) spoils a round, which is made at most three times; what any of them lost counts. Frames to receive
+//! into are ours to provide, so packets that found none are shown beside what was lost, and with them, or with a round that stayed
+//! spoilt, the mark is "open".
 
 use std::path::Path;
 use std::sync::Arc;

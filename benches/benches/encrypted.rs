@@ -5,8 +5,8 @@
 //!   peers:       namespace (daemon, TUN device) ═veth═ namespace (daemon, TUN device)
 //! ```
 //!
-//! The inner MTU is 1420 everywhere, the outer 1500; two daemons and iperf3's two ends share the processors as the scheduler likes. All take
-//! turns in rounds, and a ratio is formed within a round. Ours has the longer way: two more veth pairs and policy at both ends.
+//! The inner MTU is 1420 everywhere, the outer 1500; two daemons and iperf3's two ends share the processors as the scheduler likes. All
+//! take turns in rounds, and a ratio is formed within a round. Ours has the longer way: two more veth pairs and policy at both ends.
 
 use std::fs;
 use std::path::{Path, PathBuf};

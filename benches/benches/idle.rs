@@ -1,7 +1,8 @@
 //! What an agent costs that has nothing to carry: processor time and memory with 110 pods and 100,000 rules.
 //!
-//! The agent is the release binary with its pods in namespaces, as `margay lab` makes them, all policies compiled for these pods. Processor time is the
-//! scheduler's own account of all its threads, so nothing is too short to be seen. A program that polls would show 100 % here.
+//! The agent is the release binary with its pods in namespaces, as `margay lab` makes them, all policies compiled for these pods.
+//! Processor time is the scheduler's own account of all its threads, so nothing is too short to be seen. A program that polls would show
+//! 100 % here.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

@@ -6,15 +6,15 @@
 //! ```
 //!
 //! Ping and echo are this program, called again within the pods; both stay on the first processor, where the kernel's way is at its best:
-//! nobody is woken across processors. Agents differ in how long their worker looks for more work before it sleeps (`--spin`): 50 us,
-//! the agent's default, and ten milliseconds, so that it does not sleep while the test runs. The worker is beside ping and echo, or on the
-//! last processor, as `--cpu auto` has it; there every packet has to wake ping or echo from another processor, which is measured by itself:
-//! a byte through a pair of sockets and back. Trips follow each other at once, or with pauses; with 50 us a worker sleeps in the pauses only, so the limit of one
-//! that sleeps holds there. All take turns in rounds; a ratio is formed within a round.
+//! nobody is woken across processors. Agents differ in how long their worker looks for more work before it sleeps (`--spin`): 50 us, the
+//! agent's default, and ten milliseconds, so that it does not sleep while the test runs. The worker is beside ping and echo, or on the
+//! last processor, as `--cpu auto` has it; there every packet has to wake ping or echo from another processor, which is measured by
+//! itself: a byte through a pair of sockets and back. Trips follow each other at once, or with pauses; with 50 us a worker sleeps in the
+//! pauses only, so the limit of one that sleeps holds there. All take turns in rounds; a ratio is formed within a round.
 //!
-//! Twice: with processors that halt when they have nothing to do, as they come, and then while an agent with `--cpu-latency 0us` keeps them
-//! from that. It keeps them from it for the kernel's forwarding too, so ratios are between equals. What the kernel takes without the bound is
-//! compared too.
+//! Twice: with processors that halt when they have nothing to do, as they come, and then while an agent with `--cpu-latency 0us` keeps
+//! them from that. It keeps them from it for the kernel's forwarding too, so ratios are between equals. What the kernel takes without the
+//! bound is compared too.
 
 use std::io::{Read, Write};
 use std::net::UdpSocket;

@@ -1,8 +1,8 @@
 //! WireGuard in memory: what the tunnel adds to the engine under it, and what a second core brings.
 //!
 //! Peer: `boringtun::noise::Tunn::encapsulate` into a buffer, which is the protocol alone. Ours also looks up where the peer is, writes
-//! Ethernet, IP and UDP around the datagram, and carries the congestion marks. Which peer it is, a flow remembers. Both take a packet from one buffer and leave it in another; rounds of
-//! both alternate.
+//! Ethernet, IP and UDP around the datagram, and carries the congestion marks. Which peer it is, a flow remembers. Both take a packet
+//! from one buffer and leave it in another; rounds of both alternate.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

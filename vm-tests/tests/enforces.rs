@@ -1,5 +1,5 @@
-//! On every kernel that margay is held to, a lab with two pods on one node: they reach each other, in packets as large as the kernel is good
-//! for, and a policy ends it.
+//! On every kernel that margay is held to, a lab with two pods on one node: they reach each other, in packets as large as the kernel is
+//! good for, and a policy ends it.
 //!
 //! The lab runs in the virtual machine as it runs on any machine: a real agent, real AF_XDP on veth, the real CNI plug-in.
 

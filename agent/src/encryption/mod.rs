@@ -1,4 +1,5 @@
-//! Encryption between nodes, as far as it is decided beside the packet path: keys, peers, selection, rotation (policy model 25, 32.1 to 32.4).
+//! Encryption between nodes, as far as it is decided beside the packet path: keys, peers, selection, rotation (policy model 25, 32.1 to
+//! 32.4).
 //!
 //! ```text
 //!  Model ───────────────┐

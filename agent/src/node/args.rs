@@ -83,9 +83,9 @@ pub struct AgentArgs {
     /// without being woken; at most 10ms: a packet more often than that keeps its CPU busy.
     #[arg(long, default_value = "50us", value_parser = short_duration)]
     pub spin: Duration,
-    /// How long processors of this node may take to wake up while the agent runs, such as 0us: then none halts (where the kernel has an idle
-    /// state that polls), and a packet that wakes a program on another processor does so at once. It costs power, or in a virtual machine
-    /// the host's processors. Left alone when absent.
+    /// How long processors of this node may take to wake up while the agent runs, such as 0us: then none halts (where the kernel has an
+    /// idle state that polls), and a packet that wakes a program on another processor does so at once. It costs power, or in a virtual
+    /// machine the host's processors. Left alone when absent.
     #[arg(long, value_parser = short_duration)]
     pub cpu_latency: Option<Duration>,
     /// Largest packet that a pod sends to another node; what the smallest uplink takes, less what encryption needs, when absent.

@@ -5,8 +5,8 @@
 //! worker of the *other* node, which then does both nodes' work while a processor beside it has nothing to do. A thread of the kernel takes
 //! the receiving half off it. It is worth nothing where there is one processor.
 //!
-//! The thread has its own turns, so what is sent meanwhile has to wait, and a veth has room for 256 packets and loses the rest. With a queueing
-//! discipline its sender is told to wait instead (Linux 6.16, `veth_xmit`), so a veth without one (`noqueue`) gets `pfifo`.
+//! The thread has its own turns, so what is sent meanwhile has to wait, and a veth has room for 256 packets and loses the rest. With a
+//! queueing discipline its sender is told to wait instead (Linux 6.16, `veth_xmit`), so a veth without one (`noqueue`) gets `pfifo`.
 
 use std::collections::BTreeMap;
 

@@ -15,7 +15,8 @@ pub enum ZeroCopy {
     Off,
 }
 
-/// Chooses for an uplink whose program is attached as `attach` says and whose driver says `features`. A kernel that cannot be asked is tried.
+/// Chooses for an uplink whose program is attached as `attach` says and whose driver says `features`. A kernel that cannot be asked is
+/// tried.
 pub fn choose(wanted: ZeroCopy, attach: AttachChoice, features: Option<XdpFeatures>) -> MemoryChoice {
     let offered = features.is_none_or(|driver| driver.zero_copy);
     match wanted {

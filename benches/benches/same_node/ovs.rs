@@ -1,5 +1,5 @@
-//! Open vSwitch with AF_XDP ports, as the peer that crosses the same interfaces in the same way: Debian's packages, unpacked and not installed,
-//! in a namespace of its own with an end of each of two pods' pairs.
+//! Open vSwitch with AF_XDP ports, as the peer that crosses the same interfaces in the same way: Debian's packages, unpacked and not
+//! installed, in a namespace of its own with an end of each of two pods' pairs.
 //!
 //! It has no policy. Its thread looks for packets without a pause, so it is stopped while another takes its turn. Pods' checksum offload is
 //! off, as its documentation asks for: it sends nothing with a sum that is left to somebody else.

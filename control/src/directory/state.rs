@@ -12,8 +12,8 @@
 //!                 └─ never ──────────▶ its closed form (policy model 4.1), or nothing where it has none
 //! ```
 //!
-//! Where two documents describe one object, the first in the order of paths counts, and no other is looked at. A deleted file takes its objects with it; a
-//! *folder* that cannot be looked into does not: what was known under it stays.
+//! Where two documents describe one object, the first in the order of paths counts, and no other is looked at. A deleted file takes its
+//! objects with it; a *folder* that cannot be looked into does not: what was known under it stays.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

@@ -1,8 +1,8 @@
 //! A record of every change of what policy is made of (policy model 22.3).
 //!
-//! Who changed an object, and the whole of it, is in the API server's own audit log; what is told here is what this node made of it, with the
-//! generation by which both and the records of flows can be joined. One line of the log under the target [`TARGET`], as JSON where the log
-//! is, such as
+//! Who changed an object, and the whole of it, is in the API server's own audit log; what is told here is what this node made of it, with
+//! the generation by which both and the records of flows can be joined. One line of the log under the target [`TARGET`], as JSON where
+//! the log is, such as
 //!
 //! ```text
 //! INFO margay-audit: policy changed change="changed" kind="NetworkPolicy.projectcalico.org" namespace="shop" name="web" generation=4 …

@@ -1,5 +1,5 @@
-//! What processors do that plain code does not say. First of all: telling them what will be read next. A burst of frames is touched one cache line ahead of where the work is, so a miss
-//! (54 to 190 ns) passes while earlier frames are handled.
+//! What processors do that plain code does not say. First of all: telling them what will be read next. A burst of frames is touched one
+//! cache line ahead of where the work is, so a miss (54 to 190 ns) passes while earlier frames are handled.
 //!
 //! A prefetch is a hint without an effect that a program can observe, so its safe twin is "do nothing": [`scalar`] holds it, and
 //! the tests hold both to the same results. So for comparing eight lanes at once.

@@ -62,7 +62,8 @@ pub trait Frame {
     }
 
     /// Leaves the checksum over everything from `start` on, whose field is `offset` bytes from there and holds the pseudo header's sum,
-    /// to whoever sends the packet. Returns `false` where nobody does. The packet is sent with the beginning and the length that it has now.
+    /// to whoever sends the packet. Returns `false` where nobody does. The packet is sent with the beginning and the length that it has
+    /// now.
     #[inline]
     fn leave_checksum(&mut self, _start: usize, _offset: usize) -> bool {
         false

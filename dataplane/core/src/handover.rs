@@ -5,8 +5,9 @@
 //! Sealing and opening are the business of the worker that has the peer, so these are changes of hands of their own. What was
 //! read of a plain IPv4 packet goes with it, so that the taker can ask for its own flow before it has the frame.
 //!
-//! All that is said of a packet is a word, or four where there is more to say than what to do: its [`Slip`]. It is written once, by the giver, where the
-//! taker will read it: packets for one worker gather in [`Parcels`], whose words change hands as a whole where nothing is before them, and only the frames are looked at on the way ([`Parcels::move_to`]).
+//! All that is said of a packet is a word, or four where there is more to say than what to do: its [`Slip`]. It is written once, by the
+//! giver, where the taker will read it: packets for one worker gather in [`Parcels`], whose words change hands as a whole where nothing
+//! is before them, and only the frames are looked at on the way ([`Parcels::move_to`]).
 
 mod lane;
 mod parcels;
@@ -41,8 +42,8 @@ pub enum Errand {
     Take,
     /// It may pass, as far as the giver knows, and its flow is one that the taker keeps too: it hears of it, and agrees or not.
     Judge(Told),
-    /// It may pass, its flow is one that the taker has heard of lately, and it is finished: send it to the pod. Under the topology with this
-    /// number (its low half) the pod was behind that port.
+    /// It may pass, its flow is one that the taker has heard of lately, and it is finished: send it to the pod. Under the topology with
+    /// this number (its low half) the pod was behind that port.
     Deliver(u32),
     /// It is finished but for sealing, and its peer is the taker's.
     Seal(PeerId),

@@ -100,8 +100,8 @@ pub struct Counters {
     pub taken: u64,
     /// Packets of our own, fragments and answers, that began the way into the tunnel.
     pub made: u64,
-    /// Packets given to other workers: to be sent to a pod, judged, sealed or opened. Over all workers as many as `taken` and those still in
-    /// queues.
+    /// Packets given to other workers: to be sent to a pod, judged, sealed or opened. Over all workers as many as `taken` and those still
+    /// in queues.
     pub handed_over: u64,
     /// Frames sent on to another port (fragments of ours not counted).
     pub forwarded: u64,

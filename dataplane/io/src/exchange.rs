@@ -6,9 +6,9 @@
 //! ```
 //!
 //! An inbox is a bounded lock-free queue of batches, so its shared counters are written once for up to [`BATCH`] packets. What is said of
-//! them changes hands by pointer, as it was written (of the first batch of a turn; those behind it are appended); their frames are taken off one memory and fastened to the other. A batch that
-//! finds no room comes back to its sender, who counts its packets as dropped and keeps their frames. Emptied batches serve for what their
-//! new owner sends itself.
+//! them changes hands by pointer, as it was written (of the first batch of a turn; those behind it are appended); their frames are taken
+//! off one memory and fastened to the other. A batch that finds no room comes back to its sender, who counts its packets as dropped and
+//! keeps their frames. Emptied batches serve for what their new owner sends itself.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

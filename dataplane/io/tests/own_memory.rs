@@ -1,5 +1,5 @@
-//! Ports with packet memory of their own: what crosses between two memories is copied once, whole and counted; neither memory takes from the
-//! other; both are conserved. On veths, which have no zero-copy, so the own memory is in copy mode and everything else is as with it.
+//! Ports with packet memory of their own: what crosses between two memories is copied once, whole and counted; neither memory takes from
+//! the other; both are conserved. On veths, which have no zero-copy, so the own memory is in copy mode and everything else is as with it.
 //! Without root each test says `SKIPPED` and passes.
 
 mod support;

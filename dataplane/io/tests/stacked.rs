@@ -1,6 +1,7 @@
 //! Devices that are made of others: what a program and its sockets see on them and below them (decision 0021).
 //!
-//! Each test shows the upper device carry frames as they should be, and what is lost one device below. Kernels without the module say SKIPPED.
+//! Each test shows the upper device carry frames as they should be, and what is lost one device below. Kernels without the module say
+//! SKIPPED.
 
 mod support;
 

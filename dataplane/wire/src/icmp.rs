@@ -43,7 +43,8 @@ impl Error {
     }
 }
 
-/// Most bytes of the offending packet quoted: all that keeps an IPv6 error within 1,280 bytes, and an IPv4 one within 576 (RFC 1812 §4.3.2.3).
+/// Most bytes of the offending packet quoted: all that keeps an IPv6 error within 1,280 bytes, and an IPv4 one within 576 (RFC 1812
+/// §4.3.2.3).
 fn quote_len(v4: bool, available: usize) -> usize {
     available.min(if v4 { 576 - 28 } else { 1280 - 48 })
 }
@@ -66,9 +67,9 @@ pub fn is_answerable(offending: &[u8], ip: &IpHeaders) -> bool {
 
 /// Writes into `out` the frame that tells the sender of `offending` what happened, from `source`.
 ///
-/// Shape: `out` has room for the result; `offending` is the frame that `ip` was parsed from, or of a long one the beginning. Returns the frame's length, or
-/// `None` when an error must not be sent (about an ICMP error, a later fragment, to or from a group, from nobody: RFC 1122 §3.2.2,
-/// RFC 4443 §2.4 (e)) or does not fit.
+/// Shape: `out` has room for the result; `offending` is the frame that `ip` was parsed from, or of a long one the beginning. Returns the
+/// frame's length, or `None` when an error must not be sent (about an ICMP error, a later fragment, to or from a group, from nobody: RFC
+/// 1122 §3.2.2, RFC 4443 §2.4 (e)) or does not fit.
 pub fn write_error(
     out: &mut [u8],
     offending: &[u8],

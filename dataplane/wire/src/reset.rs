@@ -13,8 +13,8 @@ const TCP_LEN: usize = 20;
 /// Its numbers are those that the sender's stack accepts: with an acknowledgment in the segment the reset's sequence number is that very
 /// number; without one it is zero and the reset acknowledges all that the segment takes, SYN and FIN included.
 ///
-/// Shape: `out` has room for the result; `offending` is the frame that `ip` was parsed from, or of a long one the beginning. Returns the frame's length, or `None`
-/// when there is nothing to reset (no TCP, a reset itself, a fragment, to or from a group) or it does not fit.
+/// Shape: `out` has room for the result; `offending` is the frame that `ip` was parsed from, or of a long one the beginning. Returns the
+/// frame's length, or `None` when there is nothing to reset (no TCP, a reset itself, a fragment, to or from a group) or it does not fit.
 pub fn write(
     out: &mut [u8],
     offending: &[u8],

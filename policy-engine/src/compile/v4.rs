@@ -5,8 +5,8 @@
 //!                  └ words of the /16 ─▶ cell
 //! ```
 //!
-//! All heads are four megabytes, most of which a processor keeps near; an address in a /24 that is not divided needs nothing else as long as its
-//! /16 has two cells. Heads are copied 256 at a time when a page changes, words are shared with earlier tables until they do.
+//! All heads are four megabytes, most of which a processor keeps near; an address in a /24 that is not divided needs nothing else as long
+//! as its /16 has two cells. Heads are copied 256 at a time when a page changes, words are shared with earlier tables until they do.
 
 use std::sync::{Arc, LazyLock};
 

@@ -91,7 +91,8 @@ pub fn target(policy: &Policy) -> String {
             text => format!("selects {text}, for {governs}"),
         };
     };
-    // The scope of the namespace comes last (policy model 6.1) and is not what the user wrote; neither is what Kubernetes objects get (7.5).
+    // The scope of the namespace comes last (policy model 6.1) and is not what the user wrote; neither is what Kubernetes objects get
+    // (7.5).
     let scope = format!("projectcalico.org/namespace == \"{namespace}\"");
     let orchestrator = "projectcalico.org/orchestrator == \"k8s\"";
     let text = bare(text);

@@ -25,7 +25,8 @@ pub const TUNNEL: HostId = HostId(4);
 pub const OTHER_PODS: HostId = HostId(11);
 pub const OTHER_ETH0: HostId = HostId(12);
 
-/// Node `node` (192.0.2.1 on eth0, 198.51.100.1 on eth1, a tunnel wg0) and node `other` (192.0.2.2 on eth0), each with its boundary to the pods.
+/// Node `node` (192.0.2.1 on eth0, 198.51.100.1 on eth1, a tunnel wg0) and node `other` (192.0.2.2 on eth0), each with its boundary to
+/// the pods.
 pub fn interfaces() -> Vec<HostInterface> {
     let interface = |id, node: &str, name: &str, address: &str| HostInterface {
         id,

@@ -128,8 +128,8 @@ impl Api {
     }
 }
 
-/// Adds what a server leaves out that refuses to make an object: it ends at the colon. Whatever else it refuses (a webhook's or a quota's no, a
-/// token that is over) it says why itself.
+/// Adds what a server leaves out that refuses to make an object: it ends at the colon. Whatever else it refuses (a webhook's or a quota's
+/// no, a token that is over) it says why itself.
 fn with_right_to_create(reason: String) -> String {
     match reason.trim_end() {
         unfinished if unfinished.ends_with("is forbidden:") => {

@@ -4,21 +4,22 @@
 //! began. An entry holds the verdict of both legs, what each was judged by (the epoch of the endpoint's table and the identities of
 //! both addresses), the way out in each direction, the connection state and counters.
 //!
-//! **What invalidates it.** A snapshot knows since when nothing has changed for an endpoint; a flow that was confirmed since then is confirmed.
-//! Else, and under a newer topology, the first packet compares: same endpoints, same epochs, same
-//! identities renew the entry in place; different endpoints end it (an address that went to another pod never inherits,
-//! policy model 28 row 11); anything else judges that packet again with the flow's original orientation (PM-D10). There is no sweep.
+//! **What invalidates it.** A snapshot knows since when nothing has changed for an endpoint; a flow that was confirmed since then is
+//! confirmed. Else, and under a newer topology, the first packet compares: same endpoints, same epochs, same identities renew the entry
+//! in place; different endpoints end it (an address that went to another pod never inherits, policy model 28 row 11); anything else
+//! judges that packet again with the flow's original orientation (PM-D10). There is no sweep.
 //!
 //! **Where it came from.** The sanity stage is a pure function of topology, port, Ethernet source, addresses and ports. A flow remembers
 //! per direction which (port, source, topology) passed it, and only exactly those are spared a second check.
 //!
 //! Memory: 128 bytes an entry, two cache lines. The first is all that a packet of a known IPv4 flow touches: whose it is, whether it may
-//! pass, how it leaves, and what it is counted in. The second holds what a judgement rests on, and the first 96 bits of both addresses, which
-//! are the same for all IPv4 flows. Ways out and senders are named, not copied ([`interned`]). With 6.4 to 12.8 bytes of index that is at most 141
-//! bytes a flow. Entries live in a slab whose room is reserved for `max_flows` at the start, so nothing is ever moved.
+//! pass, how it leaves, and what it is counted in. The second holds what a judgement rests on, and the first 96 bits of both addresses,
+//! which are the same for all IPv4 flows. Ways out and senders are named, not copied ([`interned`]). With 6.4 to 12.8 bytes of index that
+//! is at most 141 bytes a flow. Entries live in a slab whose room is reserved for `max_flows` at the start, so nothing is ever moved.
 //!
-//! **Under attack.** A flow is *settled* from its other end's first answer to its end. Only flows that are not may be put out for new ones, oldest first,
-//! and a port that opens too many puts out its own ([`table`]): a flood costs the flows of its own port, never a conversation.
+//! **Under attack.** A flow is *settled* from its other end's first answer to its end. Only flows that are not may be put out for new
+//! ones, oldest first, and a port that opens too many puts out its own ([`table`]): a flood costs the flows of its own port, never a
+//! conversation.
 
 mod index;
 pub mod interned;

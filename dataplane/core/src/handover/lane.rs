@@ -1,8 +1,8 @@
 //! Finished packets in order, each with a word: those that leave by ports of this worker ([`Transmit`]) and those that another one takes
 //! ([`super::Parcels`]) gather alike.
 //!
-//! Of a burst any packet may be of either kind, and nothing tells a processor which the next one is. So where it goes is chosen as an address,
-//! not by a branch: a branch that goes wrong with every second packet costs as much as a tenth of all that is done for it.
+//! Of a burst any packet may be of either kind, and nothing tells a processor which the next one is. So where it goes is chosen as an
+//! address, not by a branch: a branch that goes wrong with every second packet costs as much as a tenth of all that is done for it.
 
 use std::ops::RangeBounds;
 

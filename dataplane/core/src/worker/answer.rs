@@ -12,7 +12,8 @@
 //! errors and refusals apart, so that who scans closed ports does not cost its neighbours the sizes of their paths.
 //!
 //! An error's source is this node's address, so that traceroute names the node; towards the host itself it is the gateway's, because a
-//! kernel refuses its own address from outside, and into a tunnel it is the receiver's. A reset comes from whom the segment went to, or nobody would believe it.
+//! kernel refuses its own address from outside, and into a tunnel it is the receiver's. A reset comes from whom the segment went to, or
+//! nobody would believe it.
 
 use margay_wire::{IpHeaders, MacAddr, icmp, reset};
 

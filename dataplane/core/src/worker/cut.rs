@@ -104,8 +104,8 @@ impl Plan {
         Some(Self { shared: content, content, start, more, family: Family::V4 })
     }
 
-    /// Each piece has the headers that routers look at: up to the routing header, else the hop-by-hop options; or, of a fragment, what it has
-    /// before its fragment header (RFC 8200 §4.5).
+    /// Each piece has the headers that routers look at: up to the routing header, else the hop-by-hop options; or, of a fragment, what it
+    /// has before its fragment header (RFC 8200 §4.5).
     fn v6(bytes: &[u8], ids: &mut Identifications) -> Option<Self> {
         let mut named_at = ETHERNET_LEN + 6;
         let mut at = ETHERNET_LEN + 40;
@@ -175,11 +175,12 @@ fn be16(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?]))
 }
 
-/// Cuts a packet that [`is_allowed`] to be cut into pieces that fit `path` and a spare frame each, and sends them, each finished by `finish`.
+/// Cuts a packet that [`is_allowed`] to be cut into pieces that fit `path` and a spare frame each, and sends them, each finished by
+/// `finish`.
 ///
 /// Shape: the packet stays as it is. All pieces but the last have the same length, their parts of the content multiples of eight bytes.
-/// Errors: [`DropReason::PacketTooBig`] where there are not frames enough for all pieces, or a piece would have no room for the headers. The
-/// sender is told the size all the same: it may not be bound to send smaller packets, but most do, and then need nobody's frames.
+/// Errors: [`DropReason::PacketTooBig`] where there are not frames enough for all pieces, or a piece would have no room for the headers.
+/// The sender is told the size all the same: it may not be bound to send smaller packets, but most do, and then need nobody's frames.
 #[cold]
 pub(super) fn cut<F: Frame>(
     frame: &F,

@@ -57,7 +57,8 @@ pub(super) enum Ending {
     HandOver(WorkerIndex, Errand),
     /// Goes on in the hands of another worker, finished, to the pod behind this port.
     Deliver(WorkerIndex, PortIndex),
-    /// Left in so many pieces, which are the last in the output; the packet itself is as it came, for its sender to be told `told` about it.
+    /// Left in so many pieces, which are the last in the output; the packet itself is as it came, for its sender to be told `told` about
+    /// it.
     Fragmented { pieces: usize, told: Option<icmp::Error> },
     /// Was turned into an answer, to go back where it came from.
     Answer,

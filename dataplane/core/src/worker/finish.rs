@@ -99,8 +99,8 @@ pub(super) fn is_too_big<F: Frame>(
     Ok(too_big)
 }
 
-/// Has a partial checksum completed: towards a pod it is left to whoever sends the packet where that is possible, else it is done here. What is
-/// sealed is sent by nobody, and beyond the node nobody but us is known to do it.
+/// Has a partial checksum completed: towards a pod it is left to whoever sends the packet where that is possible, else it is done here.
+/// What is sealed is sent by nobody, and beyond the node nobody but us is known to do it.
 #[inline(always)]
 pub(super) fn complete<F: Frame>(frame: &mut F, partial: Option<Partial>, path: &Path) {
     let Some(at) = partial else { return };

@@ -154,8 +154,8 @@ pub fn judge_by(
     Ok(())
 }
 
-/// Returns what the tables of all legs can tell of a packet's ports: of plain packets between two addresses, those of one protocol for which
-/// this is equal are judged alike under one snapshot. `None` where that cannot be said.
+/// Returns what the tables of all legs can tell of a packet's ports: of plain packets between two addresses, those of one protocol for
+/// which this is equal are judged alike under one snapshot. `None` where that cannot be said.
 #[inline]
 pub fn port_classes(
     view: View<'_>,

@@ -261,8 +261,9 @@ impl Flow {
         }
     }
 
-    /// Takes a packet: state, lifetime, counters. Returns whether it is news to the worker that keeps the flow for the other pod: it changes
-    /// the flow's state, belongs to a connection that is not settled, or is the first in a step of the time by which flows are forgotten.
+    /// Takes a packet: state, lifetime, counters. Returns whether it is news to the worker that keeps the flow for the other pod: it
+    /// changes the flow's state, belongs to a connection that is not settled, or is the first in a step of the time by which flows are
+    /// forgotten.
     ///
     /// So the entry there ends when this one does, to a step, and each worker knows of the other's pod what it would know of its own.
     /// Whoever has heard in this step does not say it back.

@@ -81,7 +81,8 @@ impl<F: Frame> Worker<F> {
 
     /// Returns up to `limit` live flows, starting at table position `cursor`; the second value is the next cursor, `None` at the end.
     ///
-    /// A flow that another worker keeps too is told by the one that its first packet arrived at. Attributions are those of the present snapshot: who would decide the flow's opening packet now.
+    /// A flow that another worker keeps too is told by the one that its first packet arrived at. Attributions are those of the present
+    /// snapshot: who would decide the flow's opening packet now.
     pub fn flows(
         &self,
         view: View<'_>,

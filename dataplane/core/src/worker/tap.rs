@@ -177,9 +177,9 @@ impl<F: Frame> Worker<F> {
         self.taps.taps.extend(filter.map(|filter| Tap { id, filter, lost: 0 }));
     }
 
-    /// Whether a packet must not take the short way, because a tap may want it. No packet of a known
-    /// flow that goes that way is dropped here, so taps that ask for drops do not mind; while there are taps none begins a flow that way. What
-    /// another worker then finds has no port any more is counted and told as an event, but to no tap.
+    /// Whether a packet must not take the short way, because a tap may want it. No packet of a known flow that goes that way is dropped
+    /// here, so taps that ask for drops do not mind; while there are taps none begins a flow that way. What another worker then finds has
+    /// no port any more is counted and told as an event, but to no tap.
     #[inline(always)]
     pub(super) fn is_tapped(&self, port: PortIndex, frame: &F) -> bool {
         !self.taps.is_empty() && self.is_wanted(port, frame)

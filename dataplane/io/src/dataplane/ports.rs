@@ -33,8 +33,8 @@ impl Dataplane {
         self.add_port_in(spec, choice, MemoryChoice::Shared)
     }
 
-    /// As [`Dataplane::add_port_as`], with the packet memory that the port is to be on. One of its own that is refused is no error: the port
-    /// is on the shared memory then, and its report says why.
+    /// As [`Dataplane::add_port_as`], with the packet memory that the port is to be on. One of its own that is refused is no error: the
+    /// port is on the shared memory then, and its report says why.
     pub fn add_port_in(
         &self,
         spec: PortSpec,

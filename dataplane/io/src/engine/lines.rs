@@ -84,9 +84,9 @@ impl Memory {
         self.total / (4 * self.lines * sharers)
     }
 
-    /// Returns how many frames an idle line may hold. In the shared memory, with many ports, less than usual, so that most of it stays for
-    /// traffic; a memory that one port has for itself serves nothing else. A port that may get large packets has [`Rings::least`] of them in
-    /// any case.
+    /// Returns how many frames an idle line may hold. In the shared memory, with many ports, less than usual, so that most of it stays
+    /// for traffic; a memory that one port has for itself serves nothing else. A port that may get large packets has [`Rings::least`] of
+    /// them in any case.
     pub(super) fn idle_fill(&self, sharers: usize) -> usize {
         let most = if self.id == MemoryId::SHARED { IDLE_FILL } else { BUSY_FILL };
         most.min(self.share(sharers)).max(LEAST)
@@ -261,8 +261,8 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
         line.rings.refill(line.target.saturating_sub(filled));
     }
 
-    /// Looks at what ports need: one that used less than a quarter of what it may have gets by with half of that, down to an idle one's; one that
-    /// is silent because its packets find too few frames, which shows on no ring, gets what they need.
+    /// Looks at what ports need: one that used less than a quarter of what it may have gets by with half of that, down to an idle one's;
+    /// one that is silent because its packets find too few frames, which shows on no ring, gets what they need.
     ///
     /// Slowly, since a sender that pauses comes back with a burst: it finds what the one before it needed, if that was
     /// a tenth of a second ago.

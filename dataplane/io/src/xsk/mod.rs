@@ -18,13 +18,13 @@
 //! [`MAX_FRAMES`], each *held* by that one value. The kernel says so with a flag in all descriptors of a packet but the last, on the way
 //! in and out. Whether it does is decided by the first bind of a UMEM, for all its sockets ([`UmemHandle::takes_several_frames`]).
 //!
-//! **Checksums.** A pod leaves TCP and UDP sums to its device. Towards another pod they stay left: [`Frame::leave_checksum`] writes where the
-//! sum belongs into the 24 bytes before the packet, and the kernel takes the packet as one that never left the machine. That room is asked
-//! for when the memory is registered; kernels before 6.8 have none, and sums are completed in software. See docs/decisions/0027.
+//! **Checksums.** A pod leaves TCP and UDP sums to its device. Towards another pod they stay left: [`Frame::leave_checksum`] writes where
+//! the sum belongs into the 24 bytes before the packet, and the kernel takes the packet as one that never left the machine. That room is
+//! asked for when the memory is registered; kernels before 6.8 have none, and sums are completed in software. See docs/decisions/0027.
 //!
-//! **Memories.** One UMEM serves all ports but uplinks whose driver has zero-copy: each of these has its own, as the kernel gives all sockets of
-//! a UMEM one mode. A packet that is sent by rings of another memory than its own is copied there as it is given to them; what is said
-//! here holds for each memory by itself. See docs/decisions/0028.
+//! **Memories.** One UMEM serves all ports but uplinks whose driver has zero-copy: each of these has its own, as the kernel gives all
+//! sockets of a UMEM one mode. A packet that is sent by rings of another memory than its own is copied there as it is given to them; what
+//! is said here holds for each memory by itself. See docs/decisions/0028.
 //!
 //! **Workers.** A UMEM serves them all. Each has a [`Pool`]: its way to the table, and a small stack of free chunks. A frame belongs to
 //! one worker's pool (`Rc`) and changes worker as a [`LooseFrame`]. A chunk's place has one writer at a time, namely whoever holds it or

@@ -145,7 +145,8 @@ impl<T: Entry> Producer<T> {
         Some(Self { ring, next, taken })
     }
 
-    /// Returns how many entries there is room for; the kernel's position is looked at only when the last one seen leaves less than `wanted`.
+    /// Returns how many entries there is room for; the kernel's position is looked at only when the last one seen leaves less than
+    /// `wanted`.
     #[inline]
     pub(super) fn room(&mut self, wanted: u32) -> u32 {
         let known = RING_SIZE.saturating_sub(self.next.wrapping_sub(self.taken));

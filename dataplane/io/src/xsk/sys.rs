@@ -1,7 +1,7 @@
 //! The system calls of AF_XDP: memory that is mapped, packet memory that is registered, rings that are made, sockets that are bound.
 //!
-//! Made by hand, and not by libxdp, for one number: that library's registration of packet memory has no place for the room before each packet
-//! in which [`Frame::leave_checksum`](margay_core::Frame::leave_checksum) leaves word for the kernel. See docs/decisions/0027.
+//! Made by hand, and not by libxdp, for one number: that library's registration of packet memory has no place for the room before each
+//! packet in which [`Frame::leave_checksum`](margay_core::Frame::leave_checksum) leaves word for the kernel. See docs/decisions/0027.
 //!
 //! Source: include/uapi/linux/if_xdp.h, Documentation/networking/af_xdp.rst and xsk-tx-metadata.rst.
 

@@ -148,8 +148,8 @@ impl UmemHandle {
         Self::register(chunk_size, chunks, true)
     }
 
-    /// As [`UmemHandle::new`], with all checksums in software, as on older kernels. Memory whose packets may be copied into another one before
-    /// they are sent is made so: the word that leaves a checksum is before the packet, and is not copied.
+    /// As [`UmemHandle::new`], with all checksums in software, as on older kernels. Memory whose packets may be copied into another one
+    /// before they are sent is made so: the word that leaves a checksum is before the packet, and is not copied.
     ///
     /// Errors: as there.
     pub fn with_checksums_in_software(chunk_size: u32, chunks: u32) -> Result<(Self, Chunks), XskError> {

@@ -170,8 +170,8 @@ fn addresses_that_a_sender_chooses_spread_all_the_same() {
 }
 
 proptest! {
-    /// Any sequence of insertions, answers, removals and expiries leaves what a plain model of the rules would hold, in a table small enough
-    /// to collide.
+    /// Any sequence of insertions, answers, removals and expiries leaves what a plain model of the rules would hold, in a table small
+    /// enough to collide.
     #[test]
     fn agrees_with_a_model(steps in prop::collection::vec((0u8..5, 0u16..24, 0u16..3), 0..300), seed in any::<u64>()) {
         const LIMIT: usize = 16;

@@ -1,9 +1,9 @@
 //! The short way of a plain packet that opens a flow: the first packet of a conversation over UDP, or a SYN.
 //!
 //! Between two addresses nothing is new about such a packet but its ports. Whether they may speak on this port at all, who has a say,
-//! what a judgement rests on, and the way out are known from the pair's first packet ([`Alike`]), or found out here. The tables are asked for
-//! the ports, unless all that they can tell of them is what it was when they last approved ([`judge::port_classes`]): a client's next port
-//! is no news to rules. And the flow is a copy of the pair's model with a few numbers of its own, written once where it stays.
+//! what a judgement rests on, and the way out are known from the pair's first packet ([`Alike`]), or found out here. The tables are asked
+//! for the ports, unless all that they can tell of them is what it was when they last approved ([`judge::port_classes`]): a client's next
+//! port is no news to rules. And the flow is a copy of the pair's model with a few numbers of its own, written once where it stays.
 //!
 //! The long way decides the same and does the same: a test sends both ways and compares. It is left to the long way whenever a question
 //! is open that a pair does not answer: while packets are watched, Log rules are in force, or some packets are sealed or refused in clear;

@@ -6,11 +6,12 @@
 //! * A snapshot knows since when the tables of an endpoint have been what they are, and since when addresses have
 //!   ([`Snapshot::governed_since`]). Under the same topology the pods at two ports are the same, so a flow between them that was confirmed
 //!   since then is confirmed: by its first line alone.
-//! * Addresses come and go, and of them all only the last change is known. What the flow was judged by stands in its second line; is it what
-//!   it was, the flow is confirmed.
+//! * Addresses come and go, and of them all only the last change is known. What the flow was judged by stands in its second line; is it
+//!   what it was, the flow is confirmed.
 //! * It is not: the flow is judged anew.
 //!
-//! Either way, if it may still pass, its packet takes the short way. While a burst after the other has packets that need them, second lines are asked for ahead.
+//! Either way, if it may still pass, its packet takes the short way. While a burst after the other has packets that need them, second
+//! lines are asked for ahead.
 
 use margay_policy_engine::packet::Generation;
 use margay_policy_engine::snapshot::Snapshot;
