@@ -116,7 +116,9 @@ impl OpenVSwitch {
     }
 
     fn equipped(&self, mut call: Command) -> Command {
-        call.env("LD_LIBRARY_PATH", library_path(&self.tree));
+        let libraries = library_path(&self.tree);
+        // libxdp reads its programs from a folder of the system, unless told where they are.
+        call.env("LIBXDP_OBJECT_PATH", Path::new(&libraries).join("bpf")).env("LD_LIBRARY_PATH", libraries);
         for place in ["OVS_RUNDIR", "OVS_DBDIR", "OVS_LOGDIR", "OVS_SYSCONFDIR"] {
             call.env(place, self.directory.path());
         }
