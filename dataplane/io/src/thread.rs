@@ -226,7 +226,8 @@ impl<P: Processor<UmemFrame>> Loop<P> {
             }
 
             turns = turns.wrapping_add(1);
-            let idle = time - last_work >= spin;
+            // What this turn has left on a ring has no event of its own.
+            let idle = received == 0 && time - last_work >= spin;
             if idle || turns.is_multiple_of(TURNS_PER_LOOK) {
                 let held = self.engine.ask(P::is_waiting);
                 let timeout = match (idle, held) {
