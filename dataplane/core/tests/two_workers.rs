@@ -20,8 +20,8 @@ use node::{HOST, Node, POD_A, POD_B, UPLINK, ip, policy, rule};
 
 type Parcel = Handover<MemoryFrame>;
 
-/// Longer than a step of the time by which flows are forgotten: once in each, the other worker hears of them.
-const STEP: Nanos = Nanos(20_000_000);
+/// Longer than the 134 ms in which the other worker hears of a flow once.
+const STEP: Nanos = Nanos(140_000_000);
 
 /// A node whose pod a is at worker 0 and whose pod b is at worker 1; the host port and the uplink's one queue are at worker 0.
 struct Two {
@@ -151,7 +151,7 @@ fn a_call_and_its_answer_change_hands_once_each_way() {
     assert_eq!(hits, [(1, 1), (1, 1)], "one entry at each");
 }
 
-/// Whichever way packets take, the other worker hears of a flow's first one, of the first answer, and once in each step; all others are
+/// Whichever way packets take, the other worker hears of a flow's first one, of the first answer, and once in 134 ms; all others are
 /// finished, and only sent.
 #[test]
 fn the_other_worker_hears_of_what_is_news_and_sends_the_rest() {
@@ -193,6 +193,37 @@ fn the_other_worker_hears_of_what_is_news_and_sends_the_rest() {
         }
         let sums = |of: fn(&Counters) -> u64| two.workers.iter().map(|it| of(it.counters())).sum::<u64>();
         assert_eq!((sums(|it| it.handed_over), sums(|it| it.taken)), (15, 15));
+    }
+}
+
+/// What found no room in the other worker's inbox is said with the flow's next packet.
+#[test]
+fn what_could_not_be_said_is_said_again() {
+    for burst in [false, true] {
+        let mut two = Two::new();
+        let send = |two: &mut Two| {
+            only(match burst {
+                true => two.send_burst(0, POD_A, &udp(POD_A)),
+                false => two.send(0, POD_A, &udp(POD_A)),
+            })
+        };
+        let opening = send(&mut two);
+        assert!(word(&opening).forward);
+        two.workers[0].handover_refused(&[opening]);
+        two.books();
+        let next = send(&mut two);
+        assert!(word(&next).forward);
+        assert_eq!(two.give(1, next), Ok(vec![POD_B]));
+        // One that was finished had nothing to say.
+        for _ in 0..2 {
+            let finished = send(&mut two);
+            assert!(matches!(finished.errand, Errand::Deliver(_)), "{:?}", finished.errand);
+            two.workers[0].handover_refused(&[finished]);
+            two.books();
+        }
+        assert_eq!(two.workers[0].counters().dropped(DropReason::HandoverFull), 3);
+        let answer = only(two.send(1, POD_B, &udp(POD_B)));
+        assert!(!word(&answer).forward, "it knows who called");
     }
 }
 

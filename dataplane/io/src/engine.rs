@@ -259,7 +259,7 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
             self.exchange.give(&mut self.out.handovers, &mut self.refused);
             let unsent = self.refused.iter().filter(|parcel| parcel.errand == Errand::Send).count() as u64;
             self.losses.unsent += unsent;
-            self.processor.handover_refused(self.refused.len() as u64 - unsent);
+            self.processor.handover_refused(&self.refused);
             self.refused.clear();
         }
         for (port, frame) in self.out.transmit.drain(..) {

@@ -304,7 +304,8 @@ impl<F: Frame> Processor<F> for Relay {
         }
     }
 
-    fn handover_refused(&mut self, count: u64) {
+    fn handover_refused(&mut self, refused: &[Handover<F>]) {
+        let count = refused.len() as u64;
         self.counters.handed_over -= count;
         self.counters.drops[DropReason::HandoverFull as usize] += count;
     }

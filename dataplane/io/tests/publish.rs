@@ -182,7 +182,7 @@ impl Soak {
             let taken = exchange.take(&mut parcels, 4);
             worker.handle_handovers(view, now, &mut parcels, &mut out);
             exchange.give(&mut out.handovers, &mut refused);
-            worker.handover_refused(refused.len() as u64);
+            worker.handover_refused(&refused);
             refused.clear();
             for (_, frame) in out.transmit.drain(..) {
                 let data = margay_core::Frame::data(&frame);

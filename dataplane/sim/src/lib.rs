@@ -367,10 +367,8 @@ impl Cluster {
                 continue;
             }
             let at = &mut self.nodes[node].workers[worker];
-            match parcel.errand {
-                Errand::Send => at.unsent += 1,
-                _ => at.worker.handover_refused(1),
-            }
+            at.unsent += u64::from(parcel.errand == Errand::Send);
+            at.worker.handover_refused(&[parcel]);
         }
         let nodes = self.nodes.len();
         let node_at = &mut self.nodes[node];

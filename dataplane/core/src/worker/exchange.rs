@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use margay_wire::parse::parse_quoted;
 use margay_wire::{IpHeaders, Packet, Parsed, parse_head};
 
-use super::{BURST, Dropped, Ending, Passing, View, Worker, fast, finish, path};
+use super::{BURST, Dropped, Ending, Passing, Prepared, View, Worker, fast, finish, path};
 use crate::flow::{FlowKey, Path};
 use crate::frame::Frame;
 use crate::handover::{Errand, Handover, Parcels, Word};
@@ -300,11 +300,19 @@ impl<F: Frame> Worker<F> {
         }
     }
 
-    /// Notes that `count` packets for other workers, but those that had only to be sent ([`Errand::Send`]), found no room there: they
-    /// ended here after all.
-    pub fn handover_refused(&mut self, count: u64) {
-        self.counters.handed_over -= count;
-        self.counters.drops[DropReason::HandoverFull as usize] += count;
+    /// Notes that packets for other workers found no room there. Those that had not only to be sent ([`Errand::Send`]) ended here after
+    /// all; what was to be said of a flow is said with its next packet.
+    pub fn handover_refused(&mut self, refused: &[Handover<F>]) {
+        for parcel in refused.iter().filter(|parcel| parcel.errand != Errand::Send) {
+            self.counters.handed_over -= 1;
+            self.counters.drops[DropReason::HandoverFull as usize] += 1;
+            if let Errand::Judge(_) = parcel.errand {
+                let Prepared { key, hash, .. } = self.prepare(&parcel.frame, None);
+                if let Some(flow) = self.flows.find(&key, hash).and_then(|slot| self.flows.flow_mut(slot)) {
+                    flow.unsay();
+                }
+            }
+        }
     }
 }
 

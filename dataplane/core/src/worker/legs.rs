@@ -262,11 +262,10 @@ impl Flow {
     }
 
     /// Takes a packet: state, lifetime, counters. Returns whether it is news to the worker that keeps the flow for the other pod: it
-    /// changes the flow's state, belongs to a connection that is not settled, or is the first in a step of the time by which flows are
-    /// forgotten.
+    /// changes the flow's state, belongs to a connection that is not settled, or is the first in 134 ms ([`Flow::live_on`]).
     ///
-    /// So the entry there ends when this one does, to a step, and each worker knows of the other's pod what it would know of its own.
-    /// Whoever has heard in this step does not say it back.
+    /// So the entry there ends when this one does, or so much earlier, and each worker knows of the other's pod what it would know of its
+    /// own. Whoever has heard in this time does not say it back.
     #[inline]
     pub(super) fn observe(&mut self, direction: usize, ip: &IpHeaders, now: Nanos) -> bool {
         let flags = match ip.transport {

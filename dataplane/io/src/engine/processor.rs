@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use margay_core::flow::FlowKey;
-use margay_core::handover::Parcels;
+use margay_core::handover::{Handover, Parcels};
 use margay_core::tunnel::PeerReport;
 use margay_core::worker::{Counted, FlowRecord, TapFilter, TapId};
 use margay_core::{Counters, Frame, Nanos, Output, PortIndex, View, Worker};
@@ -27,8 +27,8 @@ pub trait Processor<F> {
         parcels.clear();
     }
 
-    /// Is told that so many packets for other workers found no room there; see [`Worker::handover_refused`].
-    fn handover_refused(&mut self, _: u64) {}
+    /// Is told which packets for other workers found no room there; see [`Worker::handover_refused`].
+    fn handover_refused(&mut self, _: &[Handover<F>]) {}
 
     /// Does what time demands; see [`Worker::handle_timeout`]. A processor that keeps nothing has nothing to do.
     fn handle_timeout(&mut self, _: View<'_>, _: Nanos, _: &mut Output<F>) {}
@@ -103,8 +103,8 @@ impl<F: Frame> Processor<F> for Worker<F> {
         Worker::handle_handovers(self, view, now, parcels, out);
     }
 
-    fn handover_refused(&mut self, count: u64) {
-        Worker::handover_refused(self, count);
+    fn handover_refused(&mut self, refused: &[Handover<F>]) {
+        Worker::handover_refused(self, refused);
     }
 
     fn handle_timeout(&mut self, view: View<'_>, now: Nanos, out: &mut Output<F>) {
