@@ -206,6 +206,12 @@ impl Counters {
         self.drops[DropReason::WorkerPanicked as usize] += open;
     }
 
+    /// Notes that `count` packets which were given to other workers ended here after all, because they found no room there.
+    pub fn refuse(&mut self, count: u64) {
+        self.handed_over -= count;
+        self.drops[DropReason::HandoverFull as usize] += count;
+    }
+
     /// Returns the sum of all endings, packets still held included. Equals [`Counters::beginnings`] after every burst.
     pub fn endings(&self) -> u64 {
         let gone = self.forwarded + self.answered + self.handed_over + self.messages;

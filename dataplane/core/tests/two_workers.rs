@@ -7,7 +7,7 @@ use std::sync::Arc;
 use margay_core::frame::MemoryFrame;
 use margay_core::handover::{Errand, Gist, Told};
 use margay_core::topology::PortKind;
-use margay_core::worker::PolicyChangeFlowAction;
+use margay_core::worker::{PolicyChangeFlowAction, TapFilter, TapId};
 use margay_core::{
     Counters, DropReason, Frame, Handover, Nanos, Output, Parcels, PortIndex, Spread, View, Worker,
     WorkerConfig, WorkerIndex,
@@ -207,10 +207,15 @@ fn what_could_not_be_said_is_said_again() {
                 false => two.send(0, POD_A, &udp(POD_A)),
             })
         };
-        let opening = send(&mut two);
-        assert!(word(&opening).forward);
-        two.workers[0].handover_refused(&[opening]);
+        // As often as nothing is heard in one turn: the flow is told again, and not that many times shorter.
+        two.workers[0].set_tap(TapId(1), Some(TapFilter::default()));
+        let lost: Vec<_> = (0..9).map(|_| send(&mut two)).collect();
+        two.workers[0].set_tap(TapId(1), None);
+        assert!(lost.iter().all(|parcel| word(parcel).forward), "what is watched is news");
+        two.workers[0].handover_refused(&lost);
         two.books();
+        let flow = two.workers[0].flows(Two::view(&two.node), two.node.now, 0, 9).0.remove(0);
+        assert!(flow.expires_in > Nanos::from_secs(60) - STEP, "{:?}", flow.expires_in);
         let next = send(&mut two);
         assert!(word(&next).forward);
         assert_eq!(two.give(1, next), Ok(vec![POD_B]));
@@ -221,7 +226,7 @@ fn what_could_not_be_said_is_said_again() {
             two.workers[0].handover_refused(&[finished]);
             two.books();
         }
-        assert_eq!(two.workers[0].counters().dropped(DropReason::HandoverFull), 3);
+        assert_eq!(two.workers[0].counters().dropped(DropReason::HandoverFull), 9 + 2);
         let answer = only(two.send(1, POD_B, &udp(POD_B)));
         assert!(!word(&answer).forward, "it knows who called");
     }

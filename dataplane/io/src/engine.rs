@@ -239,8 +239,23 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
         self.taps.retain(|tap| tap.id != id);
     }
 
-    /// Acts on what the processor left in the output.
+    /// Acts on what the processor left in the output, and tells it what other workers did not take.
     fn flush(&mut self) {
+        self.let_go();
+        if !self.refused.is_empty() {
+            let mut refused = std::mem::take(&mut self.refused);
+            self.inside.set(Some(Inside::Else));
+            self.processor.handover_refused(&refused);
+            self.inside.set(None);
+            refused.clear();
+            self.refused = refused;
+        }
+    }
+
+    /// Acts on what is in the output. What other workers did not take is in `refused`; returns how much of it ended here: all but what had
+    /// only to be sent.
+    fn let_go(&mut self) -> u64 {
+        let mut ended = 0;
         self.out.recycle.clear();
         for event in self.out.events.drain(..) {
             if self.events.try_send(event).is_err() {
@@ -259,8 +274,7 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
             self.exchange.give(&mut self.out.handovers, &mut self.refused);
             let unsent = self.refused.iter().filter(|parcel| parcel.errand == Errand::Send).count() as u64;
             self.losses.unsent += unsent;
-            self.processor.handover_refused(&self.refused);
-            self.refused.clear();
+            ended = self.refused.len() as u64 - unsent;
         }
         for (port, frame) in self.out.transmit.drain(..) {
             let at = self.first.get(usize::from(port.0)).copied().flatten();
@@ -287,6 +301,7 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
             let Some(frame) = of_a_port.or_else(|| self.exchange.spare()) else { break };
             self.out.spare.push(frame);
         }
+        ended
     }
 
     /// Returns whether so little of a memory is free that other workers get none of it.

@@ -7,19 +7,24 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crossbeam::channel::bounded;
+use margay_core::handover::{Errand, Handover};
 use margay_core::worker::{TapFilter, TapId};
-use margay_core::{Counters, DropReason, Frame, Nanos, Output, PacketEvent, PortIndex, Topology, View};
+use margay_core::{
+    Counters, DropReason, Frame, Nanos, Output, PacketEvent, PortIndex, Topology, View, WorkerIndex,
+};
 use margay_io::engine::{Engine, Losses, PortStatistics, Processor};
 use margay_io::memory::{MemoryPool, MemoryRings, PooledFrame, Wire};
 use margay_io::rings::Rings;
 
-/// Sends every frame to the port named by its first byte; drops, holds or doubles some.
+/// Sends every frame to the port named by its first byte; drops, holds, doubles or hands over some.
 #[derive(Default)]
 struct Switch {
     counters: Counters,
     held: VecDeque<PooledFrame>,
     /// Panics at this kind of frame.
     fatal: Option<u8>,
+    /// Panics when something was refused.
+    touchy: bool,
     watched: Rc<Cell<u64>>,
     doubled: u64,
     no_spare: Rc<Cell<u64>>,
@@ -38,6 +43,10 @@ impl Switch {
                 out.recycle.push(frame);
             }
             1 => self.held.push_back(frame),
+            100 => {
+                self.counters.handed_over += 1;
+                out.handovers.push((WorkerIndex(1), Handover::new(frame, port, Errand::Take)));
+            }
             2 => {
                 match out.spare.pop() {
                     Some(mut copy) => {
@@ -80,6 +89,11 @@ impl Processor<PooledFrame> for Switch {
             out.transmit.push((PortIndex(u16::from(frame.data()[0])), frame));
         }
         self.counters.held = 0;
+    }
+
+    fn handover_refused(&mut self, refused: &[Handover<PooledFrame>]) {
+        self.counters.refuse(refused.len() as u64);
+        assert!(!self.touchy, "more than it can bear");
     }
 
     fn is_waiting(&self) -> bool {
@@ -336,8 +350,8 @@ fn a_processor_that_panics_loses_its_burst_and_no_memory() {
     let watched = Rc::new(Cell::new(0));
     b.engine.replace(Switch { fatal: Some(77), watched: Rc::clone(&watched), ..Switch::default() });
     assert_eq!(watched.get(), 1, "who watched before watches still");
-    // One that is held, two that are sent, the fatal one, two behind it.
-    for kind in [1, 9, 9, 77, 9, 9] {
+    // One that is held, one for a worker that there is not, two that are sent, the fatal one, two behind it.
+    for kind in [1, 100, 9, 9, 77, 9, 9] {
         b.into[0].borrow_mut().push_back(vec![2, kind]);
     }
     let turned = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| b.engine.turn(view, Nanos(0))));
@@ -345,7 +359,8 @@ fn a_processor_that_panics_loses_its_burst_and_no_memory() {
     let interrupted = b.engine.interrupted(3).expect("it was the processor's");
     assert_eq!(interrupted.port, Some(PortIndex(0)));
     let counters = interrupted.counters;
-    assert_eq!((counters.received, counters.forwarded, counters.held), (6, 2, 0));
+    assert_eq!((counters.received, counters.forwarded, counters.held), (7, 2, 0));
+    assert_eq!((counters.handed_over, counters.dropped(DropReason::HandoverFull)), (0, 1));
     assert_eq!(counters.dropped(DropReason::WorkerPanicked), 4, "the held one, the fatal one, and two");
     assert_eq!(counters.beginnings(), counters.endings());
     assert_eq!(b.from[2].borrow().len(), 2, "what was finished has left");
@@ -362,6 +377,26 @@ fn a_processor_that_panics_loses_its_burst_and_no_memory() {
     b.engine.open(PortIndex(0), Nanos(0));
     b.into[0].borrow_mut().push_back(vec![2, 9]);
     assert_eq!(b.engine.turn(view, Nanos(0)), 1);
+    drop(b.engine);
+    assert_eq!(b.pool.free(), b.pool.total());
+}
+
+#[test]
+fn a_processor_that_panics_at_what_was_refused_is_the_one_that_did() {
+    let mut b = bench(3, 1024);
+    let topology = Topology::default();
+    let view = View { snapshot: None, topology: &topology };
+    b.engine.replace(Switch { touchy: true, ..Switch::default() });
+    for kind in [9, 100, 100] {
+        b.into[0].borrow_mut().push_back(vec![2, kind]);
+    }
+    let turned = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| b.engine.turn(view, Nanos(0))));
+    assert!(turned.is_err());
+    let counters = b.engine.interrupted(2).expect("it was the processor's").counters;
+    assert_eq!((counters.received, counters.forwarded, counters.handed_over), (3, 1, 0));
+    assert_eq!(counters.dropped(DropReason::HandoverFull), 2, "each once");
+    assert_eq!(counters.beginnings(), counters.endings());
+    assert_eq!(b.from[2].borrow().len(), 1);
     drop(b.engine);
     assert_eq!(b.pool.free(), b.pool.total());
 }

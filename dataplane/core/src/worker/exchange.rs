@@ -303,16 +303,26 @@ impl<F: Frame> Worker<F> {
     /// Notes that packets for other workers found no room there. Those that had not only to be sent ([`Errand::Send`]) ended here after
     /// all; what was to be said of a flow is said with its next packet.
     pub fn handover_refused(&mut self, refused: &[Handover<F>]) {
-        for parcel in refused.iter().filter(|parcel| parcel.errand != Errand::Send) {
-            self.counters.handed_over -= 1;
-            self.counters.drops[DropReason::HandoverFull as usize] += 1;
-            if let Errand::Judge(_) = parcel.errand {
-                let Prepared { key, hash, .. } = self.prepare(&parcel.frame, None);
-                if let Some(flow) = self.flows.find(&key, hash).and_then(|slot| self.flows.flow_mut(slot)) {
-                    flow.unsay();
+        self.counters.refuse(refused.iter().filter(|parcel| parcel.errand != Errand::Send).count() as u64);
+        let mut unsaid = Vec::new();
+        for parcel in refused.iter().filter(|parcel| matches!(parcel.errand, Errand::Judge(_))) {
+            self.at_hand = Some(parcel.port);
+            let (key, hash) = match fast::Plain::told(&parcel.gist) {
+                Some(read) => read.found_by(),
+                None => {
+                    let Prepared { key, hash, .. } = self.prepare(&parcel.frame, None);
+                    (key, hash)
                 }
+            };
+            // Once for a flow: it lives shorter for it.
+            if let Some(slot) = self.flows.find(&key, hash).filter(|slot| !unsaid.contains(slot))
+                && let Some(flow) = self.flows.flow_mut(slot)
+            {
+                flow.unsay();
+                unsaid.push(slot);
             }
         }
+        self.at_hand = None;
     }
 }
 

@@ -70,7 +70,8 @@ impl<R: Rings, P: Processor<R::Frame>> Engine<R, P> {
         counters.close_after_panic(not_begun, taken);
         self.batch.clear();
         self.parcels.clear();
-        self.flush();
+        counters.refuse(self.let_go());
+        self.refused.clear();
         Some(Interrupted { port, not_taken_up, counters })
     }
 
