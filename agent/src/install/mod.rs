@@ -64,7 +64,7 @@ pub struct InstallArgs {
     #[arg(long, value_enum)]
     only: Vec<Only>,
     /// Write everything as files into this folder instead: definitions, manifests, the Helm chart, the dashboard
-    #[arg(long, value_name = "DIR", conflicts_with = "only")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["only", "agent_arg"])]
     tree: Option<PathBuf>,
     /// Definitions with rules in CEL, for Kubernetes 1.25 and newer
     #[arg(long)]
@@ -140,9 +140,11 @@ pub fn run(args: &InstallArgs) -> io::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let settings = args.settings();
-    check_arguments(&settings).map_err(|why| io::Error::new(io::ErrorKind::InvalidInput, why))?;
     let usual = [Only::Crds, Only::Agent];
     let wanted: &[Only] = if args.only.is_empty() { &usual } else { &args.only };
+    if wanted.contains(&Only::Agent) {
+        check_arguments(&settings).map_err(|why| io::Error::new(io::ErrorKind::InvalidInput, why))?;
+    }
     let mut objects = Vec::new();
     for only in wanted {
         match only {

@@ -29,8 +29,8 @@ pub fn bound(most: Duration) -> Result<Bound, String> {
     })
 }
 
-/// Returns why processors do not keep to a bound, where they do not. `root` is sysfs's folder of processors.
-fn why_unbound(root: &Path, most: Duration) -> Option<String> {
+/// Returns why a bound changes nothing, where it does not. `root` is sysfs's folder of processors.
+fn why_in_vain(root: &Path, most: Duration) -> Option<String> {
     let read = |path: &str| std::fs::read_to_string(root.join(path)).map(|text| text.trim().to_owned());
     match (read("cpuidle/current_driver").as_deref(), read("cpu0/cpuidle/state0/name").as_deref()) {
         (Ok("none") | Err(_), _) => Some("the kernel has no driver for idle processors".to_owned()),
@@ -45,8 +45,8 @@ fn why_unbound(root: &Path, most: Duration) -> Option<String> {
 
 /// Says in the log what the bound is worth here.
 pub fn log(most: Duration) {
-    match why_unbound(Path::new("/sys/devices/system/cpu"), most) {
-        Some(why) => tracing::warn!(?most, why, "--cpu-latency is held, but processors do not keep to it"),
+    match why_in_vain(Path::new("/sys/devices/system/cpu"), most) {
+        Some(why) => tracing::warn!(?most, why, "--cpu-latency is held, but the kernel does nothing for it"),
         None => tracing::info!(?most, "processors wake up within this while the agent runs"),
     }
 }
@@ -76,8 +76,8 @@ mod tests {
     }
 
     #[test]
-    fn where_processors_do_not_keep_to_a_bound_is_known() {
-        let unbound = |driver: Option<&str>, state: Option<&str>, most: Duration| {
+    fn where_a_bound_changes_nothing_is_known() {
+        let in_vain = |driver: Option<&str>, state: Option<&str>, most: Duration| {
             let root = tempfile::tempdir().expect("a directory");
             for (file, text) in [("cpuidle/current_driver", driver), ("cpu0/cpuidle/state0/name", state)] {
                 let path = root.path().join(file);
@@ -85,17 +85,17 @@ mod tests {
                 text.into_iter()
                     .for_each(|text| std::fs::write(&path, format!("{text}\n")).expect("written"));
             }
-            why_unbound(root.path(), most).is_some()
+            why_in_vain(root.path(), most).is_some()
         };
-        // Driver, first state, whether a bound of 0 and one of 1 ms are not kept.
-        for (driver, state, halts) in [
+        // Driver, first state, whether a bound of 0 and one of 1 ms are in vain.
+        for (driver, state, wanted) in [
             (Some("haltpoll"), Some("POLL"), [false, false]),
             (None, None, [true, true]),
             (Some("none"), None, [true, true]),
             (Some("psci_idle"), Some("WFI"), [true, false]),
         ] {
-            let told = [Duration::ZERO, Duration::from_millis(1)].map(|most| unbound(driver, state, most));
-            assert_eq!(told, halts, "{driver:?} {state:?}");
+            let told = [Duration::ZERO, Duration::from_millis(1)].map(|most| in_vain(driver, state, most));
+            assert_eq!(told, wanted, "{driver:?} {state:?}");
         }
     }
 }
