@@ -307,13 +307,8 @@ impl<F: Frame> Worker<F> {
         let mut unsaid = Vec::new();
         for parcel in refused.iter().filter(|parcel| matches!(parcel.errand, Errand::Judge(_))) {
             self.at_hand = Some(parcel.port);
-            let (key, hash) = match fast::Plain::told(&parcel.gist) {
-                Some(read) => read.found_by(),
-                None => {
-                    let Prepared { key, hash, .. } = self.prepare(&parcel.frame, None);
-                    (key, hash)
-                }
-            };
+            let read = fast::Plain::told(&parcel.gist);
+            let Prepared { key, hash, .. } = self.prepare(&parcel.frame, read.as_ref());
             // Once for a flow: it lives shorter for it.
             if let Some(slot) = self.flows.find(&key, hash).filter(|slot| !unsaid.contains(slot))
                 && let Some(flow) = self.flows.flow_mut(slot)

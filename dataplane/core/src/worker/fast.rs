@@ -144,11 +144,6 @@ impl Plain {
         Some(Self { quick: Some(quick), key, side, hash: gist.hash, likely: None })
     }
 
-    /// Returns what its flow is found by.
-    pub(super) fn found_by(&self) -> (FlowKey, u64) {
-        (self.key, self.hash)
-    }
-
     /// Returns all that is to be known of the packet that this was read from, where it is plain.
     #[inline(always)]
     pub(super) fn prepared(&self, frame: &[u8]) -> Option<Prepared> {
