@@ -188,7 +188,7 @@ fn the_engine_of_go_renders_the_same() {
         ("encryption.enabled", json!(true)),
         ("admission.enabled", json!(true)),
         ("uninstall.nodes", json!(3)),
-        ("agentArgs", json!(["--spin=10ms", "--sysfs=/a \"b\""])),
+        ("agentArgs", json!(["--spin=10ms", "--max-flows=\"b\""])),
     ];
     let mut compared = 0;
     for values in [values(&[]), values(&changes)] {
